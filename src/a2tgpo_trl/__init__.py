@@ -1,0 +1,29 @@
+"""A²TGPO for TRL: per-turn credit for tool-using language models, as a drop-in for `GRPOTrainer`."""
+
+import importlib
+import importlib.metadata
+
+__version__ = "0.1.0"
+__all__ = ["A2TGPOConfig", "A2TGPOTrainer"]
+
+_SUPPORTED_TRL = (1, 16)
+_MODULES = {"A2TGPOConfig": ".config", "A2TGPOTrainer": ".trainer"}
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _check_trl_version(importlib.metadata.version("trl"))
+    return getattr(importlib.import_module(_MODULES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+def _check_trl_version(version: str) -> None:
+    if tuple(int(part) for part in version.split(".")[:2]) != _SUPPORTED_TRL:
+        raise ImportError(
+            f"a2tgpo-trl overrides private methods of TRL and supports trl>=1.16,<1.17; trl {version} is installed. "
+            "Run: pip install 'trl>=1.16,<1.17'"
+        )

@@ -1,0 +1,184 @@
+"""Configuration of [`A2TGPOTrainer`]."""
+
+from dataclasses import dataclass, field, fields
+
+from trl import GRPOConfig
+
+ADVANTAGE_ESTIMATORS = ("a2tgpo", "igpo", "grpo")
+IMPORTANCE_SAMPLING_LEVELS = ("turn", "token", "sequence")
+TURN_NORMALIZATIONS = ("turn_group", "group", "none")
+BELIEF_MEASURES = ("logprob", "prob")
+TOOL_PROTOCOLS = ("auto", "chat", "tags")
+
+# A clip range belongs to a ratio: the mean of a turn or a sequence moves far less than the ratio of a token
+_CLIP_RANGES = {"turn": (3e-3, 4e-3), "sequence": (3e-3, 4e-3), "token": (0.2, 0.2)}
+
+# Options that one estimator reads and another does not: setting them would be silently without effect
+_UNREAD = {
+    "a2tgpo": (),
+    "igpo": ("turn_advantage_coef", "turn_clip_strength", "turn_normalization", "turn_rescale"),
+    "grpo": (
+        "turn_advantage_coef",
+        "turn_clip_strength",
+        "turn_normalization",
+        "turn_rescale",
+        "turn_gamma",
+        "belief_measure",
+    ),
+}
+
+
+@dataclass
+class A2TGPOConfig(GRPOConfig):
+    """
+    Configuration of [`A2TGPOTrainer`]: [`~trl.GRPOConfig`] with the options of A²TGPO (arXiv 2605.06200).
+
+    The options below are new, or have another default than in TRL. All others are TRL's.
+
+    Raises:
+        ValueError: If an option is out of its range, or set where nothing would read it.
+    """
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "tool_tags"]
+
+    importance_sampling_level: str = field(
+        default="turn",
+        metadata={
+            "help": "Over which tokens the importance ratio is averaged: 'turn' (equation 7), 'token' (GRPO) or "
+            "'sequence' (GSPO)."
+        },
+    )
+    epsilon: float | None = field(
+        default=None,
+        metadata={
+            "help": "Lower clip range ε_low of the importance ratio. Default: 3e-3 at the turn and sequence level, the "
+            "paper's value for full fine-tuning at learning rate 1e-6, and 0.2 at the token level."
+        },
+    )
+    epsilon_high: float | None = field(
+        default=None,
+        metadata={
+            "help": "Upper clip range ε_high. Default: as `epsilon` if that is given, else 4e-3 at the turn and sequence "
+            "level and 0.2 at the token level."
+        },
+    )
+    loss_type: str = field(
+        default="grpo",
+        metadata={"help": "TRL's loss type. The paper's is 'grpo': mean over tokens, then over completions."},
+    )
+    advantage_estimator: str = field(
+        default="a2tgpo",
+        metadata={
+            "help": "'a2tgpo'; 'igpo' (gains pooled per prompt, outcome as last term of the discounted sum, arXiv "
+            "2510.14967); or 'grpo' (TRL's outcome advantage alone: no information gain is computed)."
+        },
+    )
+    turn_advantage_coef: float = field(
+        default=0.3,
+        metadata={"help": "Weight α ≥ 0 of the accumulated gains in the turn advantage (equation 5). Paper: 0.3."},
+    )
+    turn_gamma: float = field(
+        default=1.0, metadata={"help": "Discount γ in (0, 1] per turn (equation 4). Paper: 1.0."}
+    )
+    turn_clip_strength: float = field(
+        default=0.3,
+        metadata={
+            "help": "Strength β in [0, 1) of the adaptive clip range, which lies within 1 ± β times ε (equation 6); 0 "
+            "turns it off. Paper: 0.3."
+        },
+    )
+    turn_normalization: str = field(
+        default="turn_group",
+        metadata={
+            "help": "Over what gains are normalised: 'turn_group', the same turn of the same prompt (equation 3); "
+            "'group', all turns of the prompt; 'none'."
+        },
+    )
+    turn_rescale: bool = field(
+        default=True,
+        metadata={"help": "Whether accumulated gains are divided by the root of their number (equation 4)."},
+    )
+    belief_measure: str = field(
+        default="logprob",
+        metadata={
+            "help": "What the belief in the answer is: 'logprob', the mean log-probability of its tokens in nats, or "
+            "'prob', the geometric mean of their probabilities (equation 1)."
+        },
+    )
+    answer_column: str = field(
+        default="answer",
+        metadata={
+            "help": "Dataset column with the true answer: text, or a list of aliases of which the first is scored. A "
+            "row with an empty answer is trained on its outcome only."
+        },
+    )
+    answer_template: str = field(
+        default="<answer>{answer}</answer>",
+        metadata={
+            "help": "How the answer is teacher-forced after a context, with one {answer}. Use the form in which the "
+            "model is to answer."
+        },
+    )
+    tool_protocol: str = field(
+        default="auto",
+        metadata={
+            "help": "How the model calls tools: 'chat' (the chat template's own calls), 'tags' (text tags, "
+            "<search>query</search> answered by <result>…</result>), or 'auto': 'chat' where prompts are conversational "
+            "and TRL knows the template's calls, else 'tags'."
+        },
+    )
+    tool_tags: dict | str | None = field(
+        default=None,
+        metadata={"help": "Tag that calls each tool, by tool name (tags protocol). Default: the tool's own name."},
+    )
+    result_tag: str = field(default="result", metadata={"help": "Tag around the result of a tool (tags protocol)."})
+    skip_empty_updates: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether an optimizer step whose gradient is exactly zero leaves weights and optimizer state alone. "
+            "Off is TRL's behaviour: Adam's momentum moves the weights although there was nothing to learn from."
+        },
+    )
+
+    def __post_init__(self):
+        self._check_choice("advantage_estimator", ADVANTAGE_ESTIMATORS)
+        self._check_choice("importance_sampling_level", IMPORTANCE_SAMPLING_LEVELS)
+        self._check_choice("turn_normalization", TURN_NORMALIZATIONS)
+        self._check_choice("belief_measure", BELIEF_MEASURES)
+        self._check_choice("tool_protocol", TOOL_PROTOCOLS)
+        self._check_range("turn_advantage_coef", "α", self.turn_advantage_coef >= 0, "at least 0")
+        self._check_range("turn_gamma", "γ", 0 < self.turn_gamma <= 1, "in (0, 1]")
+        self._check_range("turn_clip_strength", "β", 0 <= self.turn_clip_strength < 1, "in [0, 1)")
+        if self.answer_template.count("{answer}") != 1:
+            raise ValueError(
+                f"answer_template must contain {{answer}} exactly once, got {self.answer_template!r} with "
+                f"{self.answer_template.count('{answer}')}. For example: '<answer>{{answer}}</answer>'."
+            )
+        self._check_unread()
+        if self.epsilon is None:
+            self.epsilon, default_high = _CLIP_RANGES[self.importance_sampling_level]
+            self.epsilon_high = default_high if self.epsilon_high is None else self.epsilon_high
+        super().__post_init__()
+
+    def _check_choice(self, option: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, option)
+        if value not in choices:
+            raise ValueError(f"{option} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+    def _check_range(self, option: str, symbol: str, valid: bool, expected: str) -> None:
+        if not valid:
+            raise ValueError(f"{option} ({symbol}) must be {expected}, got {getattr(self, option)}.")
+
+    def _check_unread(self) -> None:
+        defaults = {option.name: option.default for option in fields(self)}
+        for option in _UNREAD[self.advantage_estimator]:
+            if getattr(self, option) != defaults[option]:
+                raise ValueError(
+                    f"{option}={getattr(self, option)!r} has no effect with advantage_estimator="
+                    f"{self.advantage_estimator!r}: leave it at its default ({defaults[option]!r}), or choose 'a2tgpo'."
+                )
+        if self.loss_type in ("sapo", "vespo") and self.advantage_estimator == "a2tgpo" and self.turn_clip_strength:
+            raise ValueError(
+                f"loss_type={self.loss_type!r} has no clip range for turn_clip_strength={self.turn_clip_strength} to "
+                "adapt: set turn_clip_strength=0, or choose a clipped loss type such as 'grpo'."
+            )

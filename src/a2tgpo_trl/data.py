@@ -1,0 +1,124 @@
+"""Questions and passages: the atlas that ships with the package, and the way from questions to a TRL dataset."""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+KEPT_COLUMNS = ("question", "kind", "country")
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """Real facts about the world as passages of one sentence, and questions that take several of them.
+
+    Attributes:
+        passages (`list[dict]`):
+            Dicts with `"title"` and `"text"`; titles are unique.
+        questions (`list[dict]`):
+            Dicts with `"question"`; `"answer"`, a list of aliases with the canonical one first; `"kind"`:
+            `"city_capital"`, `"city_currency"`, `"capital_currency"`, `"anthem_currency"` (two hops) or
+            `"airport_currency"` (three); `"country"`, which the question leads through without naming it: the key to
+            split by; and `"supports"`, the titles of the passages that answer it, in order. Searching a title with
+            BM25 finds its passage first, so that they are also the queries of a perfect agent. The order is mixed.
+        attribution (`str`):
+            The sources and their licences, to be shown where the facts are.
+    """
+
+    passages: list[dict]
+    questions: list[dict]
+    attribution: str
+
+
+def load_atlas() -> Atlas:
+    """Load the atlas that ships with the package; `scripts/build_atlas.py` made it.
+
+    Returns:
+        `Atlas`: some 2,200 passages and 2,500 questions.
+    """
+    text = resources.files("a2tgpo_trl").joinpath("assets/atlas.json").read_text(encoding="utf-8")
+    return Atlas(**json.loads(text))
+
+
+def split_by_entity(
+    questions: Sequence[dict], key: str = "country", held_out: float = 0.2, seed: int = 0
+) -> tuple[list[dict], list[dict]]:
+    """Split questions so that no entity is in both parts; a split by question would let entities recur.
+
+    Args:
+        questions (`Sequence[dict]`):
+            The questions.
+        key (`str`, *optional*, defaults to `"country"`):
+            The key that holds the entity.
+        held_out (`float`, *optional*, defaults to `0.2`):
+            Share of the entities, not of the questions, that is held out, rounded to at least one on either side.
+        seed (`int`, *optional*, defaults to `0`):
+            Which entities those are. They do not depend on the order of the questions.
+
+    Returns:
+        `tuple[list[dict], list[dict]]`: the questions to train on and those held out, each in the order given.
+
+    Raises:
+        `ValueError`: a question lacks the key, `held_out` is not between 0 and 1, or there are fewer than two entities.
+    """
+    if not 0 < held_out < 1:
+        raise ValueError(f"held_out is {held_out}; it is a share of the entities, so give a number between 0 and 1.")
+    values = [_get(question, key, index) for index, question in enumerate(questions)]
+    entities = sorted(set(values))
+    if len(entities) < 2:
+        raise ValueError(f"Splitting takes two values of {key!r} at least; the questions have {entities}.")
+    number = min(max(round(held_out * len(entities)), 1), len(entities) - 1)
+    chosen = set(random.Random(seed).sample(entities, number))
+    train = [question for question, value in zip(questions, values, strict=True) if value not in chosen]
+    return train, [question for question, value in zip(questions, values, strict=True) if value in chosen]
+
+
+def to_dataset(
+    questions: Sequence[dict], prompt_template: str = "Question: {question}\n", conversational: bool = False
+) -> "Dataset":
+    """Turn questions into a dataset for a TRL trainer and the rewards of this package.
+
+    Args:
+        questions (`Sequence[dict]`):
+            Dicts with `"question"` and `"answer"`, which is a text or a list of aliases.
+        prompt_template (`str`, *optional*, defaults to `"Question: {question}\\n"`):
+            The prompt; `{question}` stands for the question, and other braces for themselves.
+        conversational (`bool`, *optional*, defaults to `False`):
+            Whether prompts are lists of one user message instead of texts.
+
+    Returns:
+        `Dataset`: the columns `prompt` and `answer` (a list of aliases), and those of `question`, `kind` and `country`
+        that all questions have.
+
+    Raises:
+        `ValueError`: a question lacks `"question"` or `"answer"`, or `prompt_template` has no place for the question.
+    """
+    from datasets import Dataset
+
+    if "{question}" not in prompt_template:
+        raise ValueError(f"prompt_template is {prompt_template!r}; it must hold {{question}} where the question goes.")
+    kept = [column for column in KEPT_COLUMNS if all(column in question for question in questions)]
+    rows = []
+    for index, question in enumerate(questions):
+        prompt = prompt_template.replace("{question}", _get(question, "question", index))
+        answer = _get(question, "answer", index)
+        rows.append(
+            {
+                "prompt": [{"role": "user", "content": prompt}] if conversational else prompt,
+                "answer": [answer] if isinstance(answer, str) else list(answer),
+                **{column: question[column] for column in kept},
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+def _get(question: dict, key: str, index: int) -> str | list[str]:
+    """Read a key, or say which question lacks it and what it has."""
+    if key not in question:
+        raise ValueError(f"questions[{index}] has no {key!r}; it has {sorted(question)}.")
+    return question[key]

@@ -1,0 +1,85 @@
+"""Advantage estimators: how gains and outcomes become turn advantages and clip ranges."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import A2TGPOConfig
+from .functional import (
+    accumulate,
+    adaptive_clip_scale,
+    discounted_outcome,
+    information_gain,
+    normalize_groups,
+    normalize_turn_groups,
+    turn_advantages,
+)
+
+
+@dataclass(frozen=True)
+class TurnCredit:
+    """
+    Credit of `N` completions with up to `K` turns; NaN where a turn has none.
+
+    Attributes:
+        beliefs (`Tensor`, shape `(N, K + 1)`): Belief at the prompt and after each observation.
+        gains (`Tensor`, shape `(N, K)`): Information gain of each tool turn.
+        normalized (`Tensor`, shape `(N, K)`): Normalised gains.
+        outcome (`Tensor`, shape `(N,)`): Outcome advantages.
+        advantages (`Tensor`, shape `(N, K)`): Turn advantages.
+        clip_scale (`Tensor`, shape `(N, K)`): Factor of each turn's clip range.
+        num_turns (`Tensor`, shape `(N,)`): Turns of each completion, answer turn included.
+        num_tool_turns (`Tensor`, shape `(N,)`): Turns that an observation follows.
+    """
+
+    beliefs: Tensor
+    gains: Tensor
+    normalized: Tensor
+    outcome: Tensor
+    advantages: Tensor
+    clip_scale: Tensor
+    num_turns: Tensor
+    num_tool_turns: Tensor
+
+
+def assign_credit(
+    beliefs: Tensor,
+    outcome: Tensor,
+    num_turns: Tensor,
+    num_tool_turns: Tensor,
+    num_generations: int,
+    args: A2TGPOConfig,
+) -> TurnCredit:
+    """
+    Credit every turn of whole groups, by the estimator that `args` names: `"a2tgpo"` (equations 2–6) or `"igpo"`.
+
+    Args:
+        beliefs (`Tensor`, shape `(N, K + 1)`): Belief at the prompt and after each observation, NaN where absent.
+        outcome (`Tensor`, shape `(N,)`): Outcome advantages.
+        num_turns, num_tool_turns (`Tensor`, shape `(N,)`): As in [`TurnCredit`].
+        num_generations (`int`): Completions per prompt, in consecutive rows.
+        args ([`A2TGPOConfig`]): The options.
+
+    Returns:
+        [`TurnCredit`]
+    """
+    gains = information_gain(beliefs)
+    if args.advantage_estimator == "igpo":
+        normalized = normalize_groups(gains, num_generations)
+        to_come = accumulate(normalized, args.turn_gamma, rescale=False)
+        advantages = discounted_outcome(outcome, normalized, args.turn_gamma) + to_come.nan_to_num()
+        clip_scale = torch.ones_like(advantages)
+    else:
+        normalized = _normalize(gains, num_generations, args.turn_normalization)
+        to_come = accumulate(normalized, args.turn_gamma, args.turn_rescale)
+        advantages = turn_advantages(outcome, to_come, args.turn_advantage_coef)
+        clip_scale = adaptive_clip_scale(normalized, args.turn_clip_strength)
+    return TurnCredit(beliefs, gains, normalized, outcome, advantages, clip_scale, num_turns, num_tool_turns)
+
+
+def _normalize(gains: Tensor, num_generations: int, within: str) -> Tensor:
+    if within == "none":
+        return gains
+    normalize = normalize_turn_groups if within == "turn_group" else normalize_groups
+    return normalize(gains, num_generations)

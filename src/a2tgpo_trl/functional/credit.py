@@ -1,0 +1,183 @@
+"""Credit of a turn: information gain, its normalisation and accumulation, turn advantages and clip scales.
+
+A turn without a process signal (answer turns, padding, turns that could not be scored) is NaN throughout.
+"""
+
+import torch
+from torch import Tensor
+
+
+def information_gain(beliefs: Tensor) -> Tensor:
+    """
+    Information gain of each tool turn, `g_k = s(c_{k+1}) - s(c_k)` (equation 2).
+
+    Args:
+        beliefs (`Tensor`, shape `(N, K + 1)`):
+            Belief in the true answer at the prompt and after each turn's observation; NaN where absent.
+
+    Returns:
+        `Tensor`, shape `(N, K)`: gains, in the unit of the beliefs (nats per answer token for log-probabilities); NaN
+        where either belief is absent.
+
+    Example:
+        >>> information_gain(torch.tensor([[-4.0, -4.5, -1.5, float("nan")]]))
+        tensor([[-0.5000,  3.0000,     nan]])
+    """
+    return beliefs[:, 1:] - beliefs[:, :-1]
+
+
+def normalize_turn_groups(gains: Tensor, num_generations: int, eps: float = 1e-6) -> Tensor:
+    """
+    Normalise gains within (prompt, turn index), `(g - μ) / (σ + ε)` with the population deviation (equation 3).
+
+    Args:
+        gains (`Tensor`, shape `(N, K)`):
+            Gains, NaN where absent.
+        num_generations (`int`):
+            Completions per prompt; `N` is a multiple of it.
+        eps (`float`):
+            Added to the deviation, in the unit of the gains.
+
+    Returns:
+        `Tensor`, shape `(N, K)`: normalised gains. NaN stays NaN; a turn group of one, or of equal gains, gives 0.
+
+    Raises:
+        ValueError: If `N` is not a multiple of `num_generations`.
+
+    Example:
+        >>> normalize_turn_groups(torch.tensor([[1.0, 5.0], [3.0, float("nan")]]), num_generations=2)
+        tensor([[-1.0000,  0.0000],
+                [ 1.0000,     nan]])
+    """
+    return _normalize(_grouped(gains, num_generations), dim=1, eps=eps).view_as(gains)
+
+
+def normalize_groups(gains: Tensor, num_generations: int, eps: float = 1e-6) -> Tensor:
+    """
+    Normalise gains over all turns of a prompt's completions pooled together, as IGPO does (arXiv 2510.14967).
+
+    Takes and returns what [`normalize_turn_groups`] does; the group is the prompt instead of (prompt, turn index).
+    """
+    return _normalize(_grouped(gains, num_generations).flatten(1), dim=1, eps=eps).view_as(gains)
+
+
+def accumulate(normalized: Tensor, gamma: float = 1.0, rescale: bool = True) -> Tensor:
+    """
+    Discounted sum of the gains to come, `D_k = Σ_{j≥k} γ^(j-k) ĝ_j / √m_k` (equation 4).
+
+    `m_k` counts the gains in the sum. It is `n - k` where every tool turn has a gain; a turn that could not be scored
+    adds neither to the sum nor to the count.
+
+    Args:
+        normalized (`Tensor`, shape `(N, K)`):
+            Normalised gains, NaN where absent.
+        gamma (`float`):
+            Discount per turn.
+        rescale (`bool`):
+            Whether to divide by `√m_k`, which keeps the scale of a sum of independent unit-variance terms.
+
+    Returns:
+        `Tensor`, shape `(N, K)`: accumulated gains; NaN stays NaN.
+
+    Example:
+        >>> accumulate(torch.tensor([[1.0, 3.0, float("nan")]]), gamma=0.5, rescale=False)
+        tensor([[2.5000, 3.0000,    nan]])
+    """
+    present = ~normalized.isnan()  # (N, K)
+    turn = torch.arange(normalized.size(1), device=normalized.device)
+    distance = turn.unsqueeze(1) - turn  # (K, K) from turn k (column) to turn j (row)
+    discount = torch.where(distance >= 0, gamma ** distance.clamp(min=0).to(normalized.dtype), 0.0)
+    sums = normalized.nan_to_num() @ discount  # (N, K)
+    if rescale:
+        terms = present.flip(1).cumsum(1).flip(1).clamp(min=1)  # (N, K) gains from turn k on
+        sums = sums / terms.to(sums.dtype).sqrt()
+    return sums.where(present, torch.nan)
+
+
+def turn_advantages(outcome: Tensor, accumulated: Tensor, coef: float) -> Tensor:
+    """
+    Advantage of each turn, `A_k = Â + α D_k` (equation 5).
+
+    Args:
+        outcome (`Tensor`, shape `(N,)`):
+            Outcome advantage of each completion.
+        accumulated (`Tensor`, shape `(N, K)`):
+            Accumulated gains, NaN where absent.
+        coef (`float`):
+            Weight α of the accumulated gains.
+
+    Returns:
+        `Tensor`, shape `(N, K)`: turn advantages, the outcome alone where there is no gain.
+
+    Example:
+        >>> turn_advantages(torch.tensor([1.0]), torch.tensor([[2.0, float("nan")]]), coef=0.3)
+        tensor([[1.6000, 1.0000]])
+    """
+    return outcome.unsqueeze(1) + coef * accumulated.nan_to_num()
+
+
+def discounted_outcome(outcome: Tensor, normalized: Tensor, gamma: float) -> Tensor:
+    """
+    Outcome as the last term of each turn's discounted sum, `γ^(n-k) Â` (IGPO, arXiv 2510.14967).
+
+    Args:
+        outcome (`Tensor`, shape `(N,)`):
+            Outcome advantage of each completion.
+        normalized (`Tensor`, shape `(N, K)`):
+            Normalised gains, NaN where absent; tool turns come first, so `n` is one past the last gain.
+        gamma (`float`):
+            Discount per turn.
+
+    Returns:
+        `Tensor`, shape `(N, K)`: the outcome seen from each turn; undiscounted from the answer turn on.
+
+    Example:
+        >>> discounted_outcome(torch.tensor([8.0]), torch.tensor([[1.0, 1.0, float("nan")]]), gamma=0.5)
+        tensor([[2., 4., 8.]])
+    """
+    turn = torch.arange(normalized.size(1), device=normalized.device)  # (K,)
+    tool_turns = torch.where(normalized.isnan(), 0, turn + 1).amax(dim=1, keepdim=True)  # (N, 1)
+    distance = (tool_turns - turn).clamp(min=0).to(outcome.dtype)  # (N, K)
+    return outcome.unsqueeze(1) * gamma**distance
+
+
+def adaptive_clip_scale(normalized: Tensor, strength: float) -> Tensor:
+    """
+    Factor of each turn's clip range, `c = 1 + β (2σ(ĝ) - 1)` (equation 6).
+
+    Args:
+        normalized (`Tensor`, shape `(N, K)`):
+            The turn's own normalised gain, NaN where absent.
+        strength (`float`):
+            β in [0, 1): the factor lies in (1 - β, 1 + β).
+
+    Returns:
+        `Tensor`, shape `(N, K)`: factors, 1 where there is no gain.
+
+    Example:
+        >>> adaptive_clip_scale(torch.tensor([[0.0, 100.0, float("nan")]]), strength=0.3)
+        tensor([[1.0000, 1.3000, 1.0000]])
+    """
+    return 1 + strength * (2 * torch.sigmoid(normalized.nan_to_num()) - 1)
+
+
+def _grouped(gains: Tensor, num_generations: int) -> Tensor:
+    if gains.size(0) % num_generations:
+        raise ValueError(
+            f"gains has {gains.size(0)} rows, not a multiple of num_generations={num_generations}: pass whole "
+            "groups, the completions of a prompt in consecutive rows."
+        )
+    return gains.unflatten(0, (-1, num_generations))  # (N / G, G, K)
+
+
+def _normalize(values: Tensor, dim: int, eps: float) -> Tensor:
+    present = ~values.isnan()
+    count = present.sum(dim, keepdim=True).clamp(min=1)
+    mean = values.nan_to_num().sum(dim, keepdim=True) / count
+    deviation = (values - mean).nan_to_num()
+    std = (deviation.square().sum(dim, keepdim=True) / count).sqrt()
+    # Equal values can differ from their own mean by rounding, which a division by ε would blow up
+    lowest = values.masked_fill(~present, torch.inf).amin(dim, keepdim=True)
+    highest = values.masked_fill(~present, -torch.inf).amax(dim, keepdim=True)
+    normalized = torch.where(lowest == highest, 0.0, deviation / (std + eps))
+    return normalized.where(present, torch.nan)

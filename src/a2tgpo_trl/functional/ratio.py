@@ -1,0 +1,51 @@
+"""Turn-level importance ratio (equation 7)."""
+
+import torch
+from torch import Tensor
+
+
+def turn_log_ratio(log_ratio: Tensor, turn_ids: Tensor) -> Tensor:
+    """
+    Mean log ratio of each token's turn, `mean_{t∈turn}(log π(t) - log π_old(t))`.
+
+    Args:
+        log_ratio (`Tensor`, shape `(B, T)`):
+            Per-token log importance ratio.
+        turn_ids (`Tensor`, shape `(B, T)`, long):
+            Turn of each token, -1 off-turn.
+
+    Returns:
+        `Tensor`, shape `(B, T)`: the turn's mean on each of its tokens, 0 off-turn.
+
+    Example:
+        >>> turn_log_ratio(torch.tensor([[0.1, 0.3, 9.0, 0.5]]), torch.tensor([[0, 0, -1, 1]]))
+        tensor([[0.2000, 0.2000, 0.0000, 0.5000]])
+    """
+    on_turn = turn_ids >= 0
+    # A completion of T tokens has at most T turns, so T slots serve without asking the device for their number
+    slot = turn_ids.clamp(min=0)
+    sums = torch.zeros_like(log_ratio).scatter_add(1, slot, log_ratio.where(on_turn, 0.0))
+    sizes = torch.zeros_like(log_ratio).scatter_add(1, slot, on_turn.to(log_ratio.dtype))
+    return (sums / sizes.clamp(min=1)).gather(1, slot).where(on_turn, 0.0)
+
+
+def turn_level_old_logps(logps: Tensor, old_logps: Tensor, turn_ids: Tensor) -> Tensor:
+    """
+    Old log-probabilities that turn a token-level loss into the turn-level one.
+
+    With `old' = sg(log π) - turn_mean(log π - log π_old)`, the token ratio `exp(log π - old')` has the value of the
+    turn's geometric-mean ratio and the gradient of `log π(t)`. The sum of the log ratio over a turn is unchanged.
+
+    Args:
+        logps (`Tensor`, shape `(B, T)`):
+            Log-probabilities under the policy being trained.
+        old_logps (`Tensor`, shape `(B, T)`):
+            Log-probabilities under the policy that wrote the completions.
+        turn_ids (`Tensor`, shape `(B, T)`, long):
+            Turn of each token, -1 off-turn.
+
+    Returns:
+        `Tensor`, shape `(B, T)`, without gradient. Off-turn it equals `logps`, a ratio of 1.
+    """
+    logps = logps.detach()
+    return logps - turn_log_ratio(logps - old_logps, turn_ids)

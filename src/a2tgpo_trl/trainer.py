@@ -1,0 +1,422 @@
+"""[`A2TGPOTrainer`]: TRL's `GRPOTrainer` with a multi-turn tool loop and credit for each turn."""
+
+import math
+import sys
+import textwrap
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import get_json_schema, logging
+from trl import GRPOTrainer
+from trl.data_utils import is_conversational
+from trl.trainer.utils import get_config_model_id
+
+from .belief import (
+    make_probe,
+    packed_beliefs,
+    packed_length,
+    packed_unsupported,
+    prefix_beliefs,
+    probed_rows,
+    scored_answer,
+)
+from .config import A2TGPOConfig
+from .estimators import TurnCredit, assign_credit
+from .functional import observation_ends, spread_turns, turn_ids, turn_level_old_logps
+from .metrics import credit_metrics
+from .rollout import (
+    ChatProtocol,
+    Rollout,
+    RolloutLimits,
+    TagProtocol,
+    ToolExecutor,
+    choose_protocol,
+    run_tool_loop,
+)
+from .updates import SkipEmptyUpdates
+
+logger = logging.get_logger(__name__)
+
+
+class A2TGPOTrainer(GRPOTrainer):
+    """
+    [`~trl.GRPOTrainer`] that plays multi-turn rollouts and gives each turn its own advantage, importance ratio and clip
+    range, from how much the turn raised the policy's belief in the true answer (A²TGPO, arXiv 2605.06200).
+
+    It takes the arguments of [`~trl.GRPOTrainer`] in their order; what differs is listed.
+
+    Args:
+        args ([`A2TGPOConfig`], *optional*):
+            Configuration.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            With the columns `prompt` and `args.answer_column`.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            A tokenizer. Processors (vision) are refused.
+        tools (list of `Callable`, *optional*):
+            Typed, documented functions, called by the chat template's tool calls or by text tags, see
+            `args.tool_protocol`.
+
+    Raises:
+        TypeError: If `args` is no [`A2TGPOConfig`], or the model needs an image processor.
+        ValueError: If the answer column is missing, a tool lacks types or a docstring, or neither protocol can work.
+    """
+
+    _tag_names = ["trl", "grpo", "a2tgpo"]
+    _name = "A2TGPO"
+    _paper = {
+        "title": "A²TGPO: Agentic Turn-Group Policy Optimization with Adaptive Turn-level Clipping",
+        "id": "2605.06200",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @article{li2026a2tgpo,
+                title        = {{A$^2$TGPO: Agentic Turn-Group Policy Optimization with Adaptive Turn-level Clipping}},
+                author       = {Li and Chen and Jiang and others},
+                year         = 2026,
+                eprint       = {arXiv:2605.06200},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model,
+        reward_funcs=None,
+        args: A2TGPOConfig | None = None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        reward_processing_classes=None,
+        callbacks=None,
+        optimizers=(None, None),
+        quantization_config=None,
+        peft_config=None,
+        tools: list[Callable] | None = None,
+        rollout_func=None,
+        environment_factory=None,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = A2TGPOConfig(f"{name.split('/')[-1]}-A2TGPO")
+        if not isinstance(args, A2TGPOConfig):
+            raise TypeError(f"args must be an A2TGPOConfig, got {type(args).__name__}: replace the class name.")
+        if args.advantage_estimator != "grpo":
+            _check_answer_columns(args.answer_column, train_dataset, eval_dataset)
+        _check_tools(tools or [])
+        if processing_class is None:
+            processing_class = _load_processing_class(model, args)
+        if isinstance(processing_class, ProcessorMixin):
+            raise TypeError(
+                f"A2TGPOTrainer trains text models, and {type(processing_class).__name__} is a processor for images or "
+                "audio. Use a text model, or pass its tokenizer as processing_class."
+            )
+        conversational = train_dataset is None or is_conversational(next(iter(train_dataset)))
+        uses_tools = bool(tools or environment_factory)
+        protocol = choose_protocol(args.tool_protocol, processing_class, conversational) if uses_tools else None
+        # GRPOTrainer takes tools for calls of the chat template, and would refuse templates without them
+        template_tools = None if protocol == "tags" and environment_factory is None else tools
+        self._loss_inputs = None
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            reward_processing_classes=reward_processing_classes,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            tools=template_tools,
+            rollout_func=rollout_func,
+            environment_factory=environment_factory,
+        )
+        if template_tools is not tools:
+            self.tools = self._standalone_tools = list(tools)
+        self._set_up_rollouts(protocol, conversational)
+        self._set_up_credit()
+        self._set_up_updates()
+
+    # ---- rollouts ----------------------------------------------------------------------------------------------
+
+    def _set_up_rollouts(self, protocol: str | None, conversational: bool) -> None:
+        self._executor = ToolExecutor()
+        self._protocol = None
+        if protocol == "chat":
+            self._protocol = ChatProtocol(self._tokenizer, self._get_tool_suffix_ids)
+        elif protocol == "tags":
+            self._protocol = TagProtocol(
+                self._tokenizer, self.tools, self.args.tool_tags, self.args.result_tag, conversational
+            )
+            self._stop_at(self._protocol.stop_strings)
+
+    def _stop_at(self, strings: tuple[str, ...]) -> None:
+        if self.use_vllm:
+            kwargs = self.vllm_generation.generation_kwargs
+            kwargs["stop"] = [*kwargs.get("stop", []), *strings]
+            kwargs["include_stop_str_in_output"] = True
+        else:
+            stops = [*(self.generation_config.stop_strings or []), *strings]
+            self.generation_config.stop_strings = self.generation_kwargs["stop_strings"] = stops
+
+    def _tokenize_prompts(self, prompts: list):
+        if not isinstance(self._protocol, TagProtocol):
+            return super()._tokenize_prompts(prompts)
+        # Tags are described by the prompt's author, so the template is not to render the tools' schemas
+        hidden = {"tools": []}
+        if self.environment_factories is not None:
+            hidden["_env_tools"] = dict.fromkeys(self._env_tools, ())
+        with _replaced(self, **hidden):
+            return super()._tokenize_prompts(prompts)
+
+    def _generate_single_turn(self, *args, **kwargs):
+        if self._protocol is None or not self._protocol.stop_strings:
+            return super()._generate_single_turn(*args, **kwargs)
+        with _generating_with(self.accelerator.unwrap_model(self.model), tokenizer=self._tokenizer):
+            ids, logprobs = super()._generate_single_turn(*args, **kwargs)
+        ends = [self._protocol.cut_turn(turn) for turn in ids]
+        if logprobs is not None:
+            logprobs = [turn[:end] for turn, end in zip(logprobs, ends, strict=True)]
+        return [turn[:end] for turn, end in zip(ids, ends, strict=True)], logprobs
+
+    def _tool_call_loop(self, prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields):
+        rollouts = []
+        for i, ids in enumerate(completion_ids):
+            tools = {**self._sync_tool_dicts[i], **self._async_tool_dicts[i]}
+            schemas = self.tools if self.environments is None else self._env_tools[self._batch_environments[i]]
+            rollout = Rollout(prompt_ids[i], tools, schemas)
+            rollout.add_turn(ids, None if logprobs is None else logprobs[i], self._protocol)
+            rollouts.append(rollout)
+        num_calls, num_failures = run_tool_loop(
+            rollouts,
+            lambda contexts: self._generate_single_turn(contexts, None, {}, num_generations=1),
+            self._protocol,
+            self._executor,
+            RolloutLimits(self.max_tool_calling_iterations, self.max_completion_length, self._max_model_length()),
+        )
+        return (
+            [rollout.tool_mask for rollout in rollouts],
+            [self._protocol.completion(rollout.messages) for rollout in rollouts],
+            [rollout.completion_ids for rollout in rollouts],
+            None if logprobs is None else [rollout.logprobs for rollout in rollouts],
+            num_calls,
+            num_failures,
+            [[] for _ in rollouts],
+        )
+
+    def _max_model_length(self) -> int:
+        if self.use_vllm and self.vllm_mode == "colocate":
+            return self.vllm_generation.llm.llm_engine.model_config.max_model_len
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+    # ---- credit ------------------------------------------------------------------------------------------------
+
+    def _set_up_credit(self) -> None:
+        estimator = self.args.advantage_estimator
+        self._packing_obstacle = packed_unsupported(self.accelerator.unwrap_model(self.model))
+        if estimator != "grpo" and self._packing_obstacle:
+            logger.warning(f"Information gain takes one forward per turn, not one in all: {self._packing_obstacle}.")
+        generate_every = self.args.steps_per_generation * self.num_iterations
+        if estimator != "grpo" and self.args.gradient_accumulation_steps % generate_every == 0:
+            logger.warning(
+                "Every update will be on-policy: the importance ratio is 1 and no clip range ever binds, so epsilon and "
+                "turn_clip_strength do nothing. For several updates per rollout batch set steps_per_generation above "
+                f"gradient_accumulation_steps (both {self.args.gradient_accumulation_steps} now), or num_iterations "
+                "above 1."
+            )
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if self.args.answer_column not in self._signature_columns:
+            self._signature_columns.append(self.args.answer_column)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if self.args.advantage_estimator == "grpo":
+            return super()._generate_and_score_completions(inputs)
+        column = self.args.answer_column
+        answers = [scored_answer(row.get(column), f"{column!r} of {row.get('prompt')!r}") for row in inputs]
+        batch = super()._generate_and_score_completions(inputs)
+        masks = batch["completion_mask"], batch.get("tool_mask")
+        ids, ends = turn_ids(*masks), observation_ends(*masks)
+        credit = self._assign_credit(batch["advantages"], self._measure_beliefs(batch, ends, answers), ids, ends)
+        local = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
+        batch["turn_ids"] = ids
+        batch["advantages"] = spread_turns(credit.advantages[local], ids, fill=0.0)
+        batch["clip_scale"] = spread_turns(credit.clip_scale[local], ids, fill=1.0)
+        batch["information_gain"] = credit.gains[local]
+        self._log_credit(credit, batch["advantages"], ids, num_unanswerable=answers.count(None))
+        return batch
+
+    @torch.no_grad()
+    def _measure_beliefs(self, batch: dict[str, Any], ends: Tensor, answers: list[str | None]) -> Tensor:
+        """Beliefs `(B, K + 1)` of the local rows; `K` and the number of forwards are the same on every process."""
+        template, max_length = self.args.answer_template, self._max_model_length()
+        known = {answer: make_probe(self._tokenizer, template, answer) for answer in set(answers) - {None}}
+        rows = probed_rows(batch, ends, [known.get(answer) for answer in answers], max_length)
+        sizes = torch.tensor([[ends.size(1), max(map(packed_length, rows))]], device=ends.device)
+        num_turns, length = self.accelerator.gather(sizes).amax(dim=0).tolist()
+        rows = [row.padded_to(num_turns) for row in rows]
+        packed = self._packing_obstacle is None and length <= max_length
+        if self._packing_obstacle is None and not packed:
+            logger.warning_once(
+                f"Information gain takes one forward per turn for completions whose packed sequence ({length} tokens) is "
+                f"longer than the model's context ({max_length})."
+            )
+        is_training = self.model.training
+        size = self.args.per_device_train_batch_size if is_training else self.args.per_device_eval_batch_size
+        self.model.eval()  # beliefs are without dropout, and without a trace in the random state
+        try:
+            beliefs = torch.cat(
+                [self._score_rows(rows[start : start + size], packed) for start in range(0, len(rows), size)]
+            )
+        finally:
+            self.model.train(is_training)
+        return beliefs.exp() if self.args.belief_measure == "prob" else beliefs
+
+    def _score_rows(self, rows: list, packed: bool) -> Tensor:
+        device = self.accelerator.device
+        if not packed:
+            return prefix_beliefs(self._score, rows, device)
+        config = self.model.config.get_text_config()
+        additive = self.model.dtype if config._attn_implementation == "eager" else None
+        return packed_beliefs(self._score, rows, additive, device)
+
+    def _score(self, **inputs: Tensor) -> Tensor:
+        """Log-probabilities of `shift_labels`, `(B, L)`, through TRL's fused LM head."""
+        if hasattr(self.model.config.get_text_config(), "output_router_logits"):
+            inputs["output_router_logits"] = False  # the router's auxiliary loss cannot read a block mask
+        with self.accelerator.autocast():
+            return self.model(**inputs, fused_lm_head=True).log_probs
+
+    def _assign_credit(self, outcome: Tensor, beliefs: Tensor, ids: Tensor, ends: Tensor) -> TurnCredit:
+        """Credit of all processes' completions: a group may span processes."""
+        num_turns, num_tool_turns = ids.amax(dim=1) + 1, (ends >= 0).sum(dim=1)
+        gathered = self.accelerator.gather((beliefs, outcome, num_turns, num_tool_turns))
+        num_generations = self.num_generations if self.model.training else self.num_generations_eval
+        return assign_credit(*gathered, num_generations, self.args)
+
+    def _log_credit(self, credit: TurnCredit, advantages: Tensor, ids: Tensor, num_unanswerable: int) -> None:
+        training = self.model.training
+        metrics = self._metrics["train" if training else "eval"]
+        num_generations = self.num_generations if training else self.num_generations_eval
+        for name, value in credit_metrics(credit, num_generations).items():
+            metrics[name].append(value)
+        # Advantages are 0 off-turn, so this is the mean over the tokens that were trained on
+        per_completion = advantages.sum(dim=1) / (ids >= 0).sum(dim=1).clamp(min=1)
+        unanswerable = torch.tensor([float(num_unanswerable)], device=advantages.device)
+        per_completion, unanswerable = self.accelerator.gather((per_completion, unanswerable))
+        metrics["information_gain/rows_without_answer"].append(unanswerable.sum().item())
+        trained_on = self._logs["advantages"]
+        for _ in range(min(len(per_completion), len(trained_on))):
+            trained_on.pop()  # the outcome advantages of this batch
+        trained_on.extend(per_completion.tolist())
+        for column, values in (
+            ("information_gain", credit.gains),
+            ("turn_advantages", credit.advantages),
+            ("clip_scale", credit.clip_scale),
+        ):
+            self._logs["extra"][column].extend(_rows_of_turns(values, credit.num_turns))
+
+    # ---- loss and updates --------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model, inputs):
+        inputs = dict(inputs)  # TRL uses the batch again, and the turn level changes what it says of the old policy
+        turn_level = self.args.importance_sampling_level == "turn"
+        scale = inputs.get("clip_scale", 1.0)
+        with _replaced(
+            self,
+            epsilon_low=self.epsilon_low * scale,
+            epsilon_high=self.epsilon_high * scale,
+            importance_sampling_level="token" if turn_level else self.args.importance_sampling_level,
+            _loss_inputs=inputs if turn_level else None,
+        ):
+            return super()._compute_loss(model, inputs)
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        batch = self._loss_inputs
+        if batch is not None and "old_per_token_logps" in batch:
+            ids = batch.get("turn_ids")
+            if ids is None:  # advantage_estimator="grpo" leaves TRL's batch as it is
+                ids = turn_ids(batch["completion_mask"], batch.get("tool_mask"))
+            batch["old_per_token_logps"] = turn_level_old_logps(logps, batch["old_per_token_logps"], ids)
+        return logps, entropies, aux_loss
+
+    def _set_up_updates(self) -> None:
+        if not self.args.skip_empty_updates:
+            return
+        if self.is_deepspeed_enabled:
+            logger.warning("skip_empty_updates has no effect with DeepSpeed, which keeps gradients to itself.")
+            return
+        self.empty_updates = SkipEmptyUpdates(self.accelerator, lambda name, v: self._metrics["train"][name].append(v))
+        self.add_callback(self.empty_updates)
+
+
+def _rows_of_turns(values: Tensor, num_turns: Tensor) -> list[list[float | None]]:
+    """The turns there are, row by row, for a table; `None` where a turn has no value."""
+    rows = zip(values.tolist(), num_turns.tolist(), strict=True)
+    return [[None if math.isnan(value) else round(value, 4) for value in row[:length]] for row, length in rows]
+
+
+@contextmanager
+def _replaced(instance: Any, **attributes: Any):
+    """Give attributes of an object other values for a while."""
+    before = {name: getattr(instance, name) for name in attributes}
+    vars(instance).update(attributes)
+    try:
+        yield
+    finally:
+        vars(instance).update(before)
+
+
+@contextmanager
+def _generating_with(model: PreTrainedModel, **kwargs: Any):
+    """Pass more arguments to `model.generate`: stop strings need the tokenizer, and TRL does not pass it."""
+    generate = model.generate
+    model.generate = lambda *args, **given: generate(*args, **kwargs, **given)
+    try:
+        yield
+    finally:
+        del model.generate
+
+
+def _load_processing_class(model: Any, args: A2TGPOConfig) -> PreTrainedTokenizerBase | ProcessorMixin:
+    return AutoProcessor.from_pretrained(
+        model if isinstance(model, str) else get_config_model_id(model.config),
+        revision=(args.model_init_kwargs or {}).get("revision"),
+        truncation_side="left",
+        padding_side="left",
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+def _check_answer_columns(column: str, train_dataset: Any, eval_dataset: Any) -> None:
+    if train_dataset is None:
+        raise ValueError(
+            f"Information gain needs the true answers: give a train_dataset with the column {column!r}, or choose "
+            "advantage_estimator='grpo'."
+        )
+    evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+    for name, dataset in {"train_dataset": train_dataset, **evals}.items():
+        there = getattr(dataset, "column_names", None)
+        if there is None and dataset is not None:
+            there = list(next(iter(dataset)))
+        if dataset is not None and column not in there:
+            raise ValueError(
+                f"{name} has no column {column!r} with the true answers; its columns are {sorted(there)}. Set "
+                "answer_column to one of them, or choose advantage_estimator='grpo'."
+            )
+
+
+def _check_tools(tools: list[Callable]) -> None:
+    for tool in tools:
+        try:
+            get_json_schema(tool)
+        except Exception as error:
+            name = getattr(tool, "__name__", repr(tool))
+            raise ValueError(
+                f"Tool {name!r} needs type hints and a Google-style docstring that describes each argument: {error}"
+            ) from error

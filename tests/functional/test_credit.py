@@ -1,0 +1,305 @@
+"""Information gain, normalisation, accumulation, turn advantages and clip scales (equations 2 to 6)."""
+
+import math
+import random
+
+import pytest
+import reference
+import torch
+from torch.testing import assert_close
+
+from a2tgpo_trl.functional import (
+    accumulate,
+    adaptive_clip_scale,
+    discounted_outcome,
+    information_gain,
+    normalize_groups,
+    normalize_turn_groups,
+    turn_advantages,
+)
+
+NAN = math.nan
+SEEDS = range(20)
+NORMALIZERS = [normalize_turn_groups, normalize_groups]
+
+
+def tensor(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def close(actual, expected):
+    expected = expected if isinstance(expected, torch.Tensor) else tensor(expected)
+    assert_close(actual, expected, rtol=1e-10, atol=1e-10, equal_nan=True)
+
+
+# Parity with the loop
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_information_gain_matches_the_loop(seed):
+    beliefs = reference.random_gains(seed)
+    close(information_gain(tensor(beliefs)), reference.information_gain(beliefs))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("num_generations", [1, 3, 4, 12])
+def test_normalisation_matches_the_loop(seed, num_generations):
+    gains = reference.random_gains(seed)
+    for normalize, expected in (
+        (normalize_turn_groups, reference.normalize_turn_groups),
+        (normalize_groups, reference.normalize_groups),
+    ):
+        close(normalize(tensor(gains), num_generations), expected(gains, num_generations))
+        close(normalize(tensor(gains), num_generations, eps=0.1), expected(gains, num_generations, eps=0.1))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("rescale", [True, False])
+def test_accumulation_matches_the_loop(seed, gamma, rescale):
+    normalized = reference.random_gains(seed)
+    close(accumulate(tensor(normalized), gamma, rescale), reference.accumulate(normalized, gamma, rescale))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_advantages_and_clip_scales_match_the_loop(seed):
+    values = reference.random_gains(seed)
+    rng = random.Random(seed)
+    outcome = [rng.choice([0.0, rng.gauss(0, 1)]) for _ in values]
+    for strength in (0.0, 0.3, 0.9):
+        expected = reference.turn_advantages(outcome, values, strength)
+        close(turn_advantages(tensor(outcome), tensor(values), strength), expected)
+        close(adaptive_clip_scale(tensor(values), strength), reference.adaptive_clip_scale(values, strength))
+    for gamma in (0.0, 0.5, 1.0):
+        expected = reference.discounted_outcome(outcome, values, gamma)
+        close(discounted_outcome(tensor(outcome), tensor(values), gamma), expected)
+
+
+# Worked by hand
+
+
+def test_gain_of_the_first_turn_is_measured_from_the_prompt():
+    # -1 - -4 = 3; a result that changed nothing gives 0; an unscored observation takes the gains on both sides with it
+    beliefs = tensor([[-4.0, -1.0, -1.0, -3.0], [-4.0, NAN, -2.0, -1.5], [-4.0, NAN, NAN, NAN]])
+    close(information_gain(beliefs), [[3.0, 0.0, -2.0], [NAN, NAN, 0.5], [NAN, NAN, NAN]])
+
+
+def test_turn_groups_by_hand():
+    # turn 0: 0, 0, 3 -> μ = 1, σ = √((1 + 1 + 4) / 3) = √2 (the sample deviation would be √3)
+    # turn 1: 1, 5    -> μ = 3, σ = 2;   turn 2: one member -> 0
+    gains = tensor([[0.0, 1.0, 7.0], [0.0, NAN, NAN], [3.0, 5.0, NAN]])
+    root = math.sqrt(2)
+    expected = [[-1 / root, -1.0, 0.0], [-1 / root, NAN, NAN], [2 / root, 1.0, NAN]]
+    close(normalize_turn_groups(gains, 3, eps=0.0), expected)
+
+
+def test_eps_is_added_to_the_deviation():
+    # 1, 5 -> μ = 3, σ = 2, (1 - 3) / (2 + 2) = -0.5
+    close(normalize_turn_groups(tensor([[1.0], [5.0]]), 2, eps=2.0), [[-0.5], [0.5]])
+
+
+def test_pooled_groups_by_hand():
+    # 0, 2, 4, 6 -> μ = 3, σ = √((9 + 1 + 1 + 9) / 4) = √5, whichever turn they come from
+    root = math.sqrt(5)
+    expected = [[-3 / root, -1 / root, 1 / root], [3 / root, NAN, NAN]]
+    close(normalize_groups(tensor([[0.0, 2.0, 4.0], [6.0, NAN, NAN]]), 2, eps=0.0), expected)
+
+
+def test_accumulation_by_hand():
+    # D_0 = (2 + 0.5·0 + 0.25·(-1)) / √3, D_1 = (0 + 0.5·(-1)) / √2, D_2 = -1 / √1; then a row of one tool turn
+    gains = tensor([[2.0, 0.0, -1.0, NAN], [3.0, NAN, NAN, NAN]])
+    expected = [[1.75 / math.sqrt(3), -0.5 / math.sqrt(2), -1.0, NAN], [3.0, NAN, NAN, NAN]]
+    close(accumulate(gains, gamma=0.5), expected)
+    close(accumulate(gains, gamma=0.5, rescale=False), [[1.75, -0.5, -1.0, NAN], [3.0, NAN, NAN, NAN]])
+
+
+def test_an_unscored_turn_keeps_its_place_in_the_discount_and_is_not_counted():
+    # 1 + 0.5²·4 = 2 of two terms: / √2. Its own entry stays NaN
+    close(accumulate(tensor([[1.0, NAN, 4.0]]), gamma=0.5), [[2 / math.sqrt(2), NAN, 4.0]])
+
+
+def test_accumulation_defaults_are_the_papers():
+    # γ = 1 and rescaled: (1 + 3) / √2
+    close(accumulate(tensor([[1.0, 3.0]])), [[4 / math.sqrt(2), 3.0]])
+
+
+def test_turn_advantages_by_hand():
+    # 1 + 0.3·2 = 1.6, 1 + 0.3·(-5) = -0.5, answer turn 1; the second row has no gain at all
+    expected = [[1.6, -0.5, 1.0], [-1.0, -1.0, -1.0]]
+    close(turn_advantages(tensor([1.0, -1.0]), tensor([[2.0, -5.0, NAN], [NAN, NAN, NAN]]), coef=0.3), expected)
+
+
+def test_clip_scale_by_hand():
+    # σ(ln 3) = 3/4 -> 1 + 0.3·(2·3/4 - 1) = 1.15; σ(-ln 3) = 1/4 -> 0.85; σ(0) = 1/2 -> 1; answer turn 1
+    gains = tensor([[math.log(3), -math.log(3), 0.0, NAN]])
+    close(adaptive_clip_scale(gains, strength=0.3), [[1.15, 0.85, 1.0, 1.0]])
+
+
+def test_discounted_outcome_by_hand():
+    # two tool turns, then the answer turn: 8·0.5², 8·0.5, 8. Without a tool turn the outcome is not discounted
+    expected = [[2.0, 4.0, 8.0], [-1.0, -1.0, -1.0], [1.0, 2.0, 4.0]]
+    normalized = tensor([[1.0, 1.0, NAN], [NAN, NAN, NAN], [1.0, NAN, 1.0]])
+    close(discounted_outcome(tensor([8.0, -1.0, 8.0]), normalized, gamma=0.5), expected)
+
+
+# Identities
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_plain_gains_telescope(seed):
+    rng = random.Random(seed)
+    turns = [rng.randint(0, 6) for _ in range(8)]
+    beliefs = tensor([[rng.gauss(-3, 1) if k <= n else NAN for k in range(8)] for n in turns])
+    sums = accumulate(information_gain(beliefs), gamma=1.0, rescale=False)
+    last = beliefs.gather(1, torch.tensor(turns).unsqueeze(1))  # s(c_n)
+    expected = (last - beliefs[:, :-1]).where(torch.arange(7) < torch.tensor(turns).unsqueeze(1), NAN)
+    close(sums, expected)
+
+
+@pytest.mark.parametrize("tool_turns", range(1, 7))
+def test_rescaling_divides_by_the_root_of_the_tool_turns_left(tool_turns):
+    row = torch.randn(1, tool_turns, dtype=torch.float64, generator=torch.Generator().manual_seed(tool_turns))
+    row = torch.cat([row, tensor([[NAN, NAN]])], dim=1)
+    left = tensor([[float(max(tool_turns - k, 1)) for k in range(tool_turns + 2)]])  # n - k
+    close(accumulate(row, 0.9) * left.sqrt(), accumulate(row, 0.9, rescale=False))
+
+
+def test_a_sum_of_independent_terms_of_unit_variance_keeps_unit_variance():
+    weights = accumulate(torch.eye(5, dtype=torch.float64))  # D is linear: row j holds the weight of term j in each D
+    close(weights.square().sum(0), torch.ones(5, dtype=torch.float64))
+
+
+def test_neutral_options_leave_the_outcome_alone():
+    gains, outcome = tensor(reference.random_gains(0)), torch.linspace(-1, 1, 12, dtype=torch.float64)
+    assert torch.equal(turn_advantages(outcome, gains, coef=0.0), outcome.unsqueeze(1).expand(-1, 6))
+    assert torch.equal(adaptive_clip_scale(gains, strength=0.0), torch.ones(12, 6, dtype=torch.float64))
+    assert torch.equal(discounted_outcome(outcome, gains, gamma=1.0), outcome.unsqueeze(1).expand(-1, 6))
+
+
+@pytest.mark.parametrize("seed", SEEDS[:5])
+def test_normalised_turn_groups_have_mean_0_and_deviation_1(seed):
+    gains = torch.randn(12, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    normalized = normalize_turn_groups(gains, 4, eps=0.0).unflatten(0, (3, 4))
+    close(normalized.mean(1), torch.zeros(3, 5, dtype=torch.float64))
+    close(normalized.std(1, correction=0), torch.ones(3, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.3, 0.99])
+def test_clip_scale_is_bounded_and_grows_with_the_gain(strength):
+    scale = adaptive_clip_scale(torch.linspace(-8, 8, 101, dtype=torch.float64).unsqueeze(0), strength)
+    assert (scale > 1 - strength).all()
+    assert (scale < 1 + strength).all()
+    assert (scale.diff() > 0).all()
+    close(scale + scale.flip(1), torch.full((1, 101), 2.0, dtype=torch.float64))  # symmetric about 1
+    far = adaptive_clip_scale(tensor([[-1e4, 1e4]]), strength)
+    close(far, [[1 - strength, 1 + strength]])
+
+
+# Invariances
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("normalize", NORMALIZERS)
+def test_normalisation_follows_the_rows(seed, normalize):
+    gains = tensor(reference.random_gains(seed))
+    rng = random.Random(seed)
+    groups = [[4 * group + i for i in rng.sample(range(4), 4)] for group in rng.sample(range(3), 3)]
+    order = torch.tensor(groups).flatten()  # groups in another order, and rows inside each
+    close(normalize(gains[order], 4), normalize(gains, 4)[order])
+
+
+@pytest.mark.parametrize("normalize", NORMALIZERS)
+def test_groups_do_not_touch_each_other(normalize):
+    gains = tensor(reference.random_gains(1))
+    changed = gains.clone()
+    changed[4:8] = changed[4:8] * 3 + 1
+    changed[7] = NAN
+    before, after = normalize(gains, 4), normalize(changed, 4)
+    close(after[[0, 1, 2, 3, 8, 9, 10, 11]], before[[0, 1, 2, 3, 8, 9, 10, 11]])
+
+
+def test_turn_groups_do_not_touch_each_other():
+    gains = tensor(reference.random_gains(2))
+    changed = gains.clone()
+    changed[:, 1] = 5 * changed[:, 1] - 2
+    close(normalize_turn_groups(changed, 4)[:, [0, 2, 3, 4, 5]], normalize_turn_groups(gains, 4)[:, [0, 2, 3, 4, 5]])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_padding_turns_changes_nothing(seed):
+    gains, outcome = tensor(reference.random_gains(seed)), torch.linspace(-1, 1, 12, dtype=torch.float64)
+    wide = torch.cat([gains, torch.full((12, 2), NAN, dtype=torch.float64)], dim=1)
+    for function in (
+        lambda x: normalize_turn_groups(x, 4),
+        lambda x: normalize_groups(x, 4),
+        lambda x: accumulate(x, 0.9),
+        lambda x: adaptive_clip_scale(x, 0.3),
+        lambda x: turn_advantages(outcome, x, 0.3),
+        lambda x: discounted_outcome(outcome, x, 0.9),
+    ):
+        close(function(wide)[:, :-2], function(gains))
+
+
+@pytest.mark.parametrize("seed", SEEDS[:5])
+@pytest.mark.parametrize("normalize", NORMALIZERS)
+def test_shift_and_scale_of_the_gains_cancel(seed, normalize):
+    gains = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    normalized = normalize(gains, 4, eps=0.0)
+    close(normalize(2.5 * gains + 0.7, 4, eps=0.0), normalized)
+    close(normalize(-gains, 4, eps=0.0), -normalized)
+
+
+@pytest.mark.parametrize("normalize", NORMALIZERS)
+def test_nan_stays_where_it_is(normalize):
+    gains = tensor(reference.random_gains(3))
+    assert torch.equal(normalize(gains, 4).isnan(), gains.isnan())
+    assert torch.equal(accumulate(gains).isnan(), gains.isnan())
+    assert not turn_advantages(torch.zeros(12, dtype=torch.float64), gains, 0.3).isnan().any()
+    assert not adaptive_clip_scale(gains, 0.3).isnan().any()
+    assert normalize(torch.full((4, 2), NAN), 4).isnan().all()  # a group without a scored turn
+
+
+# Types and rounding
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("normalize", NORMALIZERS)
+@pytest.mark.parametrize("members", [1, 3, 7, 16])
+@pytest.mark.parametrize("value", [0.1, -3.3, 0.0])
+def test_equal_gains_give_exactly_0(dtype, normalize, members, value):
+    # In float32 the mean of seven 0.1 is not 0.1, and the difference over ε is not small
+    gains = torch.full((members, 1), value, dtype=dtype)
+    assert torch.equal(normalize(gains, members), torch.zeros_like(gains))
+    with_absent = torch.cat([gains, torch.full((members, 1), NAN, dtype=dtype)])
+    assert torch.equal(normalize(with_absent, 2 * members)[:members], torch.zeros_like(gains))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_types_are_kept(dtype):
+    gains = torch.tensor([[1.0, 2.0, NAN], [3.0, NAN, NAN]], dtype=dtype)
+    outcome = gains[:, 0]
+    for out in (
+        information_gain(gains),
+        normalize_turn_groups(gains, 2),
+        normalize_groups(gains, 2),
+        accumulate(gains, 0.9),
+        turn_advantages(outcome, gains, 0.3),
+        discounted_outcome(outcome, gains, 0.9),
+        adaptive_clip_scale(gains, 0.3),
+    ):
+        assert out.dtype == dtype
+
+
+@pytest.mark.parametrize("seed", SEEDS[:5])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
+def test_short_types_stay_near_the_loop(seed, dtype, tolerance):
+    gains = torch.randn(8, 6, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    expected = reference.accumulate(reference.normalize_turn_groups(gains.double().tolist(), 4), 0.9)
+    actual = accumulate(normalize_turn_groups(gains, 4), 0.9).double()
+    assert_close(actual, tensor(expected), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("normalize", NORMALIZERS)
+def test_groups_that_are_not_whole_are_refused(normalize):
+    with pytest.raises(ValueError, match="num_generations=4"):
+        normalize(torch.zeros(6, 2), 4)
