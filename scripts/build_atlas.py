@@ -1,10 +1,10 @@
-"""Build `src/a2tgpo_trl/assets/atlas.json`: real facts as one-sentence passages, and questions that take two or three hops.
+"""Build `src/a2tgpo_trl/assets/atlas.json`: real facts as one-sentence passages, and questions of two or three hops.
 
     pip install pyworldatlas==0.10.0 airportsdata==20260905 bm25s
     python scripts/build_atlas.py
 
 A question names an entity (a city, a capital, an anthem, an airport) and asks for the capital or the currency of its
-country, which it does not name. It is kept if it takes the hops it claims to take, under BM25 with one passage a search:
+country, which it does not name. It is kept if it takes the hops it claims, under BM25 with one passage a search:
 
 - searching the title of each supporting passage finds that passage,
 - one search with the question itself does not find the answer,
@@ -35,7 +35,8 @@ AIRPORTS_PER_COUNTRY = 2
 MAX_ANSWER_SHARE = 0.05
 MAX_ANTHEM_WORDS = 5
 ATTRIBUTION = (
-    "Compiled with pyworldatlas 0.10.0 (MIT License, (c) jcari-dev) and airportsdata (MIT License, (c) Mike Borsetti). "
+    "Compiled with pyworldatlas 0.10.0 (MIT License, (c) 2026 PyWorldAtlas maintainers) and airportsdata "
+    "(MIT License, (c) 2020- Mike Borsetti). "
     "Cities, capitals and countries: GeoNames (https://www.geonames.org), licensed under CC BY 4.0 "
     "(https://creativecommons.org/licenses/by/4.0/), selected and rewritten as sentences. National anthems: the CIA "
     "World Factbook, public domain. Currency names: Unicode CLDR, Unicode License v3 "
@@ -247,7 +248,7 @@ def cap_answers(questions: list[dict]) -> list[dict]:
 
 
 def largest_limit(counts: Counter) -> int:
-    """Find the greatest number of questions an answer may have so that it stays below `MAX_ANSWER_SHARE` of the rest."""
+    """Find the greatest number of questions an answer may have within `MAX_ANSWER_SHARE` of those that remain."""
     for limit in range(max(counts.values()), 1, -1):
         if limit <= MAX_ANSWER_SHARE * sum(min(count, limit) for count in counts.values()):
             return limit

@@ -146,7 +146,7 @@ def test_split_needs_two_entities():
 
 
 def test_to_dataset():
-    dataset = to_dataset([*QUESTIONS[:1], {**QUESTIONS[1], "answer": "b"}])
+    dataset = to_dataset([*QUESTIONS[:1], {**QUESTIONS[1], "answer": "bb"}])
     assert dataset.column_names == ["prompt", "answer", "question", "kind", "country"]
     assert dataset[0] == {
         "prompt": "Question: Where is a?\n",
@@ -155,7 +155,7 @@ def test_to_dataset():
         "kind": "k",
         "country": "A",
     }
-    assert dataset["answer"][:] == [["a"], ["b"]]  # a text becomes a list of one alias
+    assert dataset["answer"][:] == [["a"], ["bb"]]  # a text becomes a list of one alias
 
 
 def test_to_dataset_keeps_the_columns_that_all_questions_have():

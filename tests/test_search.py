@@ -46,6 +46,12 @@ def test_top_k_bounds_what_is_found():
     assert len(BM25Search(PASSAGES, top_k=99).retrieve(["city"])[0]) == 2  # the third has no word of the query
 
 
+def test_equal_scores_keep_the_order_given():
+    passages = [{"text": "city city" if number % 3 else "city town", "number": number} for number in range(300)]
+    found = [hit["number"] for hit in BM25Search(passages, top_k=300).retrieve(["city"])[0]]
+    assert found == sorted(range(300), key=lambda number: number % 3 == 0)  # sorted is stable
+
+
 def test_accents_and_case_do_not_matter(tool):
     for query in ["brasilia", "BRASÍLIA", "Brasi\u0301lia"]:
         assert tool.retrieve([query])[0][0]["text"].startswith("Brasília")

@@ -99,8 +99,8 @@ class Script:
     def __init__(self, rollouts: list[list[str]]):
         self.rollouts = rollouts
         self.calls: list[list[list[int]]] = []
-        self._written: list[list[int]] = []
-        self._turn: list[int] = []
+        self._written: list[list[int]] = [[] for _ in rollouts]
+        self._turn = [0] * len(rollouts)
 
     def install(self, monkeypatch, backend=GRPOTrainer) -> "Script":
         def generate(trainer, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
@@ -111,7 +111,7 @@ class Script:
 
     def write(self, tokenizer, contexts: list[list[int]]) -> list[list[int]]:
         self.calls.append(contexts)
-        if len(contexts) == len(self.rollouts) and all(turn in (0, len(r)) for turn, r in self._progress()):
+        if len(contexts) == len(self.rollouts) and not all(map(self._goes_on, contexts, self._written)):
             self._written, self._turn = [[] for _ in contexts], [0] * len(contexts)
         turns, row = [], -1
         for context in contexts:
@@ -126,5 +126,6 @@ class Script:
             turns.append(ids)
         return turns
 
-    def _progress(self):
-        return zip(self._turn, self.rollouts, strict=False)
+    @staticmethod
+    def _goes_on(context: list[int], written: list[int]) -> bool:
+        return bool(written) and context[: len(written)] == written

@@ -156,6 +156,34 @@ def _kept(ids: list[int], mask: list[int]) -> list[int]:
     return [token for token, keep in zip(ids, mask, strict=True) if keep]
 
 
+def share_contexts(rows: Sequence[ProbedRow]) -> tuple[list[ProbedRow], list[int]]:
+    """
+    Leave one probe of each context, however many rows begin with it.
+
+    The prompt of a group is probed once, and so are first turns that are the same word for word. That saves forwards of
+    probes, and more: rows that wrote the same differ in their beliefs by rounding alone, and normalisation would turn
+    that rounding into credit.
+
+    Args:
+        rows (`Sequence[ProbedRow]`, length `B`): All with `K + 1` ends.
+
+    Returns:
+        `tuple[list[ProbedRow], list[int]]`: the rows without repeated ends, and for each of the `B (K + 1)` beliefs, row
+        by row, the index of the one that holds its value.
+    """
+    first, source, unique = {}, [], []
+    for row in rows:
+        ends = []
+        for end in row.ends:
+            index = len(source)
+            if end is not None and row.probe is not None:
+                index = first.setdefault((tuple(row.context[:end]), tuple(row.probe.ids)), index)
+            ends.append(end if index == len(source) else None)
+            source.append(index)
+        unique.append(replace(row, ends=ends))
+    return unique, source
+
+
 def packed_length(row: ProbedRow) -> int:
     """Tokens of the packed sequence of a row."""
     num_probes = sum(end is not None for end in row.ends)
@@ -263,4 +291,5 @@ def _mean_by_owner(score: Score, batch: dict[str, Tensor], attention_mask: Tenso
     empty = logps.new_zeros(logps.size(0), num_owners)
     sums = empty.scatter_add(1, slot, logps.where(scored, 0.0))
     counts = empty.scatter_add(1, slot, scored.to(logps.dtype))
-    return sums / counts  # 0 / 0 is NaN: no context, no belief
+    means = sums / counts  # 0 / 0 is NaN: no context, no belief
+    return means.where(means.isfinite(), torch.nan)  # an answer of probability 0 says nothing either

@@ -39,7 +39,7 @@ def load_atlas() -> Atlas:
     """Load the atlas that ships with the package; `scripts/build_atlas.py` made it.
 
     Returns:
-        `Atlas`: some 2,200 passages and 2,500 questions.
+        `Atlas`: some 2,100 passages and 2,500 questions.
     """
     text = resources.files("a2tgpo_trl").joinpath("assets/atlas.json").read_text(encoding="utf-8")
     return Atlas(**json.loads(text))
@@ -64,7 +64,7 @@ def split_by_entity(
         `tuple[list[dict], list[dict]]`: the questions to train on and those held out, each in the order given.
 
     Raises:
-        `ValueError`: a question lacks the key, `held_out` is not between 0 and 1, or there are fewer than two entities.
+        `ValueError`: a question lacks the key, `held_out` is not between 0 and 1, or there are not two entities.
     """
     if not 0 < held_out < 1:
         raise ValueError(f"held_out is {held_out}; it is a share of the entities, so give a number between 0 and 1.")

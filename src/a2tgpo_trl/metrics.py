@@ -30,7 +30,7 @@ def credit_metrics(credit: TurnCredit, num_generations: int) -> dict[str, float]
         "turns/max": credit.num_turns.float().max(),
         "turns/tool_mean": credit.num_tool_turns.float().mean(),
         "information_gain/mean": gains.nanmean(),
-        "information_gain/std": gains[scored].std(correction=0),
+        "information_gain/std": (gains - gains.nanmean()).square().nanmean().sqrt(),
         "information_gain/positive": (gains[scored] > 0).float().mean(),
         "information_gain/unscorable_turns": (is_tool_turn & ~scored).sum().float(),
         "information_gain/normalized_abs_mean": credit.normalized.abs().nanmean(),

@@ -1,9 +1,10 @@
 """Rewards of question answering: exact match, token F1 and format, as TRL reward functions.
 
 A model answers between `<answer>` and `</answer>` in its last turn. In a completion made of messages that is the last
-assistant message; in one that is a text, what follows the last `<result>…</result>`, where the observations of the text
-protocol stand, or what stands before it if nothing follows. A passage that holds `<answer>…</answer>` earns nothing.
-That a passage cannot pose as several observations is for the protocol to see to, which escapes its tags inside results.
+assistant message; in one that is a text, what follows the last `<result>…</result>`, where the observations of the
+text protocol stand, or what stands before it if nothing follows. A passage that holds `<answer>…</answer>` earns
+nothing. That a passage cannot pose as several observations is for the protocol to see to, which escapes its tags in
+results.
 """
 
 import re

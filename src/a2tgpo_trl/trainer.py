@@ -23,6 +23,7 @@ from .belief import (
     prefix_beliefs,
     probed_rows,
     scored_answer,
+    share_contexts,
 )
 from .config import A2TGPOConfig
 from .estimators import TurnCredit, assign_credit
@@ -258,7 +259,7 @@ class A2TGPOTrainer(GRPOTrainer):
         rows = probed_rows(batch, ends, [known.get(answer) for answer in answers], max_length)
         sizes = torch.tensor([[ends.size(1), max(map(packed_length, rows))]], device=ends.device)
         num_turns, length = self.accelerator.gather(sizes).amax(dim=0).tolist()
-        rows = [row.padded_to(num_turns) for row in rows]
+        rows, source = share_contexts([row.padded_to(num_turns) for row in rows])
         packed = self._packing_obstacle is None and length <= max_length
         if self._packing_obstacle is None and not packed:
             logger.warning_once(
@@ -274,6 +275,7 @@ class A2TGPOTrainer(GRPOTrainer):
             )
         finally:
             self.model.train(is_training)
+        beliefs = beliefs.flatten()[source].view_as(beliefs)
         return beliefs.exp() if self.args.belief_measure == "prob" else beliefs
 
     def _score_rows(self, rows: list, packed: bool) -> Tensor:

@@ -137,7 +137,6 @@ def test_old_logps_carry_no_gradient():
     assert not turn_level_old_logps(logps, torch.ones(1, 3), torch.tensor([[0, 0, 1]])).requires_grad
 
 
-@pytest.mark.xfail(strict=True, reason="old_logps is not detached in turn_level_old_logps")
 def test_old_logps_carry_no_gradient_of_what_the_caller_did_not_detach():
     logps = torch.zeros(1, 3, requires_grad=True)
     assert not turn_level_old_logps(logps, logps, torch.tensor([[0, 0, 1]])).requires_grad
@@ -155,9 +154,6 @@ def test_old_logps_keep_the_type(dtype):
     assert turn_level_old_logps(logps, logps, torch.tensor([[0, 0, 1]])).dtype == dtype
 
 
-@pytest.mark.xfail(
-    strict=True, reason="log π - mean is rounded to bfloat16, whose steps are wider than the clip range"
-)
 def test_ratio_of_bfloat16_logps_keeps_the_mean():
     # One token of four moved by 2⁻⁷: a mean of 2⁻⁹. Steps of bfloat16 are 2⁻⁷ beyond -1 and 2⁻⁸ inside
     old_logps = torch.full((1, 4), -1.0, dtype=torch.bfloat16)

@@ -45,7 +45,9 @@ def turn_level_old_logps(logps: Tensor, old_logps: Tensor, turn_ids: Tensor) -> 
             Turn of each token, -1 off-turn.
 
     Returns:
-        `Tensor`, shape `(B, T)`, without gradient. Off-turn it equals `logps`, a ratio of 1.
+        `Tensor`, shape `(B, T)`, without gradient, at least float32. Off-turn it equals `logps`, a ratio of 1.
     """
-    logps = logps.detach()
+    # A clip range of 3e-3 lies below the resolution of half precision
+    dtype = torch.promote_types(logps.dtype, torch.float32)
+    logps, old_logps = logps.detach().to(dtype), old_logps.detach().to(dtype)
     return logps - turn_log_ratio(logps - old_logps, turn_ids)

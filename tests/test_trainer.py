@@ -1,0 +1,671 @@
+"""The trainer end to end on a tiny model whose generations are scripted."""
+
+import copy
+import logging
+import math
+
+import pandas as pd
+import pytest
+import tiny
+import torch
+from conftest import GROUP, QUESTION, correct
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.functional import spread_turns, turn_ids, turn_log_ratio
+
+ANSWER_ONLY = [
+    ["<answer>Paris</answer><|im_end|>"],
+    ["<answer>Rome is it</answer><|im_end|>"],
+    ["<answer>Paris</answer> and more text<|im_end|>"],
+    ["<answer>no</answer><|im_end|>"],
+]
+NAN = math.nan
+
+
+def weights(trainer):
+    return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+
+
+def same(left, right):
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+# ---- the scored batch
+
+
+def test_scored_batch(score):
+    batch, _ = score()
+    ids, masks = batch["turn_ids"], (batch["completion_mask"], batch["tool_mask"])
+    assert torch.equal(ids, turn_ids(*masks))
+    assert (ids.amax(dim=1) + 1).tolist() == [1, 2, 4, 3]
+    gains = batch["information_gain"]
+    assert gains.shape == (4, 4)
+    assert (~gains.isnan()).sum(1).tolist() == [0, 1, 3, 2]
+    assert batch["advantages"].shape == batch["clip_scale"].shape == ids.shape
+    assert (batch["advantages"][ids < 0] == 0).all()
+    assert (batch["clip_scale"][ids < 0] == 1).all()
+    # rewards 0 1 1 1: mean 3/4, sample deviation 1/2, TRL's outcome advantages ∓(…)/(1/2 + 1e-4)
+    outcome = torch.tensor([-0.75, 0.25, 0.25, 0.25]) / (0.5 + 1e-4)
+    last_turn = torch.tensor([row[mask].tolist()[-1] for row, mask in zip(batch["advantages"], ids >= 0, strict=True)])
+    torch.testing.assert_close(last_turn, outcome)
+
+
+def test_advantages_and_clip_scales_by_hand(score):
+    batch, _ = score()
+    g = batch["information_gain"].double()
+    outcome = torch.tensor([-0.75, 0.25, 0.25, 0.25]).double() / (0.5 + 1e-4)
+
+    def z(values):
+        mean = sum(values) / len(values)
+        std = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
+        return [(v - mean) / (std + 1e-6) for v in values]
+
+    first = z([g[1, 0].item(), g[2, 0].item(), g[3, 0].item()])  # turn group 0: rows 1, 2, 3
+    second = z([g[2, 1].item(), g[3, 1].item()])  # turn group 1: rows 2, 3; turn group 2 is row 2 alone: 0
+    expected = torch.tensor(
+        [
+            [outcome[0], NAN, NAN, NAN],
+            [outcome[1] + 0.3 * first[0], outcome[1], NAN, NAN],
+            [
+                outcome[2] + 0.3 * (first[1] + second[0] + 0) / math.sqrt(3),
+                outcome[2] + 0.3 * (second[0] + 0) / math.sqrt(2),
+                outcome[2],
+                outcome[2],
+            ],
+            [outcome[3] + 0.3 * (first[2] + second[1]) / math.sqrt(2), outcome[3] + 0.3 * second[1], outcome[3], NAN],
+        ]
+    ).float()
+    ids = batch["turn_ids"]
+    torch.testing.assert_close(batch["advantages"], spread_turns(expected, ids, 0.0), atol=1e-4, rtol=1e-4)
+
+    def c(gain):
+        return 1 + 0.3 * (2 / (1 + math.exp(-gain)) - 1)
+
+    scales = torch.tensor(
+        [
+            [1.0, 1.0, 1.0, 1.0],
+            [c(first[0]), 1.0, 1.0, 1.0],
+            [c(first[1]), c(second[0]), 1.0, 1.0],
+            [c(first[2]), c(second[1]), 1.0, 1.0],
+        ]
+    )
+    torch.testing.assert_close(batch["clip_scale"], spread_turns(scales, ids, 1.0), atol=1e-4, rtol=1e-4)
+
+
+def test_gains_are_differences_of_the_policys_own_beliefs(score):
+    batch, _ = score()
+    tokenizer, model = tiny.tokenizer(), tiny.model().eval()
+    prompt = tokenizer(QUESTION)["input_ids"]
+    text = "<search>Lyon</search>"
+    context = prompt + tokenizer(text)["input_ids"]
+    for piece in ("\n<result>", "Lyon is in France.", "</result>\n"):
+        context = context + tokenizer(piece)["input_ids"]
+
+    def belief(ids):
+        opening, answer = tokenizer("<answer>")["input_ids"], tokenizer("Paris")["input_ids"]
+        assert tokenizer("<answer>Paris</answer>")["input_ids"][: len(opening) + len(answer)] == opening + answer
+        with torch.no_grad():
+            logps = model(torch.tensor([ids + opening + answer])).logits.log_softmax(-1)[0]
+        start = len(ids) + len(opening)
+        return sum(logps[start + i - 1, token].item() for i, token in enumerate(answer)) / len(answer)
+
+    assert batch["information_gain"][1, 0].item() == pytest.approx(belief(context) - belief(prompt), abs=1e-4)
+
+
+def test_a_row_without_an_answer_learns_from_its_outcome_only(score, rows):
+    rows[2] = {"prompt": QUESTION, "answer": []}
+
+    def reward(completions, **kwargs):
+        return [0.0, 1.0, 1.0, 1.0]
+
+    batch, trainer = score(reward=reward)
+    assert batch["information_gain"][2].isnan().all()
+    values = batch["advantages"][2][batch["turn_ids"][2] >= 0]
+    assert values.unique().numel() == 1
+    metrics = trainer._metrics["train"]
+    assert metrics["information_gain/rows_without_answer"] == [1.0]
+    assert metrics["information_gain/unscorable_turns"] == [3.0]
+
+
+def test_a_probe_past_the_context_is_unscorable_not_fatal(score):
+    batch, _ = score()
+    prompt, mask, tool_mask = (batch[key][2] for key in ("prompt_mask", "completion_mask", "tool_mask"))
+    last_observation = int(((mask == 1) & (tool_mask == 0)).nonzero().max()) + 1
+    # Row 2's last observation fits, the probe after it does not
+    room = int(prompt.sum()) + last_observation + 2
+    cut, trainer = score(model=tiny.model(max_position_embeddings=room))
+    assert trainer._metrics["train"]["information_gain/unscorable_turns"] == [1.0]
+    assert cut["information_gain"][2].isnan().tolist() == [False, False, True, True]
+    assert not cut["advantages"].isnan().any()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_a_packed_sequence_past_the_context_falls_back_to_prefixes(score, architecture):
+    long, _ = score(model=tiny.model(architecture, attn_implementation="eager"))
+    longest = int((long["prompt_mask"].sum(1) + long["completion_mask"].sum(1)).max())
+    short, _ = score(model=tiny.model(architecture, attn_implementation="eager", max_position_embeddings=longest + 20))
+    torch.testing.assert_close(long["information_gain"], short["information_gain"], atol=1e-4, rtol=0, equal_nan=True)
+
+
+def test_the_same_context_has_the_same_belief(score):
+    """Rows that wrote the same so far differ by rounding alone, which normalisation would turn into credit."""
+    group = [
+        ["<search>Lyon</search>", "<answer>Rome</answer><|im_end|>"],
+        ["<search>Lyon</search>", "<search>capital of France</search>", "<answer>Paris</answer><|im_end|>"],
+        ["<search>Lyon</search>", "<search>a much longer query about it</search>", "<answer>x</answer><|im_end|>"],
+        ["<search>Lyon</search>", "<search>capital of France</search>", "no answer<|im_end|>"],
+    ]
+    batch, _ = score(group)
+    gains = batch["information_gain"]
+    assert gains[:, 0].unique().numel() == 1
+    assert gains[1, 1] == gains[3, 1] != gains[2, 1]
+    assert (batch["clip_scale"][batch["turn_ids"] == 0] == 1).all()
+
+
+def test_truncated_completions_masked_away_have_no_turns(score):
+    cut = [*GROUP[:3], ["<search>Lyon</search>", "and on and on without an end"]]
+    batch, _ = score(cut, mask_truncated_completions=True)
+    assert (batch["turn_ids"][3] == -1).all()
+    assert batch["information_gain"][3].isnan().all()
+    assert (batch["advantages"][3] == 0).all()
+
+
+# ---- neighbours and identities
+
+
+def chat_rollouts():
+    call = '<tool_call>\n{"name": "search", "arguments": {"query": "%s"}}\n</tool_call><|im_end|>'
+    return [
+        ["<answer>Rome</answer><|im_end|>"],
+        [call % "Lyon", "<answer>Paris</answer><|im_end|>"],
+        [call % "Lyon", call % "capital of France", "<answer>Paris</answer><|im_end|>"],
+        [call % "x", "<answer>no</answer><|im_end|>"],
+    ]
+
+
+def chat_correct(completions, **kwargs):
+    return [float("Paris" in messages[-1]["content"]) for messages in completions]
+
+
+CHAT_ROWS = [{"prompt": [{"role": "user", "content": QUESTION}], "answer": ["Paris"]}] * 8
+TRL_RECIPE = dict(importance_sampling_level="token", epsilon=0.2, epsilon_high=0.25, loss_type="dapo")
+
+
+@pytest.mark.parametrize("estimator", ["a2tgpo", "grpo"])
+def test_without_turn_credit_it_is_grpo_bit_for_bit(build, config, estimator):
+    chat = dict(
+        processing_class=tiny.chat_tokenizer(), dataset=Dataset.from_list(CHAT_ROWS), reward=chat_correct,
+        max_steps=4, num_iterations=2, temperature=0.9, beta=0.0, **TRL_RECIPE
+    )  # fmt: skip
+    options = dict(turn_advantage_coef=0.0, turn_clip_strength=0.0) if estimator == "a2tgpo" else {}
+    ours = build(chat_rollouts(), advantage_estimator=estimator, **options, **chat)
+    theirs = build(chat_rollouts(), trainer=GRPOTrainer, cls=GRPOConfig, **chat)
+    start = weights(ours)
+    for trainer in (ours, theirs):
+        torch.manual_seed(0)  # TRL shuffles the scored batch
+        trainer.train()
+    assert same(weights(ours), weights(theirs))
+    assert not same(weights(ours), start)
+    for key in ("loss", "grad_norm", "clip_ratio/region_mean", "entropy", "reward", "tools/call_frequency"):
+        assert [log.get(key) for log in ours.state.log_history] == [log.get(key) for log in theirs.state.log_history]
+
+
+def test_grpo_estimator_measures_nothing_and_adds_nothing(score, config, monkeypatch):
+    monkeypatch.setattr(A2TGPOTrainer, "_score", lambda *a, **k: pytest.fail("no belief is needed"))
+    batch, _ = score(advantage_estimator="grpo")
+    assert batch["advantages"].shape == (4,)
+    assert not {"turn_ids", "clip_scale", "information_gain"} & set(batch)
+
+
+def test_grpo_estimator_needs_no_answers(build):
+    build(
+        advantage_estimator="grpo",
+        dataset=Dataset.from_list([{"prompt": QUESTION}] * 8),
+        reward=lambda completions, **k: [1.0] * 4,
+    ).train()
+
+
+def test_one_turn_is_the_sequence_level(build, monkeypatch):
+    """With one turn per completion, the turn level is TRL's sequence level in value and gradient."""
+    recipe = dict(max_steps=4, num_iterations=2, epsilon=0.02, epsilon_high=0.03)
+    ours = build(ANSWER_ONLY, **recipe)
+    theirs = build(ANSWER_ONLY, importance_sampling_level="sequence", advantage_estimator="grpo", **recipe)
+    for trainer in (ours, theirs):
+        torch.manual_seed(0)
+        trainer.train()
+    assert any(log.get("clip_ratio/region_mean", 0) > 0 for log in ours.state.log_history)
+    for left, right in zip(weights(ours).values(), weights(theirs).values(), strict=True):
+        torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-5)
+
+
+def test_igpo(score):
+    batch, _ = score(advantage_estimator="igpo", turn_gamma=0.5)
+    g = batch["information_gain"]
+    pooled = g[~g.isnan()]
+    z = (g - pooled.mean()) / (pooled.std(correction=0) + 1e-6)
+    outcome = torch.tensor([-0.75, 0.25, 0.25, 0.25]) / (0.5 + 1e-4)
+    # row 3 has two tool turns: A_0 = z_0 + z_1 / 2 + Â / 4, A_1 = z_1 + Â / 2, answer turn Â
+    expected = torch.stack([z[3, 0] + z[3, 1] / 2 + outcome[3] / 4, z[3, 1] + outcome[3] / 2, outcome[3]])
+    row, ids = batch["advantages"][3], batch["turn_ids"][3]
+    torch.testing.assert_close(torch.stack([row[ids == k][0] for k in range(3)]), expected, atol=1e-4, rtol=1e-4)
+    assert (batch["clip_scale"] == 1).all()
+
+
+# ---- the loss
+
+
+def loss_inputs(score, **options):
+    """A scored batch whose old log-probabilities come from a policy some way off."""
+    batch, trainer = score(num_iterations=2, **options)
+    torch.manual_seed(1)
+    batch["old_per_token_logps"] = batch["old_per_token_logps"] + 0.02 * torch.randn_like(batch["old_per_token_logps"])
+    return batch, trainer
+
+
+def test_loss_of_equation_8(score):
+    batch, trainer = loss_inputs(score)
+    model = trainer.model
+    trainer.current_gradient_accumulation_steps = 1
+    loss = trainer.compute_loss(model, batch)
+    loss.backward()
+    gradient = model.get_input_embeddings().weight.grad.clone()
+    model.zero_grad()
+
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    width = batch["completion_ids"].size(1)
+    logits = model(ids, attention_mask=mask).logits[:, -width - 1 : -1]
+    logps = logits.log_softmax(-1).gather(2, batch["completion_ids"].unsqueeze(2)).squeeze(2)
+    total = 0.0
+    clipped = 0
+    for i in range(4):
+        tokens = []
+        for k in range(int(batch["turn_ids"][i].max()) + 1):
+            turn = (batch["turn_ids"][i] == k).nonzero().flatten()
+            mean = (logps[i, turn] - batch["old_per_token_logps"][i, turn]).mean().detach()
+            for t in turn:
+                ratio = torch.exp(mean + logps[i, t] - logps[i, t].detach())
+                c, advantage = batch["clip_scale"][i, t], batch["advantages"][i, t]
+                bounded = ratio.clamp(1 - c * 3e-3, 1 + c * 4e-3)
+                clipped += int(bounded != ratio)
+                tokens.append(-torch.minimum(ratio * advantage, bounded * advantage))
+        total = total + torch.stack(tokens).mean()
+    expected = total / 4
+    expected.backward()
+    assert clipped > 0
+    torch.testing.assert_close(loss.detach(), expected.detach(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(gradient, model.get_input_embeddings().weight.grad, atol=1e-5, rtol=1e-3)
+
+
+def test_the_loss_leaves_batch_and_trainer_as_they_were(score):
+    batch, trainer = loss_inputs(score)
+    before = copy.deepcopy(batch)
+    epsilon = trainer.epsilon_low, trainer.epsilon_high
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.compute_loss(trainer.model, batch)
+    assert all(torch.equal(batch[key], before[key]) for key in ("old_per_token_logps", "advantages", "clip_scale"))
+    assert (trainer.epsilon_low, trainer.epsilon_high) == epsilon
+    assert trainer.importance_sampling_level == "turn"
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo"])
+@pytest.mark.parametrize("level", ["turn", "token", "sequence"])
+def test_every_clipped_loss_type_trains(score, loss_type, level):
+    batch, trainer = loss_inputs(score, loss_type=loss_type, importance_sampling_level=level)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.compute_loss(trainer.model, batch).backward()
+    assert trainer.model.get_input_embeddings().weight.grad.abs().sum() > 0
+
+
+def test_tool_tokens_get_no_gradient(score):
+    """Whatever the log-probabilities of tool tokens: the loss does not depend on them."""
+    batch, trainer = loss_inputs(score)
+    trainer.current_gradient_accumulation_steps = 1
+    original = trainer.compute_loss(trainer.model, batch)
+    off_turn = batch["turn_ids"] < 0
+    batch["old_per_token_logps"] = batch["old_per_token_logps"].masked_fill(off_turn, -7.0)
+    batch["advantages"] = batch["advantages"].masked_fill(off_turn, 99.0)
+    assert torch.equal(trainer.compute_loss(trainer.model, batch), original)
+
+
+# ---- options: every one changes some output
+
+
+@pytest.mark.parametrize(
+    "key, options",
+    [
+        ("advantages", dict(turn_advantage_coef=1.0)),
+        ("advantages", dict(turn_gamma=0.5)),
+        ("advantages", dict(turn_rescale=False)),
+        ("advantages", dict(turn_normalization="group")),
+        ("advantages", dict(turn_normalization="none")),
+        ("advantages", dict(advantage_estimator="igpo")),
+        ("clip_scale", dict(turn_clip_strength=0.0)),
+        ("clip_scale", dict(turn_clip_strength=0.9)),
+        ("information_gain", dict(belief_measure="prob")),
+        ("information_gain", dict(answer_template="The answer is {answer}.")),
+        ("information_gain", dict(temperature=0.5)),
+    ],
+)  # fmt: skip
+def test_option_changes_the_scored_batch(score, key, options):
+    default, _ = score()
+    changed, _ = score(**options)
+    assert not torch.equal(default[key].nan_to_num(9.0), changed[key].nan_to_num(9.0))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(importance_sampling_level="token", epsilon=3e-3, epsilon_high=4e-3),
+        dict(importance_sampling_level="sequence"),
+        dict(epsilon=0.1),
+        dict(epsilon_high=0.1),
+        dict(loss_type="bnpo"),
+    ],
+)
+def test_option_changes_the_loss(score, options):
+    def loss(**options):
+        batch, trainer = loss_inputs(score, **options)
+        trainer.current_gradient_accumulation_steps = 1
+        return trainer.compute_loss(trainer.model, batch).item()
+
+    assert loss() != loss(**options)
+
+
+def test_answer_column(score, rows):
+    default, _ = score()
+    rows[:] = [{**row, "gold": "Rome"} for row in rows]
+    changed, _ = score(answer_column="gold")
+    assert not torch.equal(default["information_gain"].nan_to_num(9.0), changed["information_gain"].nan_to_num(9.0))
+
+
+def test_tags_are_configurable(score):
+    renamed = [[turn.replace("search>", "lookup>") for turn in rollout] for rollout in GROUP]
+    batch, trainer = score(renamed, tool_tags={"search": "lookup"}, result_tag="passage")
+    text = tiny.tokenizer().decode(batch["completion_ids"][1])
+    assert "<lookup>Lyon</lookup>\n<passage>Lyon is in France.</passage>\n<answer>" in text
+    assert trainer.generation_config.stop_strings == ["</lookup>"]
+
+
+# ---- updates with nothing to learn from
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_empty_updates(build, skip):
+    """Reward is given in the first generation batch only, so the later updates have a gradient of exactly zero."""
+    batches = []
+
+    def once(completions, **kwargs):
+        batches.append(len(completions))
+        return [1.0, 0.0, 0.0, 0.0] if len(batches) == 1 else [0.0] * 4
+
+    states = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
+            moments = [s["exp_avg"].clone() for s in optimizer.state.values()]
+            states.append(([p.detach().clone() for p in model.parameters()], moments))
+
+    options = dict(max_steps=4, reward=once, callbacks=[Watch()], turn_advantage_coef=0.0, turn_clip_strength=0.0)
+    trainer = build(ANSWER_ONLY, skip_empty_updates=skip, weight_decay=0.1, **options)
+    trainer.train()
+
+    def unchanged(before, after):
+        return all(
+            torch.equal(a, b)
+            for x, y in zip(states[before], states[after], strict=True)
+            for a, b in zip(x, y, strict=True)
+        )
+
+    assert not unchanged(0, 1) or unchanged(0, 0) is not False
+    assert unchanged(1, 2) == unchanged(2, 3) == skip
+    assert [log.get("updates/empty") for log in trainer.state.log_history[:4]] == (
+        [0, 0, 1, 1] if skip else [None] * 4
+    )
+    if skip:
+        assert (trainer.empty_updates.num_steps, trainer.empty_updates.num_empty) == (4, 2)
+
+
+# ---- start-up
+
+
+@pytest.mark.parametrize(
+    "options, warns",
+    [
+        (dict(steps_per_generation=2, gradient_accumulation_steps=2), True),
+        (dict(steps_per_generation=2, gradient_accumulation_steps=1), False),
+        (dict(steps_per_generation=2, gradient_accumulation_steps=2, num_iterations=2), False),
+        (dict(steps_per_generation=2, gradient_accumulation_steps=2, advantage_estimator="grpo"), False),
+    ],
+)
+def test_warning_when_no_clip_range_can_bind(build, caplog, monkeypatch, options, warns):
+    monkeypatch.setattr(logging.getLogger("a2tgpo_trl"), "propagate", True)
+    with caplog.at_level(logging.WARNING):
+        build(**options)
+    assert any("on-policy" in record.message for record in caplog.records) == warns
+
+
+def test_defaults_are_the_papers(config):
+    args = A2TGPOConfig("x", use_cpu=True, bf16=False)
+    assert (args.turn_advantage_coef, args.turn_gamma, args.turn_clip_strength) == (0.3, 1.0, 0.3)
+    assert (args.epsilon, args.epsilon_high, args.importance_sampling_level, args.loss_type) == (
+        3e-3,
+        4e-3,
+        "turn",
+        "grpo",
+    )
+    assert (args.advantage_estimator, args.beta, args.learning_rate, args.answer_column) == (
+        "a2tgpo",
+        0.0,
+        1e-6,
+        "answer",
+    )
+    token = A2TGPOConfig("x", use_cpu=True, bf16=False, importance_sampling_level="token")
+    assert (token.epsilon, token.epsilon_high) == (0.2, 0.2)
+    assert A2TGPOConfig("x", use_cpu=True, bf16=False, epsilon=0.1).epsilon_high is None  # TRL: the same as epsilon
+    again = A2TGPOConfig(
+        **{k: v for k, v in args.to_dict().items() if k in ("epsilon", "epsilon_high", "output_dir")},
+        use_cpu=True,
+        bf16=False,
+    )
+    assert (again.epsilon, again.epsilon_high) == (3e-3, 4e-3)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(answer_template="no place"), "answer_template must contain {answer} exactly once, got 'no place' with 0"),
+        (dict(answer_template="{answer} {answer}"), "exactly once"),
+        (dict(turn_advantage_coef=-0.1), "turn_advantage_coef (α) must be at least 0, got -0.1"),
+        (dict(turn_gamma=0.0), "turn_gamma (γ) must be in (0, 1], got 0.0"),
+        (dict(turn_gamma=1.1), "turn_gamma (γ)"),
+        (dict(turn_clip_strength=1.0), "turn_clip_strength (β) must be in [0, 1), got 1.0"),
+        (dict(turn_clip_strength=-0.5), "turn_clip_strength (β)"),
+        (dict(num_generations=1), "at least 2 generations"),
+        (dict(advantage_estimator="ppo"), "advantage_estimator must be one of 'a2tgpo', 'igpo', 'grpo', got 'ppo'"),
+        (dict(importance_sampling_level="word"), "importance_sampling_level must be one of 'turn', 'token', 'sequence'"),
+        (dict(turn_normalization="x"), "turn_normalization must be one of"),
+        (dict(belief_measure="x"), "belief_measure must be one of"),
+        (dict(tool_protocol="x"), "tool_protocol must be one of"),
+        (dict(loss_type="sapo"), "turn_clip_strength=0"),
+        (dict(advantage_estimator="grpo", turn_advantage_coef=0.5), "turn_advantage_coef=0.5 has no effect"),
+        (dict(advantage_estimator="igpo", turn_clip_strength=0.1), "turn_clip_strength=0.1 has no effect"),
+    ],
+)  # fmt: skip
+def test_bad_options(config, options, message):
+    with pytest.raises(ValueError) as error:
+        config(**options)
+    assert message in str(error.value)
+
+
+def undocumented(query: str) -> str:
+    return query
+
+
+def untyped(query):
+    """
+    Look up.
+
+    Args:
+        query: What.
+    """
+
+
+def test_bad_input(build, config):
+    with pytest.raises(ValueError, match=r"no column 'answer'.*columns are \['gold', 'prompt'\]"):
+        build(dataset=Dataset.from_list([{"prompt": QUESTION, "gold": "Paris"}] * 8))
+    with pytest.raises(ValueError, match=r"eval_dataset has no column 'answer'"):
+        build(eval_dataset=Dataset.from_list([{"prompt": QUESTION}]))
+    with pytest.raises(ValueError, match="'undocumented' needs type hints and a Google-style docstring"):
+        build(tools=[undocumented])
+    with pytest.raises(ValueError, match="'untyped' needs type hints"):
+        build(tools=[untyped])
+    with pytest.raises(TypeError, match="args must be an A2TGPOConfig, got GRPOConfig"):
+        A2TGPOTrainer(tiny.model(), correct, config(GRPOConfig), Dataset.from_list([{"prompt": "", "answer": ""}]))
+    conversation = Dataset.from_list(CHAT_ROWS)
+    with pytest.raises(ValueError, match="no chat template"):
+        build(dataset=conversation)
+    with pytest.raises(ValueError, match="tool_protocol='chat' cannot be used: prompts are plain text"):
+        build(tool_protocol="chat")
+
+
+def test_a_bad_answer_is_named_before_anything_is_generated(build, rows):
+    rows[:] = [{"prompt": QUESTION, "answer": 7}] * 8
+    trainer = build(reward=lambda completions, **k: [0.0] * 4)
+    with pytest.raises(ValueError, match=r"'answer' of 'Question: What.*must be text or a list of aliases, got 7"):
+        trainer.train()
+
+
+def test_a_processor_is_refused(config):
+    from transformers import ProcessorMixin
+
+    class Vision(ProcessorMixin):
+        def __init__(self):
+            pass
+
+    with pytest.raises(TypeError, match="Vision is a processor for images"):
+        A2TGPOTrainer(
+            tiny.model(),
+            correct,
+            config(),
+            Dataset.from_list([{"prompt": "", "answer": ""}]),
+            processing_class=Vision(),
+        )
+
+
+# ---- what is logged
+
+
+def test_metrics_and_table(build, tmp_path):
+    trainer = build(log_completions=True, max_steps=2)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["turns/mean"] == pytest.approx((1 + 2 + 4 + 3) / 4)
+    assert log["turns/tool_mean"] == pytest.approx((0 + 1 + 3 + 2) / 4)
+    # turn groups 0, 1, 2 have 3, 2 and 1 members
+    assert log["turn_group/size_mean"] == pytest.approx(2.0)
+    assert log["turn_group/singletons"] == pytest.approx(1 / 3)
+    assert {"information_gain/turn_0", "information_gain/turn_1", "information_gain/turn_2"} <= set(log)
+    assert log["clip_scale/min"] < log["clip_scale/mean"] < log["clip_scale/max"]
+    assert log["belief/first"] < 0 and log["information_gain/unscorable_turns"] == 0
+    table = pd.read_parquet(tmp_path / "run" / "completions" / "completions_00001.parquet")
+    assert [len(turns) for turns in table["information_gain"]] == [1, 2, 4, 3]
+    assert [len(turns) for turns in table["turn_advantages"]] == [1, 2, 4, 3]
+    assert table["advantage"].nunique() == 4  # the outcome alone would be two values
+    assert log["advantages/turn_part_abs_mean"] > 0
+
+
+def test_model_card(build, tmp_path):
+    trainer = build(max_steps=1, save_strategy="steps", save_steps=1)
+    trainer.train()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "A²TGPO" in card and "2605.06200" in card and "a2tgpo" in card and "DeepSeekMath" not in card
+
+
+# ---- what TRL's trainer can do
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(gradient_accumulation_steps=2, steps_per_generation=4, per_device_train_batch_size=1),
+        dict(num_iterations=3),
+        dict(bf16=True),
+        dict(gradient_checkpointing=True),
+        dict(beta=0.1, lora=True),
+        dict(lora=True),
+        dict(lora=True, gradient_checkpointing=True, bf16=True),
+        dict(scale_rewards="none"),
+        dict(top_entropy_quantile=0.5),
+        dict(entropy_coef=0.01),
+        dict(off_policy_mask_threshold=0.5, num_iterations=2),
+    ],
+    ids=str,
+)
+def test_trl_features(build, options):
+    options = dict(options)
+    lora = options.pop("lora", False)
+    if lora:
+        peft = pytest.importorskip("peft")
+        options["peft_config"] = peft.LoraConfig(
+            r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.1
+        )
+    trainer = build(max_steps=3, **options)
+    start = weights(trainer)
+    trainer.train()
+    end = weights(trainer)
+    trained = [name for name in end if not torch.equal(start[name], end[name])]
+    assert trained
+    assert all("lora" in name for name in trained) == lora
+    assert all(math.isfinite(log["loss"]) for log in trainer.state.log_history if "loss" in log)
+
+
+def test_beliefs_leave_no_trace_in_the_random_state(score):
+    peft = pytest.importorskip("peft")
+
+    def state(estimator):
+        lora = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.5)
+        _, trainer = score(peft_config=lora, advantage_estimator=estimator)
+        assert trainer.model.training
+        return torch.random.get_rng_state()
+
+    assert torch.equal(state("a2tgpo"), state("grpo"))
+
+
+def test_eval(build, rows):
+    trainer = build(eval_dataset=Dataset.from_list(rows[:2]), per_device_eval_batch_size=4, num_generations_eval=4)
+    metrics = trainer.evaluate()
+    assert metrics["eval_reward"] == pytest.approx(0.75)
+    assert {"eval_information_gain/turn_0", "eval_turns/mean"} <= set(metrics)
+
+
+def test_checkpoint_and_resume(build, tmp_path):
+    options = dict(max_steps=4, save_strategy="steps", save_steps=2, advantage_estimator="a2tgpo")
+    straight = build(**options)
+    straight.train()
+    resumed = build(**options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert resumed.state.global_step == 4
+    for left, right in zip(weights(straight).values(), weights(resumed).values(), strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_turn_ratio_is_what_the_loss_sees(score):
+    """Captured inside TRL's loss: the old log-probabilities that make its token ratio the turn's."""
+    batch, trainer = loss_inputs(score)
+    seen = {}
+    original = trainer.get_off_policy_mask
+    trainer.off_policy_mask_threshold = 1e9
+
+    def capture(advantages, per_token_logps, sampling_per_token_logps, mask, off_policy_threshold):
+        seen.update(new=per_token_logps.detach(), old=sampling_per_token_logps)
+        return original(advantages, per_token_logps, sampling_per_token_logps, mask, off_policy_threshold)
+
+    trainer.get_off_policy_mask = capture
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.compute_loss(trainer.model, batch)
+    expected = turn_log_ratio(seen["new"] - batch["old_per_token_logps"], batch["turn_ids"])
+    torch.testing.assert_close(seen["new"] - seen["old"], expected, atol=1e-6, rtol=1e-5)
