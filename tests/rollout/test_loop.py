@@ -44,7 +44,7 @@ class Play:
 
     def __init__(self, *rollouts, prompt="p", logprobs=False):
         self.logprobs = logprobs
-        self.left = {}  # by context, so that only an exact context is continued
+        self.left = {}
         self.contexts = []
         self.rollouts = []
         for first, *rest in rollouts:

@@ -1,0 +1,65 @@
+"""Scores one group of four completions, and trains on it, on however many processes it is launched with."""
+
+import os
+import sys
+from pathlib import Path
+
+import tiny
+import torch
+from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.functional import turn_ids
+from conftest import GROUP, QUESTION, correct, search
+from datasets import Dataset
+from trl import GRPOTrainer
+
+
+def main(folder: Path) -> None:
+    processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    share = 4 // processes
+    # One process plays 0 and 1 tool turns, the other 3 and 2
+    script = tiny.Script(GROUP[rank * share : (rank + 1) * share])
+
+    def generate(trainer, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+        return script.write(trainer._tokenizer, prompt_ids), None
+
+    GRPOTrainer._generate_single_turn = generate
+    args = A2TGPOConfig(
+        str(folder / f"run-{processes}"),
+        num_generations=4,
+        per_device_train_batch_size=share,
+        steps_per_generation=1,
+        num_iterations=2,
+        max_completion_length=400,
+        max_steps=3,
+        learning_rate=1e-3,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+    )
+    rows = [{"prompt": QUESTION, "answer": ["Paris"]}] * 8
+    trainer = A2TGPOTrainer(
+        tiny.model(), correct, args, Dataset.from_list(rows), processing_class=tiny.tokenizer(), tools=[search]
+    )
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([dict(row) for row in rows[:share]])
+    metrics = {name: values[0] for name, values in trainer._metrics["train"].items() if "/" in name}
+    trainer.train()
+    torch.save(
+        {
+            "advantages": list(batch["advantages"]),
+            "clip_scale": list(batch["clip_scale"]),
+            "information_gain": list(batch["information_gain"]),
+            "local_turns": int(turn_ids(batch["completion_mask"], batch["tool_mask"]).max()) + 1,
+            "metrics": {name: value for name, value in metrics.items() if name.startswith(("info", "turn", "adv", "clip", "bel"))},
+            "empty": trainer.empty_updates.num_empty,
+            "weights": dict(trainer.accelerator.unwrap_model(trainer.model).state_dict()),
+        },
+        folder / f"{processes}-{rank}.pt",
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
