@@ -52,7 +52,11 @@ def main(folder: Path) -> None:
             "clip_scale": list(batch["clip_scale"]),
             "information_gain": list(batch["information_gain"]),
             "local_turns": int(turn_ids(batch["completion_mask"], batch["tool_mask"]).max()) + 1,
-            "metrics": {name: value for name, value in metrics.items() if name.startswith(("info", "turn", "adv", "clip", "bel"))},
+            "metrics": {
+                name: value
+                for name, value in metrics.items()
+                if name.startswith(("info", "turn", "adv", "clip", "bel"))
+            },
             "empty": trainer.empty_updates.num_empty,
             "weights": dict(trainer.accelerator.unwrap_model(trainer.model).state_dict()),
         },

@@ -3,6 +3,7 @@
 import math
 import sys
 import textwrap
+from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
@@ -113,7 +114,7 @@ class A2TGPOTrainer(GRPOTrainer):
                 f"A2TGPOTrainer trains text models, and {type(processing_class).__name__} is a processor for images or "
                 "audio. Use a text model, or pass its tokenizer as processing_class."
             )
-        conversational = train_dataset is None or is_conversational(next(iter(train_dataset)))
+        conversational = _is_conversational(train_dataset)
         uses_tools = bool(tools or environment_factory)
         protocol = choose_protocol(args.tool_protocol, processing_class, conversational) if uses_tools else None
         # GRPOTrainer takes tools for calls of the chat template, and would refuse templates without them
@@ -212,6 +213,39 @@ class A2TGPOTrainer(GRPOTrainer):
         if self.use_vllm and self.vllm_mode == "colocate":
             return self.vllm_generation.llm.llm_engine.model_config.max_model_len
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+    @torch.no_grad()
+    def play(self, rows: list[dict[str, Any]], greedy: bool = False) -> list[dict[str, Any]]:
+        """
+        Roll rows out and score them without training, to evaluate or to look at.
+
+        Args:
+            rows (`list[dict]`): Rows as in the datasets, `num_generations_eval` consecutive ones of each prompt.
+            greedy (`bool`): Whether to take the most likely token instead of sampling.
+
+        Returns:
+            `list[dict]`: for each row its `prompt`, `completion` and `rewards` by name, and, unless the estimator is
+            `"grpo"`, one number per turn of `information_gain`, `turn_advantages` and `clip_scale`.
+        """
+        logs = {"prompt": [], "completion": [], "images": [], "advantages": deque()}
+        logs |= {"rewards": defaultdict(list), "extra": defaultdict(list)}
+        sampler = self.vllm_generation if self.use_vllm else self.generation_config
+        choice = ({"temperature": 0.0} if self.use_vllm else {"do_sample": False}) if greedy else {}
+        is_training = self.model.training
+        self.model.eval()
+        try:
+            with _replaced(self, _logs=logs, _metrics={"eval": defaultdict(list)}), _replaced(sampler, **choice):
+                size = self.args.per_device_eval_batch_size
+                for start in range(0, len(rows), size):
+                    self._generate_and_score_completions([dict(row) for row in rows[start : start + size]])
+        finally:
+            self.model.train(is_training)
+        columns = {"prompt": logs["prompt"], "completion": logs["completion"], **logs["extra"]}
+        return [
+            {name: column[i] for name, column in columns.items()}
+            | {"rewards": {name: column[i] for name, column in logs["rewards"].items()}}
+            for i in range(len(logs["prompt"]))
+        ]
 
     # ---- credit ------------------------------------------------------------------------------------------------
 
@@ -393,6 +427,11 @@ def _load_processing_class(model: Any, args: A2TGPOConfig) -> PreTrainedTokenize
         padding_side="left",
         trust_remote_code=args.trust_remote_code,
     )
+
+
+def _is_conversational(dataset: Any) -> bool:
+    row = {} if dataset is None else next(iter(dataset))
+    return "prompt" not in row or is_conversational(row)  # without a prompt, an environment writes the conversation
 
 
 def _check_answer_columns(column: str, train_dataset: Any, eval_dataset: Any) -> None:

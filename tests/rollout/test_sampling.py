@@ -22,7 +22,7 @@ PATHS = [
     ["#", "Paris", ".", "<|im_end|>"],
     ["\n", "Paris"],  # after an observation
     ["@", "yen", "yen"],  # for ever
-    ["&", "(", "en", "d", ")", "+", "+"],
+    ["&", "(", "E", ")", "+", "+"],
 ]
 PROMPTS = ["!", "?", "#", "@"]
 
@@ -137,20 +137,20 @@ def test_generate_is_restored(tags, monkeypatch, fails):
     assert trainer.model.generate.__func__ is type(trainer.model).generate
 
 
-@pytest.mark.parametrize("given", ["end)", ["end)"]])
+@pytest.mark.parametrize("given", ["E)", ["E)"]])
 def test_stop_strings_of_the_user_are_kept(tags, given):
     trainer, raw = tags(generation_kwargs={"stop_strings": given})
     ids, _ = trainer._generate_single_turn(prompt_ids(trainer, ["&"]), None, {}, 1)
-    assert trainer._tokenizer.batch_decode(ids) == ["(end)"]
+    assert trainer._tokenizer.batch_decode(ids) == ["(E)"]
     assert trainer.args.generation_kwargs == {"stop_strings": given}
     trainer._generate_single_turn(prompt_ids(trainer, ["!"]), None, {}, 1)
     assert trainer._tokenizer.batch_decode(raw[1]) == [CALL]
 
 
 def test_nothing_is_left_behind_a_stop_string_of_the_user(tags):
-    trainer, _ = tags(generation_kwargs={"stop_strings": ["end)"]})
+    trainer, _ = tags(generation_kwargs={"stop_strings": ["E)"]})
     ids, _ = trainer._generate_single_turn(prompt_ids(trainer, ["&", "?"]), None, {}, 1)
-    assert trainer._tokenizer.batch_decode(ids) == ["(end)", LONG + CALL]
+    assert trainer._tokenizer.batch_decode(ids) == ["(E)", LONG + CALL]
 
 
 # ---- vLLM

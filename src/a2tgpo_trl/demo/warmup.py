@@ -105,6 +105,7 @@ def warm_up(
             learning_rate=settings.learning_rate,
             train_sampling_strategy="sequential",
             gradient_checkpointing=False,
+            loss_type="chunked_nll",  # skips the LM head on tokens that have no label
             bf16=False,  # the model is in bfloat16 already
             logging_steps=1,
             save_strategy="no",

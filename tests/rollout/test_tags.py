@@ -1,0 +1,131 @@
+"""Tags in the trainer: prompts without schemas, completions in the form of the prompts, environments."""
+
+import pytest
+import tiny
+from conftest import search
+from datasets import Dataset
+
+from a2tgpo_trl import A2TGPOTrainer
+
+ANSWER = "<answer>Paris</answer>"
+ROLLOUTS = [[ANSWER + "<|im_end|>"], ["<search>Lyon</search>", ANSWER + "<|im_end|>"]] * 2
+QUESTION = "Where is Lyon?"
+PLAIN_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+class Library:
+    """Each rollout has one of its own, which numbers the calls it gets."""
+
+    def reset(self, **kwargs):
+        self.calls = 0
+
+    def search(self, query: str) -> str:
+        """
+        Look something up.
+
+        Args:
+            query: What to look for.
+        """
+        self.calls += 1
+        return f"{query} was question {self.calls}"
+
+
+class Atlas(Library):
+    def reset(self, **kwargs):
+        self.calls = 10
+
+    async def locate(self, city: str) -> str:
+        """
+        Locate a city.
+
+        Args:
+            city: Which.
+        """
+        return f"{city} in the atlas"
+
+
+@pytest.fixture
+def played(config, monkeypatch):
+    """`played(rollouts, prompt, tokenizer, …)`: prompts and completions as text, what rewards got, the trainer."""
+
+    def play(rollouts, prompt, tokenizer, names=("library",) * 4, **arguments):
+        rewarded = []
+
+        def reward(prompts, completions, **kwargs):
+            rewarded.extend(completions)
+            return [0.0] * len(completions)
+
+        tiny.Script(rollouts).install(monkeypatch)
+        inputs = [{"prompt": prompt, "answer": "Paris", "environment": name} for name in names]
+        trainer = A2TGPOTrainer(
+            model=tiny.model(),
+            reward_funcs=reward,
+            args=config(advantage_estimator="grpo", tool_protocol="tags"),
+            train_dataset=Dataset.from_list(inputs),
+            processing_class=tokenizer,
+            **arguments,
+        )
+        batch = trainer._generate_and_score_completions(inputs)
+        prompts, completions = (
+            [
+                tokenizer.decode(row[mask.bool()])
+                for row, mask in zip(batch[f"{part}_ids"], batch[f"{part}_mask"], strict=True)
+            ]
+            for part in ("prompt", "completion")
+        )
+        return prompts, completions, rewarded, trainer
+
+    return play
+
+
+OBSERVED = "<search>Lyon</search>\n<result>Lyon is in France.</result>\n" + ANSWER
+
+
+def test_plain_prompts_give_text(played):
+    prompts, completions, rewarded, _ = played(ROLLOUTS, QUESTION, tiny.tokenizer(), tools=[search])
+    assert prompts == [QUESTION] * 4
+    assert completions == [ANSWER + "<|im_end|>", OBSERVED + "<|im_end|>"] * 2
+    assert rewarded == [ANSWER, OBSERVED] * 2
+
+
+@pytest.mark.parametrize("template", ["knows tools", "knows none"])
+def test_conversational_prompts_give_messages_and_show_no_schema(played, template):
+    tokenizer = tiny.chat_tokenizer() if template == "knows tools" else tiny.tokenizer(PLAIN_TEMPLATE)
+    conversation = [{"role": "user", "content": QUESTION}]
+    prompts, completions, rewarded, trainer = played(ROLLOUTS, conversation, tokenizer, tools=[search])
+    assert prompts == [tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)] * 4
+    assert completions == [ANSWER + "<|im_end|>", OBSERVED + "<|im_end|>"] * 2
+    assert [[message["role"] for message in completion] for completion in rewarded[:2]] == [
+        ["assistant"],
+        ["assistant", "tool", "assistant"],
+    ]
+    assert rewarded[1][1] == {"role": "tool", "name": "search", "content": "Lyon is in France."}
+    assert rewarded[1][2] == {"role": "assistant", "content": ANSWER}
+    assert trainer.tools == [search]
+    assert getattr(tokenizer, "response_template", None) is None
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_environments(played, several):
+    rollouts = [
+        ["<search>Lyon</search>", "<search>Lyon</search>", ANSWER + "<|im_end|>"],
+        ["<locate>Lyon</locate>" if several else "<search>x</search>", ANSWER + "<|im_end|>"],
+    ] * 2
+    tokenizer, conversation = tiny.chat_tokenizer(), [{"role": "user", "content": QUESTION}]
+    prompts, completions, _, _ = played(
+        rollouts,
+        conversation,
+        tokenizer,
+        names=["library", "atlas"] * 2,
+        environment_factory={"library": Library, "atlas": Atlas} if several else Library,
+    )
+    assert prompts == [tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)] * 4
+    assert completions[0] == completions[2]
+    assert "Lyon was question 1</result>" in completions[0] and "Lyon was question 2</result>" in completions[0]
+    assert ("Lyon in the atlas" if several else "x was question 1") in completions[1]
+
+
+def test_an_environment_for_a_tokenizer_without_template(played):
+    rollouts = [["<search>Lyon</search>", ANSWER + "<|im_end|>"]] * 4
+    _, completions, _, _ = played(rollouts, QUESTION, tiny.tokenizer(), environment_factory=Library)
+    assert completions == [f"<search>Lyon</search>\n<result>Lyon was question 1</result>\n{ANSWER}<|im_end|>"] * 4

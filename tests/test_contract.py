@@ -1,0 +1,289 @@
+"""The contract with TRL: what we override, call and read of `GRPOTrainer` is as it was in 1.16. All of it is private."""
+
+import ast
+import importlib
+import inspect
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pytest
+import tiny
+from conftest import search
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+
+import a2tgpo_trl.trainer
+from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+
+# Parameters in their order, with defaults where there are any
+OVERRIDDEN = {
+    "__init__": "self model reward_funcs=None args=None train_dataset=None eval_dataset=None processing_class=None "
+    "reward_processing_classes=None callbacks=None optimizers=(None,None) quantization_config=None peft_config=None "
+    "tools=None rollout_func=None environment_factory=None",
+    "_set_signature_columns_if_needed": "self",
+    "_tokenize_prompts": "self prompts",
+    "_generate_single_turn": "self prompt_ids images multimodal_fields num_generations has_tool_images=False",
+    "_tool_call_loop": "self prompts prompt_ids completion_ids completions logprobs images multimodal_fields",
+    "_generate_and_score_completions": "self inputs",
+    "_get_per_token_logps_and_entropies": "self model input_ids attention_mask logits_to_keep batch_size=None "
+    "compute_entropy=False compute_aux_loss=False pixel_values=None image_grid_thw=None num_images=None "
+    "pixel_attention_mask=None spatial_shapes=None num_tiles=None image_sizes=None token_type_ids=None "
+    "mm_token_type_ids=None image_position_ids=None",
+    "_compute_loss": "self model inputs",
+}
+CALLED = {
+    "_get_tool_suffix_ids": "self tool_messages",
+    "_generate": "self prompts",  # calls three of the methods above
+}
+FUNCTIONS = {
+    "trl.chat_template_utils.add_response_schema": "processing_class",
+    "trl.chat_template_utils.parse_response": "tokenizer ids prefix=None tools=None",
+    "trl.chat_template_utils.supports_tool_calling": "processing_class",
+    "trl.data_utils.is_conversational": "example",
+    "trl.trainer.utils.get_config_model_id": "config",
+    "trl.trainer.utils.start_event_loop_in_daemon": "name=None",
+    "trl.trainer.utils.shutdown_event_loop_in_daemon": "thread loop",
+}
+# What a method does that we count on: fragments of its source, in this order, and what hangs on them
+FACTS = {
+    "_compute_loss": [
+        (
+            "the log-probs are computed inside the loss, where our override of the method sees them, and only then are "
+            "the old ones read (turn-level ratio)",
+            ["self._get_per_token_logps_and_entropies(", 'inputs.get("old_per_token_logps")'],
+        ),
+        ("advantages may be (B, T)", ['inputs["advantages"]', "if advantages.dim() == 1:", "advantages.unsqueeze(1)"]),
+        (
+            "the ratio is old from new log-probs, and at the token level taken as it is",
+            [
+                "log_ratio = per_token_logps - old_per_token_logps",
+                'self.importance_sampling_level == "token"',
+                "log_importance_weights = log_ratio",
+            ],
+        ),
+        (
+            "the clip range is read from the two attributes that we replace by tensors",
+            ["torch.clamp(coef_1, 1 - self.epsilon_low, 1 + self.epsilon_high)"],
+        ),
+        ("CISPO clips by epsilon_high alone", ["torch.clamp(coef_1, max=self.epsilon_high)"]),
+        (
+            "clip metrics compare with the same bounds, element by element",
+            ["coef_1 < 1 - self.epsilon_low", "coef_1 > 1 + self.epsilon_high"],
+        ),
+        ("observations are masked", ['completion_mask * inputs["tool_mask"]']),
+    ],
+    "_generate_and_score_completions": [
+        (
+            "tools of each rollout are set up before generation",
+            ["self._batch_environments", "self._sync_tool_dicts", "self._async_tool_dicts", "self._generate(prompts)"],
+        ),
+        ("each rollout starts from the tools without environment", ["self._standalone_tools + methods"]),
+        ("tool_mask is padded with 1", ["tool_mask_list", "padding_value=1"]),
+        (
+            "old log-probs are kept only when an update can be off-policy (our start-up warning uses the same condition)",
+            [
+                "generate_every = self.args.steps_per_generation * self.num_iterations",
+                "self.args.gradient_accumulation_steps % generate_every != 0",
+                "old_per_token_logps",
+            ],
+        ),
+        (
+            "advantages are the local part of all processes'",
+            ["process_slice", "advantages = advantages[process_slice]"],
+        ),
+        ("the logged advantages are those of all processes", ['self._logs["advantages"].extend(']),
+        (
+            "the batch has the keys that we read",
+            ['"completion_mask"', '"advantages"', 'output["old_per_token_logps"]', 'output["tool_mask"]'],
+        ),
+    ],
+    "_generate": [
+        (
+            "prompts are tokenised and the first turn is generated by the methods that we override",
+            ["self._tokenize_prompts(prompts)", "self._generate_single_turn("],
+        ),
+        ("the loop runs if there are tools", ["if self.tools:", "self._tool_call_loop("]),
+        ("without tools env_mask is the tool_mask", ["else:", 'tool_mask = extra_fields.pop("env_mask", None)']),
+    ],
+    "_tokenize_prompts": [
+        ("schemas come from the two attributes that the tags protocol hides", ["self._env_tools[name] or None"]),
+        ("schemas come from the two attributes that the tags protocol hides", ["self.tools or None"]),
+    ],
+    "_generate_single_turn": [
+        ("vLLM has its own path", ["if self.use_vllm:", "self.vllm_generation.generate("]),
+        (
+            "stop strings reach generate by both of its configurations",
+            ["generation_kwargs=self.generation_kwargs", "generation_config=self.generation_config"],
+        ),
+        ("what follows the end of the sequence is cut, other padding is not", ["self.eos_token_ids", "argmax(dim=1)"]),
+    ],
+    "_tool_call_loop": [
+        (
+            "an observation is dropped if it exceeds the budget or fills the context",
+            ["> self.max_completion_length or", ">= max_model_len"],
+        ),
+        (
+            "the context of a colocated vLLM is its own",
+            ["self.vllm_generation.llm.llm_engine.model_config.max_model_len"],
+        ),
+        (
+            "it returns what our loop returns, in this order",
+            [
+                "return tool_mask, completions, completion_ids, logprobs, tool_call_count, tool_failure_count, tool_images"
+            ],
+        ),
+    ],
+    "_get_per_token_logps_and_entropies": [
+        ("the fused head gives log-probs", ["fused_lm_head=True", ".log_probs"]),
+        ("it returns three things", ["return logps, entropies, aux_loss"]),
+    ],
+    "__init__": [
+        ("standalone tools are those without environment", ["self._standalone_tools = tools"]),
+        (
+            "chat templates without tools are refused where there are tools",
+            ["supports_tool_calling(processing_class)"],
+        ),
+        ("the parser is set up where there are tools", ["if self.tools:", "add_response_schema(processing_class)"]),
+        ("vLLM gets the sampling parameters of the config", ["generation_kwargs=args.generation_kwargs"]),
+    ],
+    "log": [
+        ("the completions table shows our columns", ['**self._logs["extra"]', '"advantage": self._logs["advantages"]'])
+    ],
+}
+# Attributes of `GRPOTrainer` that exist only in a batch, with environments, or with vLLM: where TRL sets them
+SET_LATER = {
+    "_batch_environments": "_generate_and_score_completions",
+    "_sync_tool_dicts": "_generate_and_score_completions",
+    "_async_tool_dicts": "_generate_and_score_completions",
+    "_env_tools": "__init__",
+    "vllm_generation": "__init__",
+}
+
+
+def written(function):
+    """The parameters of a function, as in the tables above."""
+    return " ".join(
+        name if parameter.default is parameter.empty else f"{name}={parameter.default}".replace(" ", "")
+        for name, parameter in inspect.signature(function).parameters.items()
+    )
+
+
+def seams_used():
+    """Attributes of TRL's trainer that ours uses, from its source."""
+    (trainer,) = (
+        node
+        for node in ast.parse(Path(a2tgpo_trl.trainer.__file__).read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == "A2TGPOTrainer"
+    )
+    read, stored = set(), set()
+    for node in ast.walk(trainer):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
+            (stored if isinstance(node.ctx, ast.Store) else read).add(node.attr)
+    inherited = read - stored - vars(A2TGPOTrainer).keys()
+    return sorted(inherited | {"tools", "_standalone_tools"})  # two that it writes
+
+
+@pytest.fixture(scope="module")
+def trl_trainer(tmp_path_factory):
+    """TRL's own trainer, as it stands after its constructor."""
+    options = dict(num_generations=4, per_device_train_batch_size=4, use_cpu=True, bf16=False, report_to=[])
+    return GRPOTrainer(
+        model=tiny.model(),
+        reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
+        args=GRPOConfig(str(tmp_path_factory.mktemp("trl")), **options),
+        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": "?"}]}] * 4),
+        processing_class=tiny.chat_tokenizer(),
+        tools=[search],
+    )
+
+
+@pytest.mark.parametrize("method", [*OVERRIDDEN, *CALLED])
+def test_signature_in_trl(method):
+    assert hasattr(GRPOTrainer, method), f"TRL seam GRPOTrainer.{method} is gone"
+    expected = {**OVERRIDDEN, **CALLED}[method]
+    assert written(getattr(GRPOTrainer, method)) == expected, f"TRL seam GRPOTrainer.{method} takes other arguments"
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_function_of_trl(function):
+    module, _, name = function.rpartition(".")
+    found = getattr(importlib.import_module(module), name, None)
+    assert found is not None, f"TRL seam {function} is gone"
+    assert written(found) == FUNCTIONS[function], f"TRL seam {function} takes other arguments"
+
+
+@pytest.mark.parametrize(
+    ("method", "fact", "fragments"), [(method, *fact) for method, facts in FACTS.items() for fact in facts]
+)
+def test_source_of_trl(method, fact, fragments):
+    source = inspect.getsource(getattr(GRPOTrainer, method))
+    position = 0
+    for fragment in fragments:
+        found = source.find(fragment, position)
+        assert found >= 0, f"TRL seam GRPOTrainer.{method} moved: {fact}. Not found, or not in this place: {fragment}"
+        position = found + len(fragment)
+
+
+def test_what_we_override_is_pinned():
+    ours = {name for name, value in vars(A2TGPOTrainer).items() if callable(value) and hasattr(GRPOTrainer, name)}
+    assert ours == OVERRIDDEN.keys()
+
+
+@pytest.mark.parametrize("method", OVERRIDDEN)
+def test_override_accepts_what_trl_passes(method):
+    ours = inspect.signature(getattr(A2TGPOTrainer, method)).parameters
+    theirs = inspect.signature(getattr(GRPOTrainer, method)).parameters
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in ours.values()):
+        assert any(parameter.kind is parameter.VAR_KEYWORD for parameter in ours.values())
+        return
+    assert list(ours) == list(theirs)
+    assert [p.default for p in ours.values()] == [p.default for p in theirs.values()]
+
+
+@pytest.mark.parametrize("attribute", seams_used())
+def test_attribute_of_trl(trl_trainer, attribute):
+    if attribute in SET_LATER:
+        source = inspect.getsource(getattr(GRPOTrainer, SET_LATER[attribute]))
+        there = f"self.{attribute} = " in source
+    else:
+        there = hasattr(trl_trainer, attribute)
+    assert there, f"TRL seam GRPOTrainer.{attribute}, which A2TGPOTrainer reads, is gone"
+
+
+def test_logs_of_trl(trl_trainer):
+    trl_trainer._metrics["train"]["new/metric"].append(1.0)
+    trl_trainer._logs["extra"]["new column"].extend([1])
+    assert hasattr(trl_trainer._logs["advantages"], "pop"), (
+        "TRL seam GRPOTrainer._logs['advantages'] cannot be corrected"
+    )
+
+
+def test_clip_range_of_trl_is_a_number(trl_trainer):
+    assert (trl_trainer.epsilon_low, trl_trainer.epsilon_high) == (0.2, 0.2)
+
+
+def test_config_adds_fields_and_drops_none():
+    ours, theirs = ({field.name: field for field in fields(cls)} for cls in (A2TGPOConfig, GRPOConfig))
+    assert theirs.keys() <= ours.keys()
+    assert list(ours)[: len(theirs)] == list(theirs), "positional arguments of the config keep TRL's order"
+    changed = {name for name in theirs if ours[name].default != theirs[name].default}
+    assert changed == {"importance_sampling_level", "epsilon", "loss_type"}
+    assert all(ours[name].default_factory == theirs[name].default_factory for name in theirs)
+    assert ours.keys() - theirs.keys() == {
+        "advantage_estimator",
+        "turn_advantage_coef",
+        "turn_gamma",
+        "turn_clip_strength",
+        "turn_normalization",
+        "turn_rescale",
+        "belief_measure",
+        "answer_column",
+        "answer_template",
+        "tool_protocol",
+        "tool_tags",
+        "result_tag",
+        "skip_empty_updates",
+    }
+    for name in ours.keys() - theirs.keys():
+        assert ours[name].metadata.get("help"), f"{name} has no help"
+        assert ours[name].default is not MISSING
