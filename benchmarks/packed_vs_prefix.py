@@ -17,9 +17,10 @@ import time
 from pathlib import Path
 
 import torch
-from a2tgpo_trl.belief import Probe, ProbedRow, packed_beliefs, packed_length, prefix_beliefs
 from transformers import AutoModelForCausalLM, LlamaConfig
 from trl.trainer.utils import add_fused_lm_head
+
+from a2tgpo_trl.belief import Probe, ProbedRow, packed_beliefs, packed_length, prefix_beliefs
 
 SHAPE = dict(
     vocab_size=49152,

@@ -1,10 +1,10 @@
 import os
 
 import pytest
-import tiny
 import torch
 from datasets import Dataset
 
+import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 
 os.environ["HF_HUB_OFFLINE"] = "1"

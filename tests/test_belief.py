@@ -1,10 +1,10 @@
 """Beliefs: which tokens are scored, and that packed and prefix-by-prefix scoring are the same number."""
 
 import pytest
-import tiny
 import torch
 from trl.trainer.utils import add_fused_lm_head
 
+import tiny
 from a2tgpo_trl.belief import (
     Probe,
     ProbedRow,

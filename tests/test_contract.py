@@ -7,13 +7,13 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
-import tiny
-from conftest import search
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 import a2tgpo_trl.trainer
+import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from conftest import search
 
 # Parameters in their order, with defaults where there are any
 OVERRIDDEN = {

@@ -4,9 +4,10 @@ import dataclasses
 import re
 from pathlib import Path
 
+from trl import GRPOConfig
+
 import tiny
 from a2tgpo_trl import A2TGPOConfig
-from trl import GRPOConfig
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

@@ -6,15 +6,15 @@ import math
 
 import pandas as pd
 import pytest
-import tiny
 import torch
-from conftest import GROUP, QUESTION, correct
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.functional import spread_turns, turn_ids, turn_log_ratio
+from conftest import GROUP, QUESTION, correct
 
 ANSWER_ONLY = [
     ["<answer>Paris</answer><|im_end|>"],
@@ -314,7 +314,8 @@ def test_the_loss_leaves_batch_and_trainer_as_they_were(score):
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo"])
 @pytest.mark.parametrize("level", ["turn", "token", "sequence"])
 def test_every_clipped_loss_type_trains(score, loss_type, level):
-    batch, trainer = loss_inputs(score, loss_type=loss_type, importance_sampling_level=level)
+    options = {"epsilon_high": 5.0} if loss_type == "cispo" else {}
+    batch, trainer = loss_inputs(score, loss_type=loss_type, importance_sampling_level=level, **options)
     trainer.current_gradient_accumulation_steps = 1
     trainer.compute_loss(trainer.model, batch).backward()
     assert trainer.model.get_input_embeddings().weight.grad.abs().sum() > 0
@@ -491,6 +492,7 @@ def test_defaults_are_the_papers(config):
         (dict(belief_measure="x"), "belief_measure must be one of"),
         (dict(tool_protocol="x"), "tool_protocol must be one of"),
         (dict(loss_type="sapo"), "turn_clip_strength=0"),
+        (dict(loss_type="cispo"), "set epsilon_high to the cap"),
         (dict(advantage_estimator="grpo", turn_advantage_coef=0.5), "turn_advantage_coef=0.5 has no effect"),
         (dict(advantage_estimator="igpo", turn_clip_strength=0.1), "turn_clip_strength=0.1 has no effect"),
     ],

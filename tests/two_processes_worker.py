@@ -4,13 +4,14 @@ import os
 import sys
 from pathlib import Path
 
-import tiny
 import torch
+from datasets import Dataset
+from trl import GRPOTrainer
+
+import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.functional import turn_ids
 from conftest import GROUP, QUESTION, correct, search
-from datasets import Dataset
-from trl import GRPOTrainer
 
 
 def main(folder: Path) -> None:

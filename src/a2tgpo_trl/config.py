@@ -155,6 +155,11 @@ class A2TGPOConfig(GRPOConfig):
                 f"{self.answer_template.count('{answer}')}. For example: '<answer>{{answer}}</answer>'."
             )
         self._check_unread()
+        if self.loss_type == "cispo" and self.epsilon_high is None:
+            raise ValueError(
+                "loss_type='cispo' caps the ratio itself at epsilon_high, so the default clip range would stop learning: "
+                "set epsilon_high to the cap, for example 5.0."
+            )
         if self.epsilon is None:
             self.epsilon, default_high = _CLIP_RANGES[self.importance_sampling_level]
             self.epsilon_high = default_high if self.epsilon_high is None else self.epsilon_high

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import get_json_schema, logging
 from trl import GRPOTrainer
+from trl.chat_template_utils import supports_tool_calling
 from trl.data_utils import is_conversational
 from trl.trainer.utils import get_config_model_id
 
@@ -117,6 +118,11 @@ class A2TGPOTrainer(GRPOTrainer):
         conversational = _is_conversational(train_dataset)
         uses_tools = bool(tools or environment_factory)
         protocol = choose_protocol(args.tool_protocol, processing_class, conversational) if uses_tools else None
+        if environment_factory is not None and not supports_tool_calling(processing_class):
+            raise ValueError(
+                "environment_factory needs a chat template that renders tool calls, with tool_protocol='tags' too: TRL "
+                "builds environments only for such templates. Set one on the tokenizer, or pass tools instead."
+            )
         # GRPOTrainer takes tools for calls of the chat template, and would refuse templates without them
         template_tools = None if protocol == "tags" and environment_factory is None else tools
         self._loss_inputs = None
@@ -153,16 +159,18 @@ class A2TGPOTrainer(GRPOTrainer):
             self._protocol = TagProtocol(
                 self._tokenizer, self.tools, self.args.tool_tags, self.args.result_tag, conversational
             )
-            self._stop_at(self._protocol.stop_strings)
+            self._protocol.stop_strings = self._stop_at(self._protocol.stop_strings)
 
-    def _stop_at(self, strings: tuple[str, ...]) -> None:
+    def _stop_at(self, strings: list[str]) -> list[str]:
+        """End generation at these strings as well; returns them with those that the user configured."""
+        given = self.vllm_generation.generation_kwargs if self.use_vllm else self.generation_kwargs
+        configured = given.get("stop" if self.use_vllm else "stop_strings") or []
+        stops = [*([configured] if isinstance(configured, str) else configured), *strings]
         if self.use_vllm:
-            kwargs = self.vllm_generation.generation_kwargs
-            kwargs["stop"] = [*kwargs.get("stop", []), *strings]
-            kwargs["include_stop_str_in_output"] = True
+            self.vllm_generation.generation_kwargs = {**given, "stop": stops, "include_stop_str_in_output": True}
         else:
-            stops = [*(self.generation_config.stop_strings or []), *strings]
             self.generation_config.stop_strings = self.generation_kwargs["stop_strings"] = stops
+        return stops
 
     def _tokenize_prompts(self, prompts: list):
         if not isinstance(self._protocol, TagProtocol):

@@ -4,11 +4,12 @@ import copy
 import json
 
 import pytest
-import tiny
 import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
+from trl.chat_template_utils import parse_response
 
+import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 
 END = "<|im_end|>"
@@ -285,6 +286,29 @@ def test_environments_same_as_trl(scripted, several, tools, logprobs):
     assert "Lyon was question 2" in text[0]  # the environment of the rollout kept its state
     assert ("Lyon 11.000" if several else "Tool locate not found.") in text[1]
     assert "it is never closed" in text[2]
+
+
+def test_turns_are_parsed_with_the_schemas_of_their_environment(scripted, monkeypatch):
+    parsed = []
+
+    def spy(tokenizer, ids, prefix=None, tools=None):
+        parsed[-1][tuple(prefix), tuple(ids)] = [tool.__qualname__ for tool in tools]
+        return parse_response(tokenizer, ids, prefix=prefix, tools=tools)
+
+    monkeypatch.setattr("trl.trainer.grpo_trainer.parse_response", spy)
+    monkeypatch.setattr("a2tgpo_trl.rollout.protocol.parse_response", spy)
+    inputs = [
+        {"prompt": [{"role": "user", "content": "Where?"}], "answer": "Paris", "environment": name}
+        for name in ("library", "atlas", "library", "atlas")
+    ]
+    arguments = {"environment_factory": {"library": Library, "atlas": Atlas}}
+    for trainer_class in (A2TGPOTrainer, GRPOTrainer):
+        parsed.append({})
+        options = dict(arguments=arguments, max_completion_length=1000)
+        scripted.play(trainer_class, ENVIRONMENT_TURNS, False, inputs, **options)
+    ours, theirs = parsed
+    assert ours == theirs
+    assert len({tuple(tools) for tools in theirs.values()}) == 2
 
 
 # ---- a rollout function of the user's own

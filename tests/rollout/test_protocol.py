@@ -1,11 +1,11 @@
 """Protocols: what ends a turn, what is read as a call, what an observation looks like in tokens."""
 
 import pytest
-import tiny
-from conftest import search
 from trl.chat_template_utils import qwen3_template
 
+import tiny
 from a2tgpo_trl.rollout import TagProtocol, choose_protocol
+from conftest import search
 
 SPECIAL_IDS = {0, 1, 2}
 PLAIN_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -106,7 +106,7 @@ def test_a_token_that_holds_more_than_the_end_of_the_tag_is_kept_whole(merged, r
 
 def test_stop_strings_are_the_closing_tags_of_all_tools():
     protocol = TagProtocol(tiny.tokenizer(), [search, calculate], tool_tags={"calculate": "math"})
-    assert protocol.stop_strings == ("</search>", "</math>")
+    assert protocol.stop_strings == ["</search>", "</math>"]
 
 
 # ---- what is a call

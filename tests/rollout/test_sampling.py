@@ -4,13 +4,13 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
-import tiny
 import torch
-from conftest import search
 from datasets import Dataset
 from trl import GRPOTrainer
 
+import tiny
 from a2tgpo_trl import A2TGPOTrainer
+from conftest import search
 
 CALL = "<search>Lyon</search>"
 LONG = "abcdefghijklmnopqrstuvw"

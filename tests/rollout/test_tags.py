@@ -1,11 +1,11 @@
 """Tags in the trainer: prompts without schemas, completions in the form of the prompts, environments."""
 
 import pytest
-import tiny
-from conftest import search
 from datasets import Dataset
 
+import tiny
 from a2tgpo_trl import A2TGPOTrainer
+from conftest import search
 
 ANSWER = "<answer>Paris</answer>"
 ROLLOUTS = [[ANSWER + "<|im_end|>"], ["<search>Lyon</search>", ANSWER + "<|im_end|>"]] * 2
@@ -126,6 +126,5 @@ def test_environments(played, several):
 
 
 def test_an_environment_for_a_tokenizer_without_template(played):
-    rollouts = [["<search>Lyon</search>", ANSWER + "<|im_end|>"]] * 4
-    _, completions, _, _ = played(rollouts, QUESTION, tiny.tokenizer(), environment_factory=Library)
-    assert completions == [f"<search>Lyon</search>\n<result>Lyon was question 1</result>\n{ANSWER}<|im_end|>"] * 4
+    with pytest.raises(ValueError, match="environment_factory needs a chat template that renders tool calls"):
+        played([], QUESTION, tiny.tokenizer(), environment_factory=Library)

@@ -68,7 +68,7 @@ class ToolExecutor:
 
         values = asyncio.run_coroutine_threadsafe(gather(), self._event_loop()).result()
         return [
-            _failure(result.name, value) if isinstance(value, Exception) else ToolResult(result.name, value)
+            _failure(result.name, value) if isinstance(value, BaseException) else ToolResult(result.name, value)
             for result, value in zip(waiting, values, strict=True)
         ]
 
@@ -86,5 +86,5 @@ class _Waiting:
     awaitable: Any
 
 
-def _failure(name: str, error: Exception) -> ToolResult:
+def _failure(name: str, error: BaseException) -> ToolResult:
     return ToolResult(name, {"error": str(error)}, failed=True)

@@ -15,8 +15,11 @@ Message = dict[str, Any]
 class ToolProtocol(ABC):
     """Reads the turns that the model writes and writes the observations that it reads."""
 
-    stop_strings: tuple[str, ...] = ()
+    stop_strings: list[str]
     """Text at which a turn ends besides the end-of-sequence token."""
+
+    def __init__(self):
+        self.stop_strings = []
 
     @abstractmethod
     def read_turn(self, ids: list[int], prefix: list[int], schemas: list) -> Message:
@@ -45,6 +48,7 @@ class ChatProtocol(ToolProtocol):
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, observation_ids: Callable[[list[Message]], list[int]]):
+        super().__init__()
         self.tokenizer = tokenizer
         self._observation_ids = observation_ids
 
@@ -59,7 +63,8 @@ class TagProtocol(ToolProtocol):
     """
     Calls as text: `<search>query</search>`, answered by `<result>…</result>`.
 
-    A turn ends with the first closing tag of a tool. The text between the tags is the tool's one argument.
+    A turn ends with the first closing tag of a tool, or another stop string. The text between the tags is the tool's one
+    argument.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): Any tokenizer; neither template nor special tokens are needed.
@@ -80,6 +85,7 @@ class TagProtocol(ToolProtocol):
         result_tag: str = "result",
         conversational: bool = False,
     ):
+        super().__init__()
         self.tokenizer = tokenizer
         self.result_tag = result_tag
         self.conversational = conversational
@@ -90,15 +96,17 @@ class TagProtocol(ToolProtocol):
         self._calls = {(tool_tags or {}).get(name, name): (name, parameters[name]) for name in parameters}
         if len(self._calls) < len(parameters) or result_tag in self._calls:
             raise ValueError(f"Tags must be distinct: tools use {sorted(self._calls)}, results use {result_tag!r}.")
-        self.stop_strings = tuple(f"</{tag}>" for tag in self._calls)
+        self.stop_strings = [f"</{tag}>" for tag in self._calls]
+        tags = [f"<{slash}{tag}>" for tag in [*self._calls, result_tag] for slash in ("", "/")]
+        self._hidden = set(tokenizer.all_special_ids) - set(tokenizer.convert_tokens_to_ids(tags))
         names = "|".join(map(re.escape, self._calls))
         self._closing = re.compile(f"</({names})>")
         self._any_tag = re.compile(f"<(/?)({names}|{re.escape(result_tag)})>")
 
     def read_turn(self, ids: list[int], prefix: list[int], schemas: list) -> Message:
-        message = {"role": "assistant", "content": self.tokenizer.decode(ids, skip_special_tokens=True)}
-        # A tag may be a special token, so the call is read from the whole text
-        text = self.tokenizer.decode(ids, skip_special_tokens=False)
+        # A tag may be a special token, which decoding would skip
+        text = self.tokenizer.decode([token for token in ids if token not in self._hidden], skip_special_tokens=False)
+        message = {"role": "assistant", "content": text}
         closing = self._closing.search(text)
         if closing is not None:
             tag = closing.group(1)
@@ -123,7 +131,7 @@ class TagProtocol(ToolProtocol):
         if not self._closes(ids):
             return len(ids)
         shortest, longest = 1, len(ids)
-        while shortest < longest:  # whether a prefix holds a closing tag is monotone in its length
+        while shortest < longest:  # whether a prefix holds a stop string is monotone in its length
             middle = (shortest + longest) // 2
             shortest, longest = (shortest, middle) if self._closes(ids[:middle]) else (middle + 1, longest)
         return longest
@@ -134,7 +142,8 @@ class TagProtocol(ToolProtocol):
         return "".join(m["content"] if m["role"] == "assistant" else "".join(self._observation(m)) for m in messages)
 
     def _closes(self, ids: list[int]) -> bool:
-        return self._closing.search(self.tokenizer.decode(ids, skip_special_tokens=False)) is not None
+        text = self.tokenizer.decode(ids, skip_special_tokens=False)
+        return any(string in text for string in self.stop_strings)
 
     def _observation(self, message: Message) -> tuple[str, str, str]:
         # Tags of the protocol inside a result are no tags: a result can neither close itself nor make a call
