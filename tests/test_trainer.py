@@ -576,6 +576,7 @@ def test_metrics_and_table(build, tmp_path):
     table = pd.read_parquet(tmp_path / "run" / "completions" / "completions_00001.parquet")
     assert [len(turns) for turns in table["information_gain"]] == [1, 2, 4, 3]
     assert [len(turns) for turns in table["turn_advantages"]] == [1, 2, 4, 3]
+    assert table["normalized_gain"][2][2] == 0  # alone in its turn group
     assert table["advantage"].nunique() == 4  # the outcome alone would be two values
     assert log["advantages/turn_part_abs_mean"] > 0
 

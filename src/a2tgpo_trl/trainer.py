@@ -233,7 +233,8 @@ class A2TGPOTrainer(GRPOTrainer):
 
         Returns:
             `list[dict]`: for each row its `prompt`, `completion` and `rewards` by name, and, unless the estimator is
-            `"grpo"`, one number per turn of `information_gain`, `turn_advantages` and `clip_scale`.
+            `"grpo"`, lists of one number per turn: `information_gain`, `normalized_gain`, `turn_advantages` and
+            `clip_scale`.
         """
         logs = {"prompt": [], "completion": [], "images": [], "advantages": deque()}
         logs |= {"rewards": defaultdict(list), "extra": defaultdict(list)}
@@ -359,6 +360,7 @@ class A2TGPOTrainer(GRPOTrainer):
         trained_on.extend(per_completion.tolist())
         for column, values in (
             ("information_gain", credit.gains),
+            ("normalized_gain", credit.normalized),
             ("turn_advantages", credit.advantages),
             ("clip_scale", credit.clip_scale),
         ):
