@@ -675,9 +675,9 @@ def test_turn_ratio_is_what_the_loss_sees(score):
 
 
 def test_play(build, rows):
-    trainer = build(per_device_eval_batch_size=4, num_generations_eval=4)
+    trainer = build(per_device_eval_batch_size=4)
     trainer.model.train()
-    played = trainer.play(rows[:4], greedy=True)
+    played = trainer.play(rows[:1], greedy=True, num_generations=4)
     assert [row["rewards"]["correct"] for row in played] == [0.0, 1.0, 1.0, 1.0]
     assert [len(row["information_gain"]) for row in played] == [1, 2, 4, 3]
     assert played[1]["completion"].startswith("<search>Lyon</search>\n<result>Lyon is in France.</result>\n<answer>")
@@ -686,6 +686,6 @@ def test_play(build, rows):
 
 
 def test_play_greedy_is_deterministic_and_sampling_is_not(build, rows):
-    trainer = build(rollouts=None, max_completion_length=20, num_generations_eval=1)
+    trainer = build(rollouts=None, max_completion_length=20)
     texts = [[trainer.play(rows[:1], greedy=greedy)[0]["completion"] for _ in range(2)] for greedy in (True, False)]
     assert texts[0][0] == texts[0][1] and texts[1][0] != texts[1][1]

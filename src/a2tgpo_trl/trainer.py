@@ -223,16 +223,17 @@ class A2TGPOTrainer(GRPOTrainer):
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
     @torch.no_grad()
-    def play(self, rows: list[dict[str, Any]], greedy: bool = False) -> list[dict[str, Any]]:
+    def play(self, rows: list[dict[str, Any]], greedy: bool = False, num_generations: int = 1) -> list[dict[str, Any]]:
         """
         Roll rows out and score them without training, to evaluate or to look at.
 
         Args:
-            rows (`list[dict]`): Rows as in the datasets, `num_generations_eval` consecutive ones of each prompt.
+            rows (`list[dict]`): Rows as in the datasets.
             greedy (`bool`): Whether to take the most likely token instead of sampling.
+            num_generations (`int`): Rollouts of each row, which form a group; a group of one has no turn credit.
 
         Returns:
-            `list[dict]`: for each row its `prompt`, `completion` and `rewards` by name, and, unless the estimator is
+            `list[dict]`: for each rollout, row by row, its `prompt`, `completion` and `rewards` by name, and, unless the estimator is
             `"grpo"`, lists of one number per turn: `information_gain`, `normalized_gain`, `turn_advantages` and
             `clip_scale`.
         """
@@ -243,10 +244,16 @@ class A2TGPOTrainer(GRPOTrainer):
         is_training = self.model.training
         self.model.eval()
         try:
-            with _replaced(self, _logs=logs, _metrics={"eval": defaultdict(list)}), _replaced(sampler, **choice):
-                size = self.args.per_device_eval_batch_size
+            with (
+                _replaced(
+                    self, _logs=logs, _metrics={"eval": defaultdict(list)}, num_generations_eval=num_generations
+                ),
+                _replaced(sampler, **choice),
+            ):
+                size = max(self.args.per_device_eval_batch_size // num_generations, 1)
                 for start in range(0, len(rows), size):
-                    self._generate_and_score_completions([dict(row) for row in rows[start : start + size]])
+                    batch = [dict(row) for row in rows[start : start + size] for _ in range(num_generations)]
+                    self._generate_and_score_completions(batch)
         finally:
             self.model.train(is_training)
         columns = {"prompt": logs["prompt"], "completion": logs["completion"], **logs["extra"]}

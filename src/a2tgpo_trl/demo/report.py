@@ -76,11 +76,11 @@ def plot_learning_curve(curve: Sequence[dict], before: dict, after: dict, path: 
     searches.plot(batches, [p["searches"] for p in curve], "o-", color=CURVE_COLOR, label="training, sampled")
     _held_out(searches, ends, before, after, "searches")
     searches.set(title="Searches per question")
-    searches.set_ylim(bottom=0)
+    _from_zero(searches)
     _plot_gains(gains, batches, curve)
     clipped.plot(batches, [100 * p["clipped"] for p in curve], "o-", color=CURVE_COLOR)
     clipped.set(title="Tokens at a binding clip (%)", xlabel="rollout batch")
-    clipped.set_ylim(bottom=0)
+    _from_zero(clipped)
 
     for axis in axes.flat:
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -88,6 +88,10 @@ def plot_learning_curve(curve: Sequence[dict], before: dict, after: dict, path: 
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _from_zero(axis) -> None:
+    axis.set_ylim(bottom=0, top=1.08 * max(axis.get_ylim()[1], 1e-3))
 
 
 def _held_out(axis, ends: tuple[float, float], before: dict, after: dict, name: str) -> None:
@@ -129,9 +133,9 @@ def format_table(before: dict, after: dict) -> str:
     for k in range(max(len(first), len(second))):
         pair = [gains[k] if k < len(gains) else math.nan for gains in (first, second)]
         rows.append((f"information gain of search {k + 1}, sampled", *pair))
-    lines = [f"{'held-out countries':<34}{'warm start':>12}{'trained':>10}{'change':>10}"]
+    lines = [f"{'held-out countries':<38}{'warm start':>12}{'trained':>10}{'change':>10}"]
     lines.append("-" * len(lines[0]))
-    lines += [f"{name:<34}{_number(a):>12}{_number(b):>10}{_number(b - a, '+'):>10}" for name, a, b in rows]
+    lines += [f"{name:<38}{_number(a):>12}{_number(b):>10}{_number(b - a, '+'):>10}" for name, a, b in rows]
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from ..rollout import TagProtocol
@@ -36,10 +37,10 @@ class WarmStart:
         seed (`int`): Picks the traces and the adapter's first weights.
     """
 
-    steps: int = 12
-    traces_per_step: int = 16
-    lazy_share: float = 0.65
-    learning_rate: float = 5e-4
+    steps: int = 24
+    traces_per_step: int = 8
+    lazy_share: float = 0.6
+    learning_rate: float = 1e-3
     lora_rank: int = 16
     seed: int = 0
 
@@ -84,6 +85,14 @@ def make_traces(questions: Sequence[dict], search: Callable[[str], str], tokeniz
     )
 
 
+class StepProgress(TrainerCallback):
+    """Prints the loss of every fifth step."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs and state.global_step % 5 == 0:
+            print(f"  step {state.global_step}/{state.max_steps}: loss {float(logs['loss']):.2f}", flush=True)
+
+
 def warm_up(
     model_folder: Path,
     adapter_folder: Path,
@@ -110,6 +119,8 @@ def warm_up(
             logging_steps=1,
             save_strategy="no",
             report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
             use_cpu=True,
             seed=settings.seed,
         ),
@@ -121,7 +132,9 @@ def warm_up(
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         ),
+        callbacks=[StepProgress()],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.save_model(str(partial))
     partial.rename(adapter_folder)

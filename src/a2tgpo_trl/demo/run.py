@@ -1,0 +1,124 @@
+"""The stages of the demo. What a stage made is kept, so that an interrupted demo goes on where it was."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from datasets.utils.logging import disable_progress_bar
+
+from .model import prepare_model
+from .report import format_table, learning_curve, plot_learning_curve, write_rollouts
+from .training import UPDATES_PER_BATCH, Task, evaluate, load_task, make_trainer, train
+from .warmup import WarmStart, warm_up
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """
+    What can be chosen about a run.
+
+    Attributes:
+        seed (`int`): Of traces, adapter, order of questions and sampling. The split by country is always the same.
+        rollout_batches (`int`): Batches of 32 rollouts to train on.
+        held_out_questions (`int`): Questions to evaluate on.
+    """
+
+    seed: int = 0
+    rollout_batches: int = 6
+    held_out_questions: int = 40
+
+
+def run(settings: DemoSettings, output_dir: Path, restart: bool = False) -> dict:
+    """
+    Prepare, warm up, evaluate, train, evaluate, report.
+
+    Args:
+        settings ([`DemoSettings`]): What to run.
+        output_dir (`Path`): Where the model, and a folder for each seed, are kept.
+        restart (`bool`): Whether to train again where a finished or interrupted run is kept.
+
+    Returns:
+        `dict`: settings, evaluations, learning curve and seconds, as written to `result.json`.
+
+    Raises:
+        SystemExit: If a run with other settings is kept there.
+    """
+    disable_progress_bar()
+    folder = output_dir / f"seed-{settings.seed}"
+    training = folder / "training"
+    if restart:
+        shutil.rmtree(training, ignore_errors=True)
+    began_as = kept(training / "settings.json", lambda: asdict(settings))
+    if began_as != asdict(settings):
+        raise SystemExit(f"{training} holds a run with {began_as}, not {asdict(settings)}: --restart replaces it.")
+    if (training / "result.json").is_file():
+        print("This run is finished; --restart trains again, --seed N runs another.")
+    else:
+        start = time.monotonic()
+        task = load_task()
+        print(
+            f"{len(task.train)} two-hop questions to train on; {len(task.held_out)} more are about "
+            f"{len({question['country'] for question in task.held_out})} countries that training never sees."
+        )
+        model = prepare_model(output_dir / "model")
+        adapter = warm_start(settings, model, folder / "warm-start", task)
+        result = train_and_evaluate(settings, model, adapter, training, task)
+        kept(training / "result.json", lambda: result | {"seconds": round(time.monotonic() - start)})
+    result = json.loads((training / "result.json").read_text())
+    print(f"\n{format_table(result['before'], result['after'])}\n")
+    print(f"Learning curve: {training / 'learning_curve.png'}\nRollouts:       {training / 'rollouts.md'}")
+    return result
+
+
+def warm_start(settings: DemoSettings, model: Path, folder: Path, task: Task) -> Path:
+    """The warm-started adapter."""
+    traces = WarmStart(seed=settings.seed)
+    if not folder.is_dir():
+        print(
+            f"Warm start: {traces.steps} supervised steps on scripted traces. {traces.lazy_share:.0%} of the traces are "
+            "lazy on purpose: they answer after one search, which is never right. That the second search pays is left "
+            "for reinforcement learning to find out.",
+            flush=True,
+        )
+    return warm_up(model, folder, task.train, task.search.search, traces)
+
+
+def train_and_evaluate(settings: DemoSettings, model: Path, adapter: Path, folder: Path, task: Task) -> dict:
+    """The reinforcement part, in `folder`: evaluation, training, evaluation, figure and rollouts."""
+    start = time.monotonic()
+    trainer = make_trainer(model, adapter, task, folder, settings.rollout_batches, settings.seed)
+    print("Evaluation of the warm start:", flush=True)
+    before = kept(folder / "before.json", lambda: evaluate(trainer, task, settings.held_out_questions))
+    print(
+        f"Training: {settings.rollout_batches} batches of 32 rollouts, {UPDATES_PER_BATCH} updates on each:",
+        flush=True,
+    )
+    train(trainer)
+    print("Evaluation after training:", flush=True)
+    after = kept(folder / "after.json", lambda: evaluate(trainer, task, settings.held_out_questions))
+    curve = learning_curve(trainer.state.log_history)
+    plot_learning_curve(curve, before, after, folder / "learning_curve.png")
+    sections = [
+        ("Warm start: one held-out question, eight times", before["rollouts"]),
+        ("Trained: the same question", after["rollouts"]),
+    ]
+    write_rollouts(sections, trainer.args.epsilon, trainer.args.epsilon_high, folder / "rollouts.md")
+    return {
+        "settings": asdict(settings),
+        "before": {mode: before[mode] for mode in ("greedy", "sampled")},
+        "after": {mode: after[mode] for mode in ("greedy", "sampled")},
+        "curve": curve,
+        "training_and_evaluation_seconds": round(time.monotonic() - start),
+    }
+
+
+def kept(path: Path, make: Callable[[], dict]) -> dict:
+    """What `make` returns, from `path` if it was made before."""
+    if not path.is_file():
+        made = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(made, indent=1) + "\n")
+    return json.loads(path.read_text())

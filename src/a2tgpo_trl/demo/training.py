@@ -1,0 +1,179 @@
+"""The demo's trainer, and what is measured with it before and after training."""
+
+import math
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import PrinterCallback, TrainerCallback
+
+from .. import A2TGPOConfig, A2TGPOTrainer
+from ..data import load_atlas, split_by_entity, to_dataset
+from ..rewards import exact_match_reward
+from ..search import BM25Search
+from .model import load_model, load_tokenizer
+from .report import gains_by_turn
+from .warmup import PROMPT_TEMPLATE
+
+KINDS = ("city_capital", "city_currency", "capital_currency")
+"""Two hops, short prompts: every token costs time on a CPU."""
+
+GROUP_SIZE = 8
+PROMPTS_PER_BATCH = 4
+ROLLOUTS_PER_UPDATE = 4
+UPDATES_PER_BATCH = PROMPTS_PER_BATCH * GROUP_SIZE // ROLLOUTS_PER_UPDATE
+EPSILON, EPSILON_HIGH = 0.03, 0.04
+"""Ten times the paper's: a clip range goes with the step size, and LoRA's is larger."""
+
+CREDIT = {
+    "information_gain": "information_gain",
+    "normalized_gain": "normalized_gain",
+    "turn_advantages": "advantage",
+    "clip_scale": "clip_scale",
+}
+"""What `A2TGPOTrainer.play` says of turns, and what the report calls it."""
+
+RESULT = re.compile(r"\n<result>(.*?)</result>\n", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Questions about some countries to train on, questions about others to evaluate on, and the search tool."""
+
+    train: list[dict]
+    held_out: list[dict]
+    search: BM25Search
+
+
+def load_task() -> Task:
+    """The embedded two-hop questions; which countries are held out is the same for every seed."""
+    atlas = load_atlas()
+    questions = [question for question in atlas.questions if question["kind"] in KINDS]
+    return Task(*split_by_entity(questions), BM25Search(atlas.passages, top_k=1, show_titles=False))
+
+
+def make_trainer(
+    model_folder: Path, adapter_folder: Path, task: Task, output_folder: Path, rollout_batches: int, seed: int
+) -> A2TGPOTrainer:
+    """The trainer, with the adapter in `adapter_folder` as its policy."""
+    args = A2TGPOConfig(
+        output_dir=str(output_folder),
+        num_generations=GROUP_SIZE,
+        per_device_train_batch_size=ROLLOUTS_PER_UPDATE,
+        per_device_eval_batch_size=PROMPTS_PER_BATCH * GROUP_SIZE,
+        steps_per_generation=UPDATES_PER_BATCH,  # all but the first update are off-policy, so that the clip can bind
+        gradient_accumulation_steps=1,
+        max_steps=rollout_batches * UPDATES_PER_BATCH,
+        max_completion_length=112,
+        max_tool_calling_iterations=3,
+        tool_protocol="tags",
+        learning_rate=1e-4,
+        lr_scheduler_type="constant",
+        epsilon=EPSILON,
+        epsilon_high=EPSILON_HIGH,
+        gradient_checkpointing=False,
+        bf16=False,  # the model is in bfloat16 already
+        dataloader_pin_memory=False,
+        use_cpu=True,
+        save_steps=UPDATES_PER_BATCH,
+        save_total_limit=1,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        seed=seed,
+    )
+    policy = PeftModel.from_pretrained(load_model(model_folder), adapter_folder, is_trainable=True)
+    trainer = A2TGPOTrainer(
+        model=policy,
+        reward_funcs=exact_match_reward,
+        args=args,
+        train_dataset=to_dataset(task.train, PROMPT_TEMPLATE),
+        processing_class=load_tokenizer(model_folder),
+        callbacks=[BatchProgress()],
+        tools=[task.search.search],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def train(trainer: A2TGPOTrainer) -> None:
+    """Train, from the last checkpoint if an earlier run was interrupted."""
+    checkpoints = list(Path(trainer.args.output_dir).glob("checkpoint-*"))
+    trainer.train(resume_from_checkpoint=bool(checkpoints))
+
+
+class BatchProgress(TrainerCallback):
+    """Prints a line when the rollouts of a batch are in, and one when its updates are done."""
+
+    def __init__(self):
+        self.clip_shares = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "reward" in logs:
+            batch, batches = math.ceil(state.global_step / UPDATES_PER_BATCH), state.max_steps // UPDATES_PER_BATCH
+            gains = ", ".join(f"{gain:+.2f}" for gain in gains_by_turn(logs))
+            print(
+                f"  rollout batch {batch}/{batches}: exact match {logs['reward']:.2f}, searches "
+                f"{logs['turns/tool_mean']:.2f}, information gain by search {gains}",
+                flush=True,
+            )
+        if "clip_ratio/region_mean" in logs:
+            self.clip_shares.append(logs["clip_ratio/region_mean"])
+        if state.global_step % UPDATES_PER_BATCH == 0 and self.clip_shares:
+            share = sum(self.clip_shares) / len(self.clip_shares)
+            print(f"    {len(self.clip_shares)} updates: {share:.0%} of tokens at a binding clip", flush=True)
+            self.clip_shares = []
+
+
+def evaluate(trainer: A2TGPOTrainer, task: Task, number: int) -> dict:
+    """
+    Held-out measurements, the same questions at every call.
+
+    Args:
+        trainer ([`A2TGPOTrainer`]): Whose policy plays.
+        task ([`Task`]): Its `held_out` questions are used.
+        number (`int`): Questions.
+
+    Returns:
+        `dict`: `"greedy"` and `"sampled"`, each with `exact_match`, `searches` and `gains` (by turn); and `"rollouts"`,
+        a sampled group of one question with the credit of each turn.
+    """
+    questions = random.Random(0).sample(task.held_out, number)
+    rows = list(to_dataset(questions, PROMPT_TEMPLATE))
+    group = trainer.play(rows[:1], num_generations=GROUP_SIZE)
+    return {
+        "greedy": summarize(trainer.play(rows, greedy=True)),
+        "sampled": summarize(trainer.play(rows)),
+        "rollouts": [readable_rollout(played, rows[0]["answer"][0]) for played in group],
+    }
+
+
+def summarize(played: Sequence[dict]) -> dict:
+    """Mean exact match, searches and information gain by turn of played rollouts."""
+    gains = [[gain for gain in rollout["information_gain"] if gain is not None] for rollout in played]
+    by_turn = [[row[k] for row in gains if k < len(row)] for k in range(max(map(len, gains), default=0))]
+    return {
+        "exact_match": _mean([_reward(rollout) for rollout in played]),
+        "searches": _mean([len(RESULT.findall(rollout["completion"])) for rollout in played]),
+        "gains": [_mean(column) for column in by_turn],
+    }
+
+
+def readable_rollout(played: dict, answer: str) -> dict:
+    """A rollout as `report.format_rollout` takes it: the completion cut into turns, each with its result and credit."""
+    pieces = RESULT.split(played["completion"])
+    texts, results = pieces[::2], [*pieces[1::2], None]
+    columns = zip(texts, results, *(played[name] for name in CREDIT), strict=False)  # a turn of no text has no credit
+    turns = [dict(zip(("text", "result", *CREDIT.values()), values, strict=True)) for values in columns]
+    return {"prompt": played["prompt"], "answer": answer, "reward": _reward(played), "turns": turns}
+
+
+def _reward(played: dict) -> float:
+    return played["rewards"]["exact_match_reward"]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
