@@ -95,7 +95,7 @@ def build(config, rows, monkeypatch):
             model=model or tiny.model(),
             reward_funcs=reward,
             args=config(**options),
-            train_dataset=dataset or Dataset.from_list(rows),
+            train_dataset=Dataset.from_list(rows) if dataset is None else dataset,
             processing_class=processing_class or tiny.tokenizer(),
             **{"tools": [search], **arguments},
         )

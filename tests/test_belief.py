@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, FalconConfig, MambaConfig
 from trl.trainer.utils import add_fused_lm_head
 
 import tiny
@@ -16,6 +17,7 @@ from a2tgpo_trl.belief import (
     probed_rows,
     scored_answer,
     share_contexts,
+    shared_beliefs,
 )
 
 CPU = torch.device("cpu")
@@ -155,6 +157,14 @@ def test_flash_attention_and_prompt_learning_cannot_be_packed():
     model = tiny.model()
     model.config._attn_implementation = "flash_attention_2"
     assert "flash_attention_2" in packed_unsupported(model)
+    model.config._attn_implementation, model.config.rope_parameters = "sdpa", {"rope_type": "longrope"}
+    assert "longrope" in packed_unsupported(model)
+    falcon = AutoModelForCausalLM.from_config(
+        FalconConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, alibi=True)
+    )
+    assert "ALiBi" in packed_unsupported(falcon)
+    mamba = AutoModelForCausalLM.from_config(MambaConfig(hidden_size=32, num_hidden_layers=1))
+    assert packed_unsupported(mamba) is not None
     peft = pytest.importorskip("peft")
     adapted = peft.get_peft_model(
         tiny.model(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, tokenizer_name_or_path=None)
@@ -213,6 +223,15 @@ def test_a_context_is_probed_once():
         ProbedRow([1, 2, 3, 4], [2, None, None], other),  # another answer
         ProbedRow([1, 2], [2, None, None], None),
     ]
-    unique, source = share_contexts(rows)
-    assert [row.ends for row in unique] == [[2, 3, 4], [None, None, 4], [2, None, None], [2, None, None]]
-    assert source == [0, 1, 2, 0, 1, 5, 6, 7, 8, 9, 10, 11]
+    unique, keys = share_contexts(rows)
+    assert [row.ends for row in unique] == [[2, 3, 4], [None, None, 4], [2, None, None], [None, None, None]]
+    assert keys[3] == [-1, -1, -1] and keys[2][1:] == [-1, -1]
+    nan = torch.nan
+    scored = torch.tensor([[1.0, 2.0, 3.0], [nan, nan, 4.0], [5.0, nan, nan], [nan, nan, nan]])
+    expected = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 4.0], [5.0, nan, nan], [nan, nan, nan]])
+    torch.testing.assert_close(shared_beliefs(scored, torch.tensor(keys)), expected, equal_nan=True)
+
+
+def test_a_context_that_two_processes_scored_has_the_first_ones_belief():
+    beliefs, keys = torch.tensor([[1.0, 2.0], [1.1, 3.0]]), torch.tensor([[7, 8], [7, 9]])
+    assert shared_beliefs(beliefs, keys).tolist() == [[1.0, 2.0], [1.0, 3.0]]

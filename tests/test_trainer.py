@@ -143,11 +143,32 @@ def test_a_probe_past_the_context_is_unscorable_not_fatal(score):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
-def test_a_packed_sequence_past_the_context_falls_back_to_prefixes(score, architecture):
+def test_a_packed_sequence_may_be_longer_than_the_context(score, architecture):
+    """Positions restart at each boundary, so only the end of a probe counts."""
     long, _ = score(model=tiny.model(architecture, attn_implementation="eager"))
     longest = int((long["prompt_mask"].sum(1) + long["completion_mask"].sum(1)).max())
     short, _ = score(model=tiny.model(architecture, attn_implementation="eager", max_position_embeddings=longest + 20))
     torch.testing.assert_close(long["information_gain"], short["information_gain"], atol=1e-4, rtol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("elements", [1, 11000])
+def test_a_mask_that_takes_too_much_memory(score, monkeypatch, elements):
+    """Smaller micro-batches, and one prefix per turn where a single row is too long: the same gains."""
+    expected, _ = score()
+    shapes = []
+    original = A2TGPOTrainer._score
+    monkeypatch.setattr(
+        A2TGPOTrainer, "_score", lambda self, **kw: shapes.append(kw["attention_mask"].shape) or original(self, **kw)
+    )
+    monkeypatch.setattr("a2tgpo_trl.trainer.MAX_MASK_ELEMENTS", elements)
+    batch, _ = score()
+    torch.testing.assert_close(
+        batch["information_gain"], expected["information_gain"], atol=1e-4, rtol=0, equal_nan=True
+    )
+    if elements == 1:
+        assert all(len(shape) == 2 for shape in shapes)
+    else:
+        assert all(shape.numel() <= elements for shape in shapes) and len(shapes) > 2
 
 
 def test_the_same_context_has_the_same_belief(score):
@@ -317,8 +338,13 @@ def test_every_clipped_loss_type_trains(score, loss_type, level):
     options = {"epsilon_high": 5.0} if loss_type == "cispo" else {}
     batch, trainer = loss_inputs(score, loss_type=loss_type, importance_sampling_level=level, **options)
     trainer.current_gradient_accumulation_steps = 1
-    trainer.compute_loss(trainer.model, batch).backward()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
     assert trainer.model.get_input_embeddings().weight.grad.abs().sum() > 0
+    # The ranges reach the loss: with one of no width every ratio is clipped or pessimistic
+    wide = trainer.compute_loss(trainer.model, batch | {"clip_scale": batch["clip_scale"] * 100})
+    narrow = trainer.compute_loss(trainer.model, batch | {"clip_scale": batch["clip_scale"] * 0})
+    assert wide != narrow
 
 
 def test_tool_tokens_get_no_gradient(score):
@@ -421,13 +447,39 @@ def test_empty_updates(build, skip):
             for a, b in zip(x, y, strict=True)
         )
 
-    assert not unchanged(0, 1) or unchanged(0, 0) is not False
+    assert not unchanged(0, 1)
     assert unchanged(1, 2) == unchanged(2, 3) == skip
     assert [log.get("updates/empty") for log in trainer.state.log_history[:4]] == (
         [0, 0, 1, 1] if skip else [None] * 4
     )
     if skip:
-        assert (trainer.empty_updates.num_steps, trainer.empty_updates.num_empty) == (4, 2)
+        assert trainer.empty_updates.num_empty == 2
+
+
+@pytest.mark.parametrize("reward", [0.3, 0.7, 1.1])
+def test_equal_rewards_are_nothing_to_learn_from(build, rows, reward):
+    """reward - mean leaves rounding for these, and eight equal rollouts have no gains to tell them apart either."""
+    group = [["<search>Lyon</search>", "<answer>Rome</answer><|im_end|>"]] * 8
+    options = dict(
+        num_generations=8, per_device_train_batch_size=4, max_steps=2, dataset=Dataset.from_list(rows[:1] * 8)
+    )
+    trainer = build(group, reward=lambda completions, **k: [reward] * len(completions), **options)
+    start = weights(trainer)
+    trainer.train()
+    assert trainer.empty_updates.num_empty == 2 and same(start, weights(trainer))
+
+
+def test_gradients_may_be_anywhere(build):
+    """A parameter without elements, one without gradient, and a NaN that must not pass for zero."""
+    trainer = build()
+    metrics = []
+    callback = type(trainer.empty_updates)(trainer.accelerator, lambda name, value: metrics.append(value))
+    module = torch.nn.ParameterList([torch.zeros(0), torch.zeros(2), torch.zeros(3)])
+    for gradient, empty in ((torch.zeros(3), 1.0), (torch.tensor([0.0, torch.nan, 0.0]), 0.0), (torch.ones(3), 0.0)):
+        module[0].grad, module[2].grad = torch.zeros(0), gradient
+        callback.on_pre_optimizer_step(None, None, None, model=module)
+        assert metrics[-1] == empty
+        assert (module[2].grad is None) == bool(empty)
 
 
 # ---- start-up
@@ -447,6 +499,24 @@ def test_warning_when_no_clip_range_can_bind(build, caplog, monkeypatch, options
     with caplog.at_level(logging.WARNING):
         build(**options)
     assert any("on-policy" in record.message for record in caplog.records) == warns
+
+
+@pytest.mark.parametrize(
+    "options, warns",
+    [(dict(epsilon=0.2), True), (dict(), False), (dict(epsilon=0.2, importance_sampling_level="token"), False)],
+)
+def test_warning_of_a_clip_range_for_tokens(build, caplog, monkeypatch, options, warns):
+    monkeypatch.setattr(logging.getLogger("a2tgpo_trl"), "propagate", True)
+    with caplog.at_level(logging.WARNING):
+        build(**options)
+    assert any("suit the ratio of a token" in record.message for record in caplog.records) == warns
+
+
+def test_warning_of_masked_stops(build, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("a2tgpo_trl"), "propagate", True)
+    with caplog.at_level(logging.WARNING):
+        build(mask_truncated_completions=True)
+    assert any("mask_truncated_completions" in record.message for record in caplog.records)
 
 
 def test_defaults_are_the_papers(config):
@@ -494,6 +564,8 @@ def test_defaults_are_the_papers(config):
         (dict(loss_type="sapo"), "turn_clip_strength=0"),
         (dict(loss_type="cispo"), "set epsilon_high to the cap"),
         (dict(advantage_estimator="grpo", turn_advantage_coef=0.5), "turn_advantage_coef=0.5 has no effect"),
+        (dict(advantage_estimator="grpo", answer_template="x {answer}"), "answer_template='x {answer}' has no effect"),
+        (dict(tool_protocol="chat", result_tag="x"), "no effect with tool_protocol='chat'"),
         (dict(advantage_estimator="igpo", turn_clip_strength=0.1), "turn_clip_strength=0.1 has no effect"),
     ],
 )  # fmt: skip
@@ -526,7 +598,13 @@ def test_bad_input(build, config):
     with pytest.raises(ValueError, match="'untyped' needs type hints"):
         build(tools=[untyped])
     with pytest.raises(TypeError, match="args must be an A2TGPOConfig, got GRPOConfig"):
-        A2TGPOTrainer(tiny.model(), correct, config(GRPOConfig), Dataset.from_list([{"prompt": "", "answer": ""}]))
+        A2TGPOTrainer(
+            tiny.model(),
+            correct,
+            config(GRPOConfig),
+            Dataset.from_list([{"prompt": "", "answer": ""}]),
+            processing_class=tiny.tokenizer(),
+        )
     conversation = Dataset.from_list(CHAT_ROWS)
     with pytest.raises(ValueError, match="no chat template"):
         build(dataset=conversation)
@@ -534,11 +612,15 @@ def test_bad_input(build, config):
         build(tool_protocol="chat")
 
 
-def test_a_bad_answer_is_named_before_anything_is_generated(build, rows):
-    rows[:] = [{"prompt": QUESTION, "answer": 7}] * 8
-    trainer = build(reward=lambda completions, **k: [0.0] * 4)
-    with pytest.raises(ValueError, match=r"'answer' of 'Question: What.*must be text or a list of aliases, got 7"):
-        trainer.train()
+def test_a_bad_answer_is_named(build, score, rows):
+    with pytest.raises(ValueError, match=r"'answer' of the first row of train_dataset must be text.*got 7"):
+        build(dataset=Dataset.from_list([{"prompt": QUESTION, "answer": 7}] * 8))
+    fine = Dataset.from_list(rows)
+    rows[2] = {"prompt": QUESTION, "answer": {"text": "Paris"}}
+    with pytest.raises(ValueError, match=r"'answer' of 'Question: What.*must be text or a list of aliases, got {"):
+        score(dataset=fine)
+    with pytest.raises(ValueError, match="train_dataset is empty"):
+        build(dataset=Dataset.from_list([{"prompt": "", "answer": ""}]).select([]))
 
 
 def test_a_processor_is_refused(config):

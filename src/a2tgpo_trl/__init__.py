@@ -3,10 +3,11 @@
 import importlib
 import importlib.metadata
 
+from packaging.version import Version
+
 __version__ = "0.1.0"
 __all__ = ["A2TGPOConfig", "A2TGPOTrainer"]
 
-_SUPPORTED_TRL = (1, 16)
 _MODULES = {"A2TGPOConfig": ".config", "A2TGPOTrainer": ".trainer"}
 
 
@@ -22,7 +23,7 @@ def __dir__() -> list[str]:
 
 
 def _check_trl_version(version: str) -> None:
-    if tuple(int(part) for part in version.split(".")[:2]) != _SUPPORTED_TRL:
+    if Version(version).release[:2] != (1, 16):
         raise ImportError(
             f"a2tgpo-trl overrides private methods of TRL and supports trl>=1.16,<1.17; trl {version} is installed. "
             "Run: pip install 'trl>=1.16,<1.17'"

@@ -116,6 +116,11 @@ def packed_unsupported(model: PreTrainedModel) -> str | None:
         return f"{config.model_type} attends within a sliding window"
     if getattr(base, "_is_stateful", False):
         return f"{config.model_type} is recurrent"
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    if rope in ("dynamic", "longrope"):
+        return f"{config.model_type} chooses its rotary frequencies by the length of the sequence ({rope})"
+    if getattr(config, "alibi", False):
+        return f"{config.model_type} finds positions in the attention mask (ALiBi)"
     if "position_ids" not in inspect.signature(type(base).forward).parameters:
         return f"{config.model_type} takes no position_ids"
     if any(adapter.is_prompt_learning for adapter in getattr(model, "peft_config", {}).values()):
@@ -156,32 +161,54 @@ def _kept(ids: list[int], mask: list[int]) -> list[int]:
     return [token for token, keep in zip(ids, mask, strict=True) if keep]
 
 
-def share_contexts(rows: Sequence[ProbedRow]) -> tuple[list[ProbedRow], list[int]]:
+def share_contexts(rows: Sequence[ProbedRow]) -> tuple[list[ProbedRow], list[list[int]]]:
     """
     Leave one probe of each context, however many rows begin with it.
 
-    The prompt of a group is probed once, and so are first turns that are the same word for word. That saves forwards of
-    probes, and more: rows that wrote the same differ in their beliefs by rounding alone, and normalisation would turn
-    that rounding into credit.
+    The prompt of a group is probed once, and so are first turns that are the same word for word. That saves probes, and
+    more: rows that wrote the same differ in their beliefs by rounding alone, and normalisation would turn that rounding
+    into credit.
 
     Args:
         rows (`Sequence[ProbedRow]`, length `B`): All with `K + 1` ends.
 
     Returns:
-        `tuple[list[ProbedRow], list[int]]`: the rows without repeated ends, and for each of the `B (K + 1)` beliefs, row
-        by row, the index of the one that holds its value.
+        `tuple[list[ProbedRow], list[list[int]]]`: the rows without the ends that need no probe, and a key for each of their `(B, K + 1)`
+        contexts, by which [`shared_beliefs`] tells equal ones; -1 where there is no context.
     """
-    first, source, unique = {}, [], []
+    keys, seen, unique = [], set(), []
     for row in rows:
+        row_keys = [_context_key(row, end) for end in row.ends]
         ends = []
-        for end in row.ends:
-            index = len(source)
-            if end is not None and row.probe is not None:
-                index = first.setdefault((tuple(row.context[:end]), tuple(row.probe.ids)), index)
-            ends.append(end if index == len(source) else None)
-            source.append(index)
+        for end, key in zip(row.ends, row_keys, strict=True):
+            ends.append(None if key in seen or key == -1 else end)
+            seen.add(key)
+        keys.append(row_keys)
         unique.append(replace(row, ends=ends))
-    return unique, source
+    return unique, keys
+
+
+def _context_key(row: ProbedRow, end: int | None) -> int:
+    if end is None or row.probe is None:
+        return -1
+    return hash((tuple(row.context[:end]), tuple(row.probe.ids)))  # of integers, and so the same on every process
+
+
+def shared_beliefs(beliefs: Tensor, keys: Tensor) -> Tensor:
+    """
+    Give equal contexts the belief of the first of them.
+
+    Args:
+        beliefs (`Tensor`, shape `(N, K + 1)`): Beliefs, NaN where the context was scored in another row.
+        keys (`Tensor`, shape `(N, K + 1)`, long): What [`share_contexts`] returned.
+
+    Returns:
+        `Tensor`, shape `(N, K + 1)`.
+    """
+    _, context = keys.flatten().unique(return_inverse=True)
+    index = torch.arange(context.numel(), device=context.device)
+    first = torch.full_like(index, context.numel()).scatter_reduce(0, context, index, reduce="amin")
+    return beliefs.flatten()[first[context]].view_as(beliefs)
 
 
 def packed_length(row: ProbedRow) -> int:

@@ -24,6 +24,7 @@ _UNREAD = {
         "turn_rescale",
         "turn_gamma",
         "belief_measure",
+        "answer_template",
     ),
 }
 
@@ -70,7 +71,7 @@ class A2TGPOConfig(GRPOConfig):
         default="a2tgpo",
         metadata={
             "help": "'a2tgpo'; 'igpo' (gains pooled per prompt, outcome as last term of the discounted sum, arXiv "
-            "2510.14967); or 'grpo' (TRL's outcome advantage alone: no information gain is computed)."
+            "2510.14967, whose importance ratio is per token); or 'grpo' (TRL's outcome advantage alone: no information gain is computed)."
         },
     )
     turn_advantage_coef: float = field(
@@ -131,7 +132,13 @@ class A2TGPOConfig(GRPOConfig):
         default=None,
         metadata={"help": "Tag that calls each tool, by tool name (tags protocol). Default: the tool's own name."},
     )
-    result_tag: str = field(default="result", metadata={"help": "Tag around the result of a tool (tags protocol)."})
+    result_tag: str = field(
+        default="result",
+        metadata={
+            "help": "Tag around the result of a tool (tags protocol). `a2tgpo_trl.rewards` knows tool text in plain "
+            "completions by the default."
+        },
+    )
     skip_empty_updates: bool = field(
         default=True,
         metadata={
@@ -182,6 +189,8 @@ class A2TGPOConfig(GRPOConfig):
                     f"{option}={getattr(self, option)!r} has no effect with advantage_estimator="
                     f"{self.advantage_estimator!r}: leave it at its default ({defaults[option]!r}), or choose 'a2tgpo'."
                 )
+        if self.tool_protocol == "chat" and (self.tool_tags or self.result_tag != defaults["result_tag"]):
+            raise ValueError("tool_tags and result_tag have no effect with tool_protocol='chat': use 'tags'.")
         if self.loss_type in ("sapo", "vespo") and self.advantage_estimator == "a2tgpo" and self.turn_clip_strength:
             raise ValueError(
                 f"loss_type={self.loss_type!r} has no clip range for turn_clip_strength={self.turn_clip_strength} to "

@@ -65,10 +65,14 @@ def assign_credit(
         [`TurnCredit`]
     """
     gains = information_gain(beliefs)
+    if args.skip_empty_updates and args.multi_objective_aggregation == "sum_then_normalize":
+        outcome = _without_rounding(outcome, num_generations)
     if args.advantage_estimator == "igpo":
         normalized = normalize_groups(gains, num_generations)
         to_come = accumulate(normalized, args.turn_gamma, rescale=False)
-        advantages = discounted_outcome(outcome, normalized, args.turn_gamma) + to_come.nan_to_num()
+        turn = torch.arange(gains.size(1), device=gains.device)
+        tool_turns = torch.where(turn < num_tool_turns.unsqueeze(1), 0.0, torch.nan)  # the unscorable ones as well
+        advantages = discounted_outcome(outcome, tool_turns, args.turn_gamma) + to_come.nan_to_num()
         clip_scale = torch.ones_like(advantages)
     else:
         normalized = _normalize(gains, num_generations, args.turn_normalization)
@@ -76,6 +80,18 @@ def assign_credit(
         advantages = turn_advantages(outcome, to_come, args.turn_advantage_coef)
         clip_scale = adaptive_clip_scale(normalized, args.turn_clip_strength)
     return TurnCredit(beliefs, gains, normalized, outcome, advantages, clip_scale, num_turns, num_tool_turns)
+
+
+def _without_rounding(outcome: Tensor, num_generations: int) -> Tensor:
+    """
+    Outcome advantages that are 0 in groups of equal rewards.
+
+    There TRL's `reward - mean` can leave rounding, such as 1e-4 for eight rewards of 0.3: a gradient that is not exactly
+    zero, which Adam would make a full step of.
+    """
+    groups = outcome.unflatten(0, (-1, num_generations))
+    equal = groups.amin(dim=1, keepdim=True) == groups.amax(dim=1, keepdim=True)
+    return groups.masked_fill(equal, 0.0).flatten()
 
 
 def _normalize(gains: Tensor, num_generations: int, within: str) -> Tensor:

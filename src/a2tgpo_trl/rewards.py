@@ -103,7 +103,8 @@ def exact_match_reward(
         completions (`list[str]` or `list[list[dict]]`):
             Texts, or lists of messages; the model's last turn must hold the answer.
         answer (`list[str]` or `list[list[str]]`):
-            The dataset's `answer` column: for each completion its answer or the aliases of it.
+            The dataset's `answer` column: for each completion its answer or the aliases of it. For a column of another
+            name, pass a function of that name's argument which calls this one.
         **kwargs:
             The other columns, which are not used.
 
@@ -122,7 +123,8 @@ def f1_reward(
         completions (`list[str]` or `list[list[dict]]`):
             Texts, or lists of messages; the model's last turn must hold the answer.
         answer (`list[str]` or `list[list[str]]`):
-            The dataset's `answer` column: for each completion its answer or the aliases of it.
+            The dataset's `answer` column: for each completion its answer or the aliases of it. For a column of another
+            name, pass a function of that name's argument which calls this one.
         **kwargs:
             The other columns, which are not used.
 

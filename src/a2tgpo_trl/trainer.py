@@ -26,6 +26,7 @@ from .belief import (
     probed_rows,
     scored_answer,
     share_contexts,
+    shared_beliefs,
 )
 from .config import A2TGPOConfig
 from .estimators import TurnCredit, assign_credit
@@ -43,6 +44,9 @@ from .rollout import (
 from .updates import SkipEmptyUpdates
 
 logger = logging.get_logger(__name__)
+
+MAX_MASK_ELEMENTS = 2**27
+"""Of the `(B, L, L)` mask of packed scoring: 128 MiB a copy, one sequence of 11,000 tokens or two of 8,000."""
 
 
 class A2TGPOTrainer(GRPOTrainer):
@@ -103,18 +107,9 @@ class A2TGPOTrainer(GRPOTrainer):
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = A2TGPOConfig(f"{name.split('/')[-1]}-A2TGPO")
-        if not isinstance(args, A2TGPOConfig):
-            raise TypeError(f"args must be an A2TGPOConfig, got {type(args).__name__}: replace the class name.")
-        if args.advantage_estimator != "grpo":
-            _check_answer_columns(args.answer_column, train_dataset, eval_dataset)
-        _check_tools(tools or [])
         if processing_class is None:
             processing_class = _load_processing_class(model, args)
-        if isinstance(processing_class, ProcessorMixin):
-            raise TypeError(
-                f"A2TGPOTrainer trains text models, and {type(processing_class).__name__} is a processor for images or "
-                "audio. Use a text model, or pass its tokenizer as processing_class."
-            )
+        _check_arguments(args, train_dataset, eval_dataset, processing_class, tools or [])
         conversational = _is_conversational(train_dataset)
         uses_tools = bool(tools or environment_factory)
         protocol = choose_protocol(args.tool_protocol, processing_class, conversational) if uses_tools else None
@@ -123,6 +118,10 @@ class A2TGPOTrainer(GRPOTrainer):
                 "environment_factory needs a chat template that renders tool calls, with tool_protocol='tags' too: TRL "
                 "builds environments only for such templates. Set one on the tokenizer, or pass tools instead."
             )
+        if protocol == "tags":
+            TagProtocol(
+                processing_class, tools or [], args.tool_tags, args.result_tag
+            )  # raises before a model is loaded
         # GRPOTrainer takes tools for calls of the chat template, and would refuse templates without them
         template_tools = None if protocol == "tags" and environment_factory is None else tools
         self._loss_inputs = None
@@ -160,6 +159,19 @@ class A2TGPOTrainer(GRPOTrainer):
                 self._tokenizer, self.tools, self.args.tool_tags, self.args.result_tag, conversational
             )
             self._protocol.stop_strings = self._stop_at(self._protocol.stop_strings)
+            self._warn_of_tags()
+
+    def _warn_of_tags(self) -> None:
+        if self.mask_truncated_completions:
+            logger.warning(
+                "mask_truncated_completions leaves out every completion that does not end with the end-of-sequence "
+                "token; with tool_protocol='tags' that includes those that end at a tool call or at a stop string."
+            )
+        if self.use_transformers_continuous_batching:
+            logger.warning(
+                "Continuous batching knows no stop strings: with tool_protocol='tags' each turn is generated to its end "
+                "and cut at the closing tag afterwards."
+            )
 
     def _stop_at(self, strings: list[str]) -> list[str]:
         """End generation at these strings as well; returns them with those that the user configured."""
@@ -167,7 +179,9 @@ class A2TGPOTrainer(GRPOTrainer):
         configured = given.get("stop" if self.use_vllm else "stop_strings") or []
         stops = [*([configured] if isinstance(configured, str) else configured), *strings]
         if self.use_vllm:
-            self.vllm_generation.generation_kwargs = {**given, "stop": stops, "include_stop_str_in_output": True}
+            # A tag may be a special token, which vLLM would skip in the text where it looks for stop strings
+            options = {"stop": stops, "include_stop_str_in_output": True, "skip_special_tokens": False}
+            self.vllm_generation.generation_kwargs = {**given, **options}
         else:
             self.generation_config.stop_strings = self.generation_kwargs["stop_strings"] = stops
         return stops
@@ -220,6 +234,9 @@ class A2TGPOTrainer(GRPOTrainer):
     def _max_model_length(self) -> int:
         if self.use_vllm and self.vllm_mode == "colocate":
             return self.vllm_generation.llm.llm_engine.model_config.max_model_len
+        return self._context_length()
+
+    def _context_length(self) -> int:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
     @torch.no_grad()
@@ -231,6 +248,8 @@ class A2TGPOTrainer(GRPOTrainer):
             rows (`list[dict]`): Rows as in the datasets.
             greedy (`bool`): Whether to take the most likely token instead of sampling.
             num_generations (`int`): Rollouts of each row, which form a group; a group of one has no turn credit.
+
+        On several processes each passes as many rows, and gets the rollouts of all.
 
         Returns:
             `list[dict]`: for each rollout, row by row, its `prompt`, `completion` and `rewards` by name, and, unless the estimator is
@@ -256,7 +275,9 @@ class A2TGPOTrainer(GRPOTrainer):
                     self._generate_and_score_completions(batch)
         finally:
             self.model.train(is_training)
-        columns = {"prompt": logs["prompt"], "completion": logs["completion"], **logs["extra"]}
+        columns = {"prompt": logs["prompt"], "completion": logs["completion"]}
+        # A column that a reward function logs now and then belongs to no row
+        columns |= {name: column for name, column in logs["extra"].items() if len(column) == len(logs["prompt"])}
         return [
             {name: column[i] for name, column in columns.items()}
             | {"rewards": {name: column[i] for name, column in logs["rewards"].items()}}
@@ -270,6 +291,13 @@ class A2TGPOTrainer(GRPOTrainer):
         self._packing_obstacle = packed_unsupported(self.accelerator.unwrap_model(self.model))
         if estimator != "grpo" and self._packing_obstacle:
             logger.warning(f"Information gain takes one forward per turn, not one in all: {self._packing_obstacle}.")
+        clip_range = max(self.epsilon_low, self.epsilon_high)
+        if self.args.importance_sampling_level != "token" and self.loss_type != "cispo" and clip_range >= 0.1:
+            logger.warning(
+                f"epsilon={self.epsilon_low} and epsilon_high={self.epsilon_high} suit the ratio of a token; the ratio of "
+                f"a {self.args.importance_sampling_level} moves far less and will hardly ever reach them. Leave them "
+                "unset, or set importance_sampling_level='token'."
+            )
         generate_every = self.args.steps_per_generation * self.num_iterations
         if estimator != "grpo" and self.args.gradient_accumulation_steps % generate_every == 0:
             logger.warning(
@@ -287,46 +315,51 @@ class A2TGPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self.args.advantage_estimator == "grpo":
             return super()._generate_and_score_completions(inputs)
+        training = self.model.training  # generation may change it
         column = self.args.answer_column
         answers = [scored_answer(row.get(column), f"{column!r} of {row.get('prompt')!r}") for row in inputs]
         batch = super()._generate_and_score_completions(inputs)
         masks = batch["completion_mask"], batch.get("tool_mask")
         ids, ends = turn_ids(*masks), observation_ends(*masks)
-        credit = self._assign_credit(batch["advantages"], self._measure_beliefs(batch, ends, answers), ids, ends)
+        beliefs, keys = self._measure_beliefs(batch, ends, answers, training)
+        credit = self._assign_credit(batch["advantages"], beliefs, keys, ids, ends, training)
         local = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
         batch["turn_ids"] = ids
         batch["advantages"] = spread_turns(credit.advantages[local], ids, fill=0.0)
         batch["clip_scale"] = spread_turns(credit.clip_scale[local], ids, fill=1.0)
         batch["information_gain"] = credit.gains[local]
-        self._log_credit(credit, batch["advantages"], ids, num_unanswerable=answers.count(None))
+        self._log_credit(credit, batch["advantages"], ids, answers.count(None), training)
         return batch
 
     @torch.no_grad()
-    def _measure_beliefs(self, batch: dict[str, Any], ends: Tensor, answers: list[str | None]) -> Tensor:
-        """Beliefs `(B, K + 1)` of the local rows; `K` and the number of forwards are the same on every process."""
-        template, max_length = self.args.answer_template, self._max_model_length()
-        known = {answer: make_probe(self._tokenizer, template, answer) for answer in set(answers) - {None}}
-        rows = probed_rows(batch, ends, [known.get(answer) for answer in answers], max_length)
+    def _measure_beliefs(
+        self, batch: dict[str, Any], ends: Tensor, answers: list[str | None], training: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Beliefs `(B, K + 1)` of the local rows, once for each context, and the keys that tell equal contexts."""
+        known = {a: make_probe(self._tokenizer, self.args.answer_template, a) for a in set(answers) - {None}}
+        rows = probed_rows(batch, ends, [known.get(answer) for answer in answers], self._context_length())
+        # The number of forwards and their columns are the same on every process
         sizes = torch.tensor([[ends.size(1), max(map(packed_length, rows))]], device=ends.device)
         num_turns, length = self.accelerator.gather(sizes).amax(dim=0).tolist()
-        rows, source = share_contexts([row.padded_to(num_turns) for row in rows])
-        packed = self._packing_obstacle is None and length <= max_length
-        if self._packing_obstacle is None and not packed:
+        rows, keys = share_contexts([row.padded_to(num_turns) for row in rows])
+        size = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
+        packed = self._packing_obstacle is None and length**2 <= MAX_MASK_ELEMENTS
+        if packed:
+            size = min(size, MAX_MASK_ELEMENTS // length**2)
+        elif self._packing_obstacle is None:
             logger.warning_once(
-                f"Information gain takes one forward per turn for completions whose packed sequence ({length} tokens) is "
-                f"longer than the model's context ({max_length})."
+                "Information gain takes one forward per turn for the longest completions: the attention mask of their "
+                "packed sequence would take too much memory."
             )
         is_training = self.model.training
-        size = self.args.per_device_train_batch_size if is_training else self.args.per_device_eval_batch_size
         self.model.eval()  # beliefs are without dropout, and without a trace in the random state
         try:
-            beliefs = torch.cat(
-                [self._score_rows(rows[start : start + size], packed) for start in range(0, len(rows), size)]
-            )
+            chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+            beliefs = torch.cat([self._score_rows(chunk, packed) for chunk in chunks])
         finally:
             self.model.train(is_training)
-        beliefs = beliefs.flatten()[source].view_as(beliefs)
-        return beliefs.exp() if self.args.belief_measure == "prob" else beliefs
+        beliefs = beliefs.exp() if self.args.belief_measure == "prob" else beliefs
+        return beliefs, torch.tensor(keys, device=beliefs.device)
 
     def _score_rows(self, rows: list, packed: bool) -> Tensor:
         device = self.accelerator.device
@@ -343,15 +376,19 @@ class A2TGPOTrainer(GRPOTrainer):
         with self.accelerator.autocast():
             return self.model(**inputs, fused_lm_head=True).log_probs
 
-    def _assign_credit(self, outcome: Tensor, beliefs: Tensor, ids: Tensor, ends: Tensor) -> TurnCredit:
+    def _assign_credit(
+        self, outcome: Tensor, beliefs: Tensor, keys: Tensor, ids: Tensor, ends: Tensor, training: bool
+    ) -> TurnCredit:
         """Credit of all processes' completions: a group may span processes."""
         num_turns, num_tool_turns = ids.amax(dim=1) + 1, (ends >= 0).sum(dim=1)
-        gathered = self.accelerator.gather((beliefs, outcome, num_turns, num_tool_turns))
-        num_generations = self.num_generations if self.model.training else self.num_generations_eval
-        return assign_credit(*gathered, num_generations, self.args)
+        local = (beliefs, keys, outcome, num_turns, num_tool_turns)
+        beliefs, keys, *gathered = self.accelerator.gather(local)
+        num_generations = self.num_generations if training else self.num_generations_eval
+        return assign_credit(shared_beliefs(beliefs, keys), *gathered, num_generations, self.args)
 
-    def _log_credit(self, credit: TurnCredit, advantages: Tensor, ids: Tensor, num_unanswerable: int) -> None:
-        training = self.model.training
+    def _log_credit(
+        self, credit: TurnCredit, advantages: Tensor, ids: Tensor, num_unanswerable: int, training: bool
+    ) -> None:
         metrics = self._metrics["train" if training else "eval"]
         num_generations = self.num_generations if training else self.num_generations_eval
         for name, value in credit_metrics(credit, num_generations).items():
@@ -447,8 +484,36 @@ def _load_processing_class(model: Any, args: A2TGPOConfig) -> PreTrainedTokenize
 
 
 def _is_conversational(dataset: Any) -> bool:
-    row = {} if dataset is None else next(iter(dataset))
+    row = {} if dataset is None else _first_row(dataset, "train_dataset")
     return "prompt" not in row or is_conversational(row)  # without a prompt, an environment writes the conversation
+
+
+def _first_row(dataset: Any, name: str) -> dict[str, Any]:
+    row = next(iter(dataset), None)
+    if row is None:
+        raise ValueError(f"{name} is empty.")
+    return row
+
+
+def _check_arguments(
+    args: Any, train_dataset: Any, eval_dataset: Any, processing_class: Any, tools: list[Callable]
+) -> None:
+    if not isinstance(args, A2TGPOConfig):
+        raise TypeError(f"args must be an A2TGPOConfig, got {type(args).__name__}: replace the class name.")
+    if isinstance(processing_class, ProcessorMixin):
+        raise TypeError(
+            f"A2TGPOTrainer trains text models, and {type(processing_class).__name__} is a processor for images or "
+            "audio. Use a text model, or pass its tokenizer as processing_class."
+        )
+    _check_tools(tools)
+    if args.advantage_estimator == "grpo":
+        return
+    if not processing_class.is_fast:
+        raise TypeError(
+            f"Information gain finds the answer's tokens by character offsets, which {type(processing_class).__name__} "
+            "does not give: use a fast tokenizer, or choose advantage_estimator='grpo'."
+        )
+    _check_answer_columns(args.answer_column, train_dataset, eval_dataset)
 
 
 def _check_answer_columns(column: str, train_dataset: Any, eval_dataset: Any) -> None:
@@ -459,14 +524,15 @@ def _check_answer_columns(column: str, train_dataset: Any, eval_dataset: Any) ->
         )
     evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
     for name, dataset in {"train_dataset": train_dataset, **evals}.items():
-        there = getattr(dataset, "column_names", None)
-        if there is None and dataset is not None:
-            there = list(next(iter(dataset)))
-        if dataset is not None and column not in there:
+        if dataset is None:
+            continue
+        row = _first_row(dataset, name)
+        if column not in row:
             raise ValueError(
-                f"{name} has no column {column!r} with the true answers; its columns are {sorted(there)}. Set "
+                f"{name} has no column {column!r} with the true answers; its columns are {sorted(row)}. Set "
                 "answer_column to one of them, or choose advantage_estimator='grpo'."
             )
+        scored_answer(row[column], f"{column!r} of the first row of {name}")
 
 
 def _check_tools(tools: list[Callable]) -> None:

@@ -1,6 +1,7 @@
 """Optimizer steps that have nothing to learn from."""
 
 import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
 
@@ -13,24 +14,27 @@ class SkipEmptyUpdates(TrainerCallback):
     a gradient are what every torch optimizer leaves alone, so the zero gradients are dropped before the step.
 
     Attributes:
-        num_steps (`int`): Optimizer steps seen.
-        num_empty (`int`): How many of them were skipped.
+        num_empty (`int`): Steps that were skipped.
     """
 
     def __init__(self, accelerator, log_metric):
         self.accelerator = accelerator
         self.log_metric = log_metric
-        self.num_steps = 0
         self.num_empty = 0
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        norms = torch.stack([g.detach().float().norm(torch.inf) for g in gradients]) if gradients else torch.zeros(1)
+        gradients = [_local(p.grad) for p in model.parameters() if p.grad is not None]
+        device = self.accelerator.device
+        largest = [g.detach().abs().amax().float().to(device) for g in gradients if g.numel()]
         # Shards of one gradient can differ between processes in being zero (FSDP), the decision must not
-        largest = self.accelerator.gather(norms.amax().to(self.accelerator.device).reshape(1)).amax()
-        empty = bool(largest == 0)
+        largest = self.accelerator.gather(torch.stack([torch.zeros((), device=device), *largest]).amax().reshape(1))
+        empty = not bool(largest.amax() != 0)  # a NaN is not zero
         if empty:
             model.zero_grad(set_to_none=True)
-        self.num_steps += 1
         self.num_empty += empty
         self.log_metric("updates/empty", float(empty))
+
+
+def _local(gradient: Tensor) -> Tensor:
+    """This process's shard of a gradient that FSDP2 spreads over processes."""
+    return gradient.to_local() if hasattr(gradient, "to_local") else gradient

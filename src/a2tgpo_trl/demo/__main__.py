@@ -12,6 +12,8 @@ import transformers
 
 from .run import DemoSettings, run
 
+MOST_HELD_OUT = 400
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m a2tgpo_trl.demo", description=__doc__)
@@ -23,6 +25,8 @@ def main() -> None:
     )
     parser.add_argument("--restart", action="store_true", help="train again from the warm start")
     options = parser.parse_args()
+    if not 1 <= options.held_out <= MOST_HELD_OUT or options.rollout_batches < 1:
+        parser.error(f"--rollout-batches is at least 1, and --held-out from 1 to {MOST_HELD_OUT}")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)

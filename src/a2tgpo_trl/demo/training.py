@@ -3,10 +3,13 @@
 import math
 import random
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback
 
@@ -110,6 +113,11 @@ class BatchProgress(TrainerCallback):
 
     def __init__(self):
         self.clip_shares = []
+        self.start = 0.0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step % UPDATES_PER_BATCH == 0:
+            self.clip_shares, self.start = [], time.monotonic()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "reward" in logs:
@@ -122,10 +130,10 @@ class BatchProgress(TrainerCallback):
             )
         if "clip_ratio/region_mean" in logs:
             self.clip_shares.append(logs["clip_ratio/region_mean"])
-        if state.global_step % UPDATES_PER_BATCH == 0 and self.clip_shares:
-            share = sum(self.clip_shares) / len(self.clip_shares)
-            print(f"    {len(self.clip_shares)} updates: {share:.0%} of tokens at a binding clip", flush=True)
-            self.clip_shares = []
+            if state.global_step % UPDATES_PER_BATCH == 0:
+                share = sum(self.clip_shares) / len(self.clip_shares)
+                seconds = time.monotonic() - self.start
+                print(f"    {UPDATES_PER_BATCH} updates, {share:.0%} of tokens clipped, {seconds:.0f} s", flush=True)
 
 
 def evaluate(trainer: A2TGPOTrainer, task: Task, number: int) -> dict:
@@ -141,24 +149,30 @@ def evaluate(trainer: A2TGPOTrainer, task: Task, number: int) -> dict:
         `dict`: `"greedy"` and `"sampled"`, each with `exact_match`, `searches` and `gains` (by turn); and `"rollouts"`,
         a sampled group of one question with the credit of each turn.
     """
+    torch.manual_seed(trainer.args.seed)
     questions = random.Random(0).sample(task.held_out, number)
     rows = list(to_dataset(questions, PROMPT_TEMPLATE))
+    result = {}
+    for mode in ("greedy", "sampled"):
+        start = time.monotonic()
+        result[mode] = summarize(trainer.play(rows, greedy=mode == "greedy"))
+        print(
+            f"  {number} held-out questions, {mode}: exact match {result[mode]['exact_match']:.2f}, searches "
+            f"{result[mode]['searches']:.2f} ({time.monotonic() - start:.0f} s)",
+            flush=True,
+        )
     group = trainer.play(rows[:1], num_generations=GROUP_SIZE)
-    return {
-        "greedy": summarize(trainer.play(rows, greedy=True)),
-        "sampled": summarize(trainer.play(rows)),
-        "rollouts": [readable_rollout(played, rows[0]["answer"][0]) for played in group],
-    }
+    return result | {"rollouts": [readable_rollout(played, rows[0]["answer"][0]) for played in group]}
 
 
 def summarize(played: Sequence[dict]) -> dict:
     """Mean exact match, searches and information gain by turn of played rollouts."""
-    gains = [[gain for gain in rollout["information_gain"] if gain is not None] for rollout in played]
-    by_turn = [[row[k] for row in gains if k < len(row)] for k in range(max(map(len, gains), default=0))]
+    by_turn = zip_longest(*(rollout["information_gain"] for rollout in played))
+    gains = [[gain for gain in column if gain is not None] for column in by_turn]
     return {
         "exact_match": _mean([_reward(rollout) for rollout in played]),
         "searches": _mean([len(RESULT.findall(rollout["completion"])) for rollout in played]),
-        "gains": [_mean(column) for column in by_turn],
+        "gains": [_mean(column) for column in gains if column],
     }
 
 

@@ -37,10 +37,10 @@ class WarmStart:
         seed (`int`): Picks the traces and the adapter's first weights.
     """
 
-    steps: int = 24
+    steps: int = 32
     traces_per_step: int = 8
     lazy_share: float = 0.6
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     lora_rank: int = 16
     seed: int = 0
 

@@ -1,4 +1,4 @@
-"""Equations 2–8 of A²TGPO (arXiv 2605.06200) as pure functions of tensors.
+"""Equations 2–7 of A²TGPO (arXiv 2605.06200) as pure functions of tensors.
 
 Nothing here knows about trainers, models or tokenizers: the only import is torch.
 

@@ -124,7 +124,7 @@ def discounted_outcome(outcome: Tensor, normalized: Tensor, gamma: float) -> Ten
         outcome (`Tensor`, shape `(N,)`):
             Outcome advantage of each completion.
         normalized (`Tensor`, shape `(N, K)`):
-            Normalised gains, NaN where absent; tool turns come first, so `n` is one past the last gain.
+            Any value on tool turns, NaN elsewhere; tool turns come first, so `n` is one past the last of them.
         gamma (`float`):
             Discount per turn.
 
@@ -143,7 +143,7 @@ def discounted_outcome(outcome: Tensor, normalized: Tensor, gamma: float) -> Ten
 
 def adaptive_clip_scale(normalized: Tensor, strength: float) -> Tensor:
     """
-    Factor of each turn's clip range, `c = 1 + β (2σ(ĝ) - 1)` (equation 6).
+    Factor of each turn's clip range, `c = 1 + β (2 sigmoid(ĝ) - 1)` (equation 6).
 
     Args:
         normalized (`Tensor`, shape `(N, K)`):

@@ -1,0 +1,126 @@
+"""The demo's parts, without its model: traces, records of rollouts, figures, what is kept."""
+
+import json
+import math
+
+import pytest
+
+import tiny
+from conftest import search
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("peft")
+
+from a2tgpo_trl.demo.report import format_table, learning_curve, plot_learning_curve, write_rollouts
+from a2tgpo_trl.demo.run import DemoSettings, kept, run
+from a2tgpo_trl.demo.training import load_task, readable_rollout, summarize
+from a2tgpo_trl.demo.warmup import PROMPT_TEMPLATE, lazy_pattern, tokenize_trace, trace_segments
+from a2tgpo_trl.rollout import TagProtocol
+
+QUESTION = {
+    "question": "What is the capital of the country where Lyon is?",
+    "answer": ["Paris"],
+    "country": "France",
+    "supports": ["Lyon", "capital of France"],
+}
+PLAYED = {
+    "prompt": PROMPT_TEMPLATE.format(**QUESTION),
+    "completion": "<search>Lyon</search>\n<result>Lyon is in France.</result>\n<answer>Paris</answer>",
+    "rewards": {"exact_match_reward": 1.0},
+    "information_gain": [0.5, None],
+    "normalized_gain": [-1.0, None],
+    "turn_advantages": [0.25, 0.5],
+    "clip_scale": [0.9, 1.0],
+}
+
+
+def test_held_out_countries_are_never_trained_on():
+    task = load_task()
+    assert not {q["country"] for q in task.train} & {q["country"] for q in task.held_out}
+    assert len(task.train) > 1000 and len(task.held_out) > 200
+
+
+def test_lazy_share():
+    assert sum(lazy_pattern(200, 0.6)) == 120
+    assert all(4 <= sum(lazy_pattern(200, 0.6)[i : i + 8]) <= 5 for i in range(0, 200, 8))
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_a_trace_is_what_a_rollout_would_be(score, rows, lazy):
+    """Token for token, with the model's own tokens labelled and no others."""
+    rows[:] = [{"prompt": PROMPT_TEMPLATE.format(**QUESTION), "answer": ["Paris"]}] * 8
+    full = [*(f"<search>{query}</search>" for query in QUESTION["supports"]), "<answer>Paris</answer><|im_end|>"]
+    short = ["<search>Lyon</search>", "<answer>France</answer><|im_end|>"]
+    batch, _ = score([short if lazy else full] * 4)
+    played = batch["prompt_ids"][0].tolist() + batch["completion_ids"][0].tolist()
+    tokenizer = tiny.tokenizer()
+    trace = tokenize_trace(
+        rows[0]["prompt"], trace_segments(QUESTION, search, lazy), tokenizer, TagProtocol(tokenizer, [search])
+    )
+    assert trace["input_ids"] == played
+    labelled = [label != -100 for label in trace["labels"][-batch["completion_ids"].size(1) :]]
+    assert labelled == (batch["turn_ids"][0] >= 0).tolist()
+
+
+def test_record_of_a_rollout():
+    record = readable_rollout(PLAYED, "Paris")
+    first, second = record["turns"]
+    assert (first["text"], first["result"]) == ("<search>Lyon</search>", "Lyon is in France.")
+    assert (first["information_gain"], first["advantage"], first["clip_scale"]) == (0.5, 0.25, 0.9)
+    assert (second["text"], second["result"], second["information_gain"]) == ("<answer>Paris</answer>", None, None)
+
+
+def test_summary():
+    unscored = PLAYED | {"information_gain": [None, 4.0]}  # turn 0 is absent, and turn 1 stays turn 1
+    assert summarize([PLAYED, unscored])["gains"] == [0.5, 4.0]
+    lazy = PLAYED | {"rewards": {"exact_match_reward": 0.0}, "information_gain": [1.5, 2.0, None]}
+    summary = summarize([PLAYED, lazy])
+    assert (summary["exact_match"], summary["searches"], summary["gains"]) == (0.5, 1.0, [1.0, 2.0])
+
+
+def test_report(tmp_path):
+    log = [
+        {"reward": 0.25, "turns/tool_mean": 1.0, "information_gain/turn_0": 0.5, "clip_ratio/region_mean": 0.0},
+        {"clip_ratio/region_mean": 0.2},
+        {"reward": 0.75, "turns/tool_mean": 2.0, "information_gain/turn_0": 0.7, "clip_ratio/region_mean": 0.1},
+    ]
+    curve = learning_curve(log)
+    assert [point["clipped"] for point in curve] == [0.1, 0.1]
+    before = {m: {"exact_match": 0.1, "searches": 1.0, "gains": [0.5]} for m in ("greedy", "sampled")}
+    after = {m: {"exact_match": 0.9, "searches": 2.0, "gains": [0.5, 5.0]} for m in ("greedy", "sampled")}
+    plot_learning_curve(curve, before, after, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    rows = [line.split() for line in format_table(before, after).splitlines()]
+    assert ["exact", "match,", "greedy", "0.10", "0.90", "+0.80"] in rows
+    assert ["information", "gain", "of", "search", "2,", "sampled", "–", "5.00", "–"] in rows
+    write_rollouts([("One", [readable_rollout(PLAYED, "Paris")])], 0.03, 0.04, tmp_path / "rollouts.md")
+    page = (tmp_path / "rollouts.md").read_text()
+    assert "<search>Lyon</search>\n<result>Lyon is in France.</result>\n<answer>Paris</answer>" in page
+    # 1 - 0.9 · 0.03 and 1 + 0.9 · 0.04
+    assert "| 1 | +0.50 | -1.00 | +0.25 | [0.9730, 1.0360] |" in page
+    assert "| 2 | – | – | +0.50 | [0.9700, 1.0400] |" in page
+
+
+def test_what_was_made_is_kept(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return {"x": 1}
+
+    assert kept(tmp_path / "a" / "x.json", make) == kept(tmp_path / "a" / "x.json", make) == {"x": 1}
+    assert made == [1]
+
+
+def test_a_kept_run_is_neither_lost_nor_mixed_up(tmp_path, capsys):
+    folder = tmp_path / "seed-0" / "training"
+    folder.mkdir(parents=True)
+    settings = {"seed": 0, "rollout_batches": 6, "held_out_questions": 40}
+    numbers = {m: {"exact_match": 0.5, "searches": 1.0, "gains": []} for m in ("greedy", "sampled")}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    (folder / "result.json").write_text(json.dumps({"before": numbers, "after": numbers}))
+    run(DemoSettings(), tmp_path)
+    assert "finished" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="--restart replaces it"):
+        run(DemoSettings(rollout_batches=7), tmp_path)
+    assert math.isclose(json.loads((folder / "result.json").read_text())["after"]["greedy"]["exact_match"], 0.5)
