@@ -15,7 +15,18 @@ MODULES = {
     for path in PACKAGE.rglob("*.py")
 }
 PACKAGES = {module for module, path in MODULES.items() if path.name == "__init__.py" and module != "__init__"}
-TRAINING_PATH = {"functional", "belief", "estimators", "config", "trainer", "rollout", "metrics", "updates"}
+TRAINING_PATH = {
+    "functional",
+    "belief",
+    "estimators",
+    "config",
+    "trainer",
+    "rollout",
+    "metrics",
+    "updates",
+    "checks",
+    "scoring",
+}
 LEAVES = {"search", "rewards", "data", "demo"}
 # What each room of the training path may know of the others
 MAY_IMPORT = {
@@ -26,6 +37,8 @@ MAY_IMPORT = {
     "belief": {"functional"},
     "estimators": {"functional", "config"},
     "metrics": {"functional", "estimators", "config"},
+    "scoring": {"belief", "config"},
+    "checks": {"belief", "config"},
     "trainer": TRAINING_PATH - {"trainer"},
 }
 

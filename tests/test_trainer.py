@@ -14,6 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.functional import spread_turns, turn_ids, turn_log_ratio
+from a2tgpo_trl.scoring import BeliefScorer
 from conftest import GROUP, QUESTION, correct
 
 ANSWER_ONLY = [
@@ -156,11 +157,14 @@ def test_a_mask_that_takes_too_much_memory(score, monkeypatch, elements):
     """Smaller micro-batches, and one prefix per turn where a single row is too long: the same gains."""
     expected, _ = score()
     shapes = []
-    original = A2TGPOTrainer._score
-    monkeypatch.setattr(
-        A2TGPOTrainer, "_score", lambda self, **kw: shapes.append(kw["attention_mask"].shape) or original(self, **kw)
-    )
-    monkeypatch.setattr("a2tgpo_trl.trainer.MAX_MASK_ELEMENTS", elements)
+    original = BeliefScorer._score
+
+    def recording(self, model, **inputs):
+        shapes.append(inputs["attention_mask"].shape)
+        return original(self, model, **inputs)
+
+    monkeypatch.setattr(BeliefScorer, "_score", recording)
+    monkeypatch.setattr("a2tgpo_trl.scoring.MAX_MASK_ELEMENTS", elements)
     batch, _ = score()
     torch.testing.assert_close(
         batch["information_gain"], expected["information_gain"], atol=1e-4, rtol=0, equal_nan=True
@@ -235,7 +239,7 @@ def test_without_turn_credit_it_is_grpo_bit_for_bit(build, config, estimator):
 
 
 def test_grpo_estimator_measures_nothing_and_adds_nothing(score, config, monkeypatch):
-    monkeypatch.setattr(A2TGPOTrainer, "_score", lambda *a, **k: pytest.fail("no belief is needed"))
+    monkeypatch.setattr(BeliefScorer, "measure", lambda *a, **k: pytest.fail("no belief is needed"))
     batch, _ = score(advantage_estimator="grpo")
     assert batch["advantages"].shape == (4,)
     assert not {"turn_ids", "clip_scale", "information_gain"} & set(batch)

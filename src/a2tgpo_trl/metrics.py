@@ -1,5 +1,7 @@
 """What is logged about turns and their credit: pure functions of gathered `(N, K)` tensors."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -52,3 +54,9 @@ def credit_metrics(credit: TurnCredit, num_generations: int) -> dict[str, float]
 
 def _extreme(values: Tensor, which: str) -> Tensor:
     return getattr(values, which)() if values.numel() else values.new_tensor(torch.nan)
+
+
+def rows_of_turns(values: Tensor, num_turns: Tensor) -> list[list[float | None]]:
+    """The turns there are, row by row, for a table; `None` where a turn has no value."""
+    rows = zip(values.tolist(), num_turns.tolist(), strict=True)
+    return [[None if math.isnan(value) else round(value, 4) for value in row[:length]] for row, length in rows]

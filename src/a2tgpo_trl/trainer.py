@@ -1,6 +1,5 @@
 """[`A2TGPOTrainer`]: TRL's `GRPOTrainer` with a multi-turn tool loop and credit for each turn."""
 
-import math
 import sys
 import textwrap
 from collections import defaultdict, deque
@@ -11,27 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
-from transformers.utils import get_json_schema, logging
+from transformers.utils import logging
 from trl import GRPOTrainer
-from trl.chat_template_utils import supports_tool_calling
-from trl.data_utils import is_conversational
 from trl.trainer.utils import get_config_model_id
 
-from .belief import (
-    make_probe,
-    packed_beliefs,
-    packed_length,
-    packed_unsupported,
-    prefix_beliefs,
-    probed_rows,
-    scored_answer,
-    share_contexts,
-    shared_beliefs,
-)
+from .belief import scored_answer, shared_beliefs
+from .checks import check_arguments, prompts_are_conversational
 from .config import A2TGPOConfig
 from .estimators import TurnCredit, assign_credit
 from .functional import observation_ends, spread_turns, turn_ids, turn_level_old_logps
-from .metrics import credit_metrics
+from .metrics import credit_metrics, rows_of_turns
 from .rollout import (
     ChatProtocol,
     Rollout,
@@ -41,12 +29,10 @@ from .rollout import (
     choose_protocol,
     run_tool_loop,
 )
+from .scoring import BeliefScorer
 from .updates import SkipEmptyUpdates
 
 logger = logging.get_logger(__name__)
-
-MAX_MASK_ELEMENTS = 2**27
-"""Of the `(B, L, L)` mask of packed scoring: 128 MiB a copy, one sequence of 11,000 tokens or two of 8,000."""
 
 
 class A2TGPOTrainer(GRPOTrainer):
@@ -109,21 +95,16 @@ class A2TGPOTrainer(GRPOTrainer):
             args = A2TGPOConfig(f"{name.split('/')[-1]}-A2TGPO")
         if processing_class is None:
             processing_class = _load_processing_class(model, args)
-        _check_arguments(args, train_dataset, eval_dataset, processing_class, tools or [])
-        conversational = _is_conversational(train_dataset)
+        check_arguments(args, train_dataset, eval_dataset, processing_class, tools or [], environment_factory)
+        conversational = prompts_are_conversational(train_dataset)
         uses_tools = bool(tools or environment_factory)
         protocol = choose_protocol(args.tool_protocol, processing_class, conversational) if uses_tools else None
-        if environment_factory is not None and not supports_tool_calling(processing_class):
-            raise ValueError(
-                "environment_factory needs a chat template that renders tool calls, with tool_protocol='tags' too: TRL "
-                "builds environments only for such templates. Set one on the tokenizer, or pass tools instead."
+        template_tools = tools
+        if protocol == "tags" and environment_factory is None:
+            template_tools = (
+                None  # GRPOTrainer takes tools to be called by the chat template, which may not know calls
             )
-        if protocol == "tags":
-            TagProtocol(
-                processing_class, tools or [], args.tool_tags, args.result_tag
-            )  # raises before a model is loaded
-        # GRPOTrainer takes tools for calls of the chat template, and would refuse templates without them
-        template_tools = None if protocol == "tags" and environment_factory is None else tools
+            TagProtocol(processing_class, tools, args.tool_tags, args.result_tag)  # refuses what it cannot call
         self._loss_inputs = None
         super().__init__(
             model=model,
@@ -287,10 +268,10 @@ class A2TGPOTrainer(GRPOTrainer):
     # ---- credit ------------------------------------------------------------------------------------------------
 
     def _set_up_credit(self) -> None:
-        estimator = self.args.advantage_estimator
-        self._packing_obstacle = packed_unsupported(self.accelerator.unwrap_model(self.model))
-        if estimator != "grpo" and self._packing_obstacle:
-            logger.warning(f"Information gain takes one forward per turn, not one in all: {self._packing_obstacle}.")
+        measures = self.args.advantage_estimator != "grpo"
+        if measures:
+            model, tokenizer, length = self.model, self._tokenizer, self._context_length()
+            self._scorer = BeliefScorer(model, tokenizer, self.accelerator, self.args, length)
         clip_range = max(self.epsilon_low, self.epsilon_high)
         if self.args.importance_sampling_level != "token" and self.loss_type != "cispo" and clip_range >= 0.1:
             logger.warning(
@@ -299,7 +280,7 @@ class A2TGPOTrainer(GRPOTrainer):
                 "unset, or set importance_sampling_level='token'."
             )
         generate_every = self.args.steps_per_generation * self.num_iterations
-        if estimator != "grpo" and self.args.gradient_accumulation_steps % generate_every == 0:
+        if measures and self.args.gradient_accumulation_steps % generate_every == 0:
             logger.warning(
                 "Every update will be on-policy: the importance ratio is 1 and no clip range ever binds, so epsilon and "
                 "turn_clip_strength do nothing. For several updates per rollout batch set steps_per_generation above "
@@ -321,7 +302,8 @@ class A2TGPOTrainer(GRPOTrainer):
         batch = super()._generate_and_score_completions(inputs)
         masks = batch["completion_mask"], batch.get("tool_mask")
         ids, ends = turn_ids(*masks), observation_ends(*masks)
-        beliefs, keys = self._measure_beliefs(batch, ends, answers, training)
+        size = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
+        beliefs, keys = self._scorer.measure(self.model, batch, ends, answers, size)
         credit = self._assign_credit(batch["advantages"], beliefs, keys, ids, ends, training)
         local = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
         batch["turn_ids"] = ids
@@ -330,51 +312,6 @@ class A2TGPOTrainer(GRPOTrainer):
         batch["information_gain"] = credit.gains[local]
         self._log_credit(credit, batch["advantages"], ids, answers.count(None), training)
         return batch
-
-    @torch.no_grad()
-    def _measure_beliefs(
-        self, batch: dict[str, Any], ends: Tensor, answers: list[str | None], training: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Beliefs `(B, K + 1)` of the local rows, once for each context, and the keys that tell equal contexts."""
-        known = {a: make_probe(self._tokenizer, self.args.answer_template, a) for a in set(answers) - {None}}
-        rows = probed_rows(batch, ends, [known.get(answer) for answer in answers], self._context_length())
-        # The number of forwards and their columns are the same on every process
-        sizes = torch.tensor([[ends.size(1), max(map(packed_length, rows))]], device=ends.device)
-        num_turns, length = self.accelerator.gather(sizes).amax(dim=0).tolist()
-        rows, keys = share_contexts([row.padded_to(num_turns) for row in rows])
-        size = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
-        packed = self._packing_obstacle is None and length**2 <= MAX_MASK_ELEMENTS
-        if packed:
-            size = min(size, MAX_MASK_ELEMENTS // length**2)
-        elif self._packing_obstacle is None:
-            logger.warning_once(
-                "Information gain takes one forward per turn for the longest completions: the attention mask of their "
-                "packed sequence would take too much memory."
-            )
-        is_training = self.model.training
-        self.model.eval()  # beliefs are without dropout, and without a trace in the random state
-        try:
-            chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
-            beliefs = torch.cat([self._score_rows(chunk, packed) for chunk in chunks])
-        finally:
-            self.model.train(is_training)
-        beliefs = beliefs.exp() if self.args.belief_measure == "prob" else beliefs
-        return beliefs, torch.tensor(keys, device=beliefs.device)
-
-    def _score_rows(self, rows: list, packed: bool) -> Tensor:
-        device = self.accelerator.device
-        if not packed:
-            return prefix_beliefs(self._score, rows, device)
-        config = self.model.config.get_text_config()
-        additive = self.model.dtype if config._attn_implementation == "eager" else None
-        return packed_beliefs(self._score, rows, additive, device)
-
-    def _score(self, **inputs: Tensor) -> Tensor:
-        """Log-probabilities of `shift_labels`, `(B, L)`, through TRL's fused LM head."""
-        if hasattr(self.model.config.get_text_config(), "output_router_logits"):
-            inputs["output_router_logits"] = False  # the router's auxiliary loss cannot read a block mask
-        with self.accelerator.autocast():
-            return self.model(**inputs, fused_lm_head=True).log_probs
 
     def _assign_credit(
         self, outcome: Tensor, beliefs: Tensor, keys: Tensor, ids: Tensor, ends: Tensor, training: bool
@@ -408,7 +345,7 @@ class A2TGPOTrainer(GRPOTrainer):
             ("turn_advantages", credit.advantages),
             ("clip_scale", credit.clip_scale),
         ):
-            self._logs["extra"][column].extend(_rows_of_turns(values, credit.num_turns))
+            self._logs["extra"][column].extend(rows_of_turns(values, credit.num_turns))
 
     # ---- loss and updates --------------------------------------------------------------------------------------
 
@@ -445,12 +382,6 @@ class A2TGPOTrainer(GRPOTrainer):
         self.add_callback(self.empty_updates)
 
 
-def _rows_of_turns(values: Tensor, num_turns: Tensor) -> list[list[float | None]]:
-    """The turns there are, row by row, for a table; `None` where a turn has no value."""
-    rows = zip(values.tolist(), num_turns.tolist(), strict=True)
-    return [[None if math.isnan(value) else round(value, 4) for value in row[:length]] for row, length in rows]
-
-
 @contextmanager
 def _replaced(instance: Any, **attributes: Any):
     """Give attributes of an object other values for a while."""
@@ -481,66 +412,3 @@ def _load_processing_class(model: Any, args: A2TGPOConfig) -> PreTrainedTokenize
         padding_side="left",
         trust_remote_code=args.trust_remote_code,
     )
-
-
-def _is_conversational(dataset: Any) -> bool:
-    row = {} if dataset is None else _first_row(dataset, "train_dataset")
-    return "prompt" not in row or is_conversational(row)  # without a prompt, an environment writes the conversation
-
-
-def _first_row(dataset: Any, name: str) -> dict[str, Any]:
-    row = next(iter(dataset), None)
-    if row is None:
-        raise ValueError(f"{name} is empty.")
-    return row
-
-
-def _check_arguments(
-    args: Any, train_dataset: Any, eval_dataset: Any, processing_class: Any, tools: list[Callable]
-) -> None:
-    if not isinstance(args, A2TGPOConfig):
-        raise TypeError(f"args must be an A2TGPOConfig, got {type(args).__name__}: replace the class name.")
-    if isinstance(processing_class, ProcessorMixin):
-        raise TypeError(
-            f"A2TGPOTrainer trains text models, and {type(processing_class).__name__} is a processor for images or "
-            "audio. Use a text model, or pass its tokenizer as processing_class."
-        )
-    _check_tools(tools)
-    if args.advantage_estimator == "grpo":
-        return
-    if not processing_class.is_fast:
-        raise TypeError(
-            f"Information gain finds the answer's tokens by character offsets, which {type(processing_class).__name__} "
-            "does not give: use a fast tokenizer, or choose advantage_estimator='grpo'."
-        )
-    _check_answer_columns(args.answer_column, train_dataset, eval_dataset)
-
-
-def _check_answer_columns(column: str, train_dataset: Any, eval_dataset: Any) -> None:
-    if train_dataset is None:
-        raise ValueError(
-            f"Information gain needs the true answers: give a train_dataset with the column {column!r}, or choose "
-            "advantage_estimator='grpo'."
-        )
-    evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-    for name, dataset in {"train_dataset": train_dataset, **evals}.items():
-        if dataset is None:
-            continue
-        row = _first_row(dataset, name)
-        if column not in row:
-            raise ValueError(
-                f"{name} has no column {column!r} with the true answers; its columns are {sorted(row)}. Set "
-                "answer_column to one of them, or choose advantage_estimator='grpo'."
-            )
-        scored_answer(row[column], f"{column!r} of the first row of {name}")
-
-
-def _check_tools(tools: list[Callable]) -> None:
-    for tool in tools:
-        try:
-            get_json_schema(tool)
-        except Exception as error:
-            name = getattr(tool, "__name__", repr(tool))
-            raise ValueError(
-                f"Tool {name!r} needs type hints and a Google-style docstring that describes each argument: {error}"
-            ) from error

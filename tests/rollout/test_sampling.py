@@ -171,7 +171,7 @@ def test_sampling_parameters_for_vllm(tags, given, stop):
     trainer, _ = tags()
     trainer.use_vllm, trainer.vllm_generation = True, SimpleNamespace(generation_kwargs=dict(given))
     trainer._stop_at(("</search>",))
-    expected = {**given, "stop": stop, "include_stop_str_in_output": True}
+    expected = {**given, "stop": stop, "include_stop_str_in_output": True, "skip_special_tokens": False}
     assert trainer.vllm_generation.generation_kwargs == expected
 
 

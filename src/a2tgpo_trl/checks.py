@@ -1,0 +1,96 @@
+"""Errors of bad input, before a model is loaded or anything is computed."""
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import ProcessorMixin
+from transformers.utils import get_json_schema
+from trl.chat_template_utils import supports_tool_calling
+from trl.data_utils import is_conversational
+
+from .belief import scored_answer
+from .config import A2TGPOConfig
+
+
+def check_arguments(
+    args: Any,
+    train_dataset: Any,
+    eval_dataset: Any,
+    processing_class: Any,
+    tools: list[Callable],
+    environment_factory: Any,
+) -> None:
+    """
+    Refuse arguments of the trainer that cannot work.
+
+    Args:
+        args, train_dataset, eval_dataset, processing_class, tools, environment_factory: As [`A2TGPOTrainer`] gets them.
+
+    Raises:
+        TypeError: If `args` is no [`A2TGPOConfig`], or `processing_class` is a processor or a slow tokenizer.
+        ValueError: If a tool lacks types or a docstring, a dataset its answers, or environments their template.
+    """
+    if not isinstance(args, A2TGPOConfig):
+        raise TypeError(f"args must be an A2TGPOConfig, got {type(args).__name__}: replace the class name.")
+    if isinstance(processing_class, ProcessorMixin):
+        raise TypeError(
+            f"A2TGPOTrainer trains text models, and {type(processing_class).__name__} is a processor for images or "
+            "audio. Use a text model, or pass its tokenizer as processing_class."
+        )
+    _check_tools(tools)
+    if environment_factory is not None and not supports_tool_calling(processing_class):
+        raise ValueError(
+            "environment_factory needs a chat template that renders tool calls, with tool_protocol='tags' too: TRL builds "
+            "environments only for such templates. Set one on the tokenizer, or pass tools instead."
+        )
+    if args.advantage_estimator == "grpo":
+        return
+    if not processing_class.is_fast:
+        raise TypeError(
+            f"Information gain finds the answer's tokens by character offsets, which {type(processing_class).__name__} "
+            "does not give: use a fast tokenizer, or choose advantage_estimator='grpo'."
+        )
+    _check_answer_columns(args.answer_column, train_dataset, eval_dataset)
+
+
+def _check_answer_columns(column: str, train_dataset: Any, eval_dataset: Any) -> None:
+    if train_dataset is None:
+        raise ValueError(
+            f"Information gain needs the true answers: give a train_dataset with the column {column!r}, or choose "
+            "advantage_estimator='grpo'."
+        )
+    evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+    for name, dataset in {"train_dataset": train_dataset, **evals}.items():
+        if dataset is None:
+            continue
+        row = _first_row(dataset, name)
+        if column not in row:
+            raise ValueError(
+                f"{name} has no column {column!r} with the true answers; its columns are {sorted(row)}. Set "
+                "answer_column to one of them, or choose advantage_estimator='grpo'."
+            )
+        scored_answer(row[column], f"{column!r} of the first row of {name}")
+
+
+def _check_tools(tools: list[Callable]) -> None:
+    for tool in tools:
+        try:
+            get_json_schema(tool)
+        except Exception as error:
+            name = getattr(tool, "__name__", repr(tool))
+            raise ValueError(
+                f"Tool {name!r} needs type hints and a Google-style docstring that describes each argument: {error}"
+            ) from error
+
+
+def prompts_are_conversational(dataset: Any) -> bool:
+    """Whether prompts are lists of messages, by the first row."""
+    row = {} if dataset is None else _first_row(dataset, "train_dataset")
+    return "prompt" not in row or is_conversational(row)  # without a prompt, an environment writes the conversation
+
+
+def _first_row(dataset: Any, name: str) -> dict[str, Any]:
+    row = next(iter(dataset), None)
+    if row is None:
+        raise ValueError(f"{name} is empty.")
+    return row
