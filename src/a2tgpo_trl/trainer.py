@@ -101,9 +101,8 @@ class A2TGPOTrainer(GRPOTrainer):
         protocol = choose_protocol(args.tool_protocol, processing_class, conversational) if uses_tools else None
         template_tools = tools
         if protocol == "tags" and environment_factory is None:
-            template_tools = (
-                None  # GRPOTrainer takes tools to be called by the chat template, which may not know calls
-            )
+            # GRPOTrainer takes tools for calls of the chat template, which may not know any
+            template_tools = None
             TagProtocol(processing_class, tools, args.tool_tags, args.result_tag)  # refuses what it cannot call
         self._loss_inputs = None
         super().__init__(
@@ -283,9 +282,9 @@ class A2TGPOTrainer(GRPOTrainer):
         if measures and self.args.gradient_accumulation_steps % generate_every == 0:
             logger.warning(
                 "Every update will be on-policy: the importance ratio is 1 and no clip range ever binds, so epsilon and "
-                "turn_clip_strength do nothing. For several updates per rollout batch set steps_per_generation above "
-                f"gradient_accumulation_steps (both {self.args.gradient_accumulation_steps} now), or num_iterations "
-                "above 1."
+                "turn_clip_strength do nothing. For several updates per rollout batch set steps_per_generation "
+                f"({self.args.steps_per_generation} now) above gradient_accumulation_steps "
+                f"({self.args.gradient_accumulation_steps}), or num_iterations above 1."
             )
 
     def _set_signature_columns_if_needed(self):
