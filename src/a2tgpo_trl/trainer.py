@@ -65,9 +65,9 @@ class A2TGPOTrainer(GRPOTrainer):
         "id": "2605.06200",
         # docstyle-ignore
         "citation": textwrap.dedent("""\
-            @article{li2026a2tgpo,
+            @article{chen2026a2tgpo,
                 title        = {{A$^2$TGPO: Agentic Turn-Group Policy Optimization with Adaptive Turn-level Clipping}},
-                author       = {Li and Chen and Jiang and others},
+                author       = {Dingwei Chen and Zefang Zong and Zhipeng Ma and Leo Luo and Yang Li and Chengming Li and Peng Chen and Jie Jiang},
                 year         = 2026,
                 eprint       = {arXiv:2605.06200},
             }"""),
