@@ -1,15 +1,17 @@
-"""Errors of bad input, before a model is loaded or anything is computed."""
+"""Errors of bad input, and warnings of settings that rarely make sense, before a model is loaded."""
 
 from collections.abc import Callable
 from typing import Any
 
 from transformers import ProcessorMixin
-from transformers.utils import get_json_schema
+from transformers.utils import get_json_schema, logging
 from trl.chat_template_utils import supports_tool_calling
 from trl.data_utils import is_conversational
 
 from .belief import scored_answer
 from .config import A2TGPOConfig
+
+logger = logging.get_logger(__name__)
 
 
 def check_arguments(
@@ -81,6 +83,41 @@ def _check_tools(tools: list[Callable]) -> None:
             raise ValueError(
                 f"Tool {name!r} needs type hints and a Google-style docstring that describes each argument: {error}"
             ) from error
+
+
+def warn_of_settings(args: A2TGPOConfig, protocol: str | None) -> None:
+    """
+    Warn of options that are valid, and do not do together what they are meant to.
+
+    Args:
+        args ([`A2TGPOConfig`]): The options.
+        protocol (`str`, *optional*): The tool protocol, `"chat"` or `"tags"`, if there are tools.
+    """
+    generate_every = args.steps_per_generation * args.num_iterations
+    if args.advantage_estimator != "grpo" and args.gradient_accumulation_steps % generate_every == 0:
+        logger.warning(
+            "Every update will be on-policy: the importance ratio is 1 and no clip range ever binds, so epsilon and "
+            "turn_clip_strength do nothing. For several updates per rollout batch set steps_per_generation "
+            f"({args.steps_per_generation} now) above gradient_accumulation_steps ({args.gradient_accumulation_steps}), "
+            "or num_iterations above 1."
+        )
+    widest = max(args.epsilon, args.epsilon_high or 0.0)
+    if args.importance_sampling_level != "token" and args.loss_type != "cispo" and widest >= 0.1:
+        logger.warning(
+            f"epsilon={args.epsilon} and epsilon_high={args.epsilon_high} suit the ratio of a token; the ratio of a "
+            f"{args.importance_sampling_level} moves far less and will hardly ever reach them. Leave them unset, or set "
+            "importance_sampling_level='token'."
+        )
+    if protocol == "tags" and args.mask_truncated_completions:
+        logger.warning(
+            "mask_truncated_completions leaves out every completion that does not end with the end-of-sequence token; "
+            "with tool_protocol='tags' that includes those that end at a tool call or at a stop string."
+        )
+    if protocol == "tags" and args.use_transformers_continuous_batching:
+        logger.warning(
+            "Continuous batching knows no stop strings: with tool_protocol='tags' each turn is generated to its end and "
+            "cut at the closing tag afterwards."
+        )
 
 
 def prompts_are_conversational(dataset: Any) -> bool:

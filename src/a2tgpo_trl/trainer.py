@@ -15,7 +15,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from .belief import scored_answer, shared_beliefs
-from .checks import check_arguments, prompts_are_conversational
+from .checks import check_arguments, prompts_are_conversational, warn_of_settings
 from .config import A2TGPOConfig
 from .estimators import TurnCredit, assign_credit
 from .functional import observation_ends, spread_turns, turn_ids, turn_level_old_logps
@@ -99,6 +99,7 @@ class A2TGPOTrainer(GRPOTrainer):
         conversational = prompts_are_conversational(train_dataset)
         uses_tools = bool(tools or environment_factory)
         protocol = choose_protocol(args.tool_protocol, processing_class, conversational) if uses_tools else None
+        warn_of_settings(args, protocol)
         template_tools = tools
         if protocol == "tags" and environment_factory is None:
             # GRPOTrainer takes tools for calls of the chat template, which may not know any
@@ -139,19 +140,6 @@ class A2TGPOTrainer(GRPOTrainer):
                 self._tokenizer, self.tools, self.args.tool_tags, self.args.result_tag, conversational
             )
             self._protocol.stop_strings = self._stop_at(self._protocol.stop_strings)
-            self._warn_of_tags()
-
-    def _warn_of_tags(self) -> None:
-        if self.mask_truncated_completions:
-            logger.warning(
-                "mask_truncated_completions leaves out every completion that does not end with the end-of-sequence "
-                "token; with tool_protocol='tags' that includes those that end at a tool call or at a stop string."
-            )
-        if self.use_transformers_continuous_batching:
-            logger.warning(
-                "Continuous batching knows no stop strings: with tool_protocol='tags' each turn is generated to its end "
-                "and cut at the closing tag afterwards."
-            )
 
     def _stop_at(self, strings: list[str]) -> list[str]:
         """End generation at these strings as well; returns them with those that the user configured."""
@@ -267,25 +255,9 @@ class A2TGPOTrainer(GRPOTrainer):
     # ---- credit ------------------------------------------------------------------------------------------------
 
     def _set_up_credit(self) -> None:
-        measures = self.args.advantage_estimator != "grpo"
-        if measures:
+        if self.args.advantage_estimator != "grpo":
             model, tokenizer, length = self.model, self._tokenizer, self._context_length()
             self._scorer = BeliefScorer(model, tokenizer, self.accelerator, self.args, length)
-        clip_range = max(self.epsilon_low, self.epsilon_high)
-        if self.args.importance_sampling_level != "token" and self.loss_type != "cispo" and clip_range >= 0.1:
-            logger.warning(
-                f"epsilon={self.epsilon_low} and epsilon_high={self.epsilon_high} suit the ratio of a token; the ratio of "
-                f"a {self.args.importance_sampling_level} moves far less and will hardly ever reach them. Leave them "
-                "unset, or set importance_sampling_level='token'."
-            )
-        generate_every = self.args.steps_per_generation * self.num_iterations
-        if measures and self.args.gradient_accumulation_steps % generate_every == 0:
-            logger.warning(
-                "Every update will be on-policy: the importance ratio is 1 and no clip range ever binds, so epsilon and "
-                "turn_clip_strength do nothing. For several updates per rollout batch set steps_per_generation "
-                f"({self.args.steps_per_generation} now) above gradient_accumulation_steps "
-                f"({self.args.gradient_accumulation_steps}), or num_iterations above 1."
-            )
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
