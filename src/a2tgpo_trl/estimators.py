@@ -75,7 +75,7 @@ def assign_credit(
         advantages = discounted_outcome(outcome, tool_turns, args.turn_gamma) + to_come.nan_to_num()
         clip_scale = torch.ones_like(advantages)
     else:
-        normalized = _normalize(gains, num_generations, args.turn_normalization)
+        normalized = _normalize_within(gains, num_generations, args.turn_normalization)
         to_come = accumulate(normalized, args.turn_gamma, args.turn_rescale)
         advantages = turn_advantages(outcome, to_come, args.turn_advantage_coef)
         clip_scale = adaptive_clip_scale(normalized, args.turn_clip_strength)
@@ -94,7 +94,7 @@ def _without_rounding(outcome: Tensor, num_generations: int) -> Tensor:
     return groups.masked_fill(equal, 0.0).flatten()
 
 
-def _normalize(gains: Tensor, num_generations: int, within: str) -> Tensor:
+def _normalize_within(gains: Tensor, num_generations: int, within: str) -> Tensor:
     if within == "none":
         return gains
     normalize = normalize_turn_groups if within == "turn_group" else normalize_groups
