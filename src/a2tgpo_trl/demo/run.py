@@ -95,7 +95,8 @@ def train_and_evaluate(settings: DemoSettings, model: Path, adapter: Path, folde
     """The reinforcement part, in `folder`: evaluation, training, evaluation, figure and rollouts."""
     start = time.monotonic()
     trainer = make_trainer(model, adapter, task, folder, settings.rollout_batches, settings.seed)
-    print("Evaluation of the warm start:", flush=True)
+    if not (folder / "before.json").is_file():
+        print("Evaluation of the warm start:", flush=True)
     before = kept(folder / "before.json", lambda: evaluate(trainer, task, settings.held_out_questions))
     print(
         f"Training: {settings.rollout_batches} batches of 32 rollouts, {UPDATES_PER_BATCH} updates on each:",
