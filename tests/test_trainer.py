@@ -775,3 +775,12 @@ def test_play_greedy_is_deterministic_and_sampling_is_not(build, rows):
     trainer = build(rollouts=None, max_completion_length=20)
     texts = [[trainer.play(rows[:1], greedy=greedy)[0]["completion"] for _ in range(2)] for greedy in (True, False)]
     assert texts[0][0] == texts[0][1] and texts[1][0] != texts[1][1]
+
+
+def test_logged_columns_stay_aligned(build, rows):
+    """Fewer rows than the log holds: the outcome advantages are replaced, not joined by those trained on."""
+    trainer = build(steps_per_generation=4, per_device_eval_batch_size=4, eval_dataset=Dataset.from_list(rows[:1]))
+    trainer.evaluate()
+    columns = [trainer._logs["prompt"], trainer._logs["advantages"], *trainer._logs["extra"].values()]
+    assert [len(column) for column in columns] == [4] * len(columns)
+    assert len(set(trainer._logs["advantages"])) == 4  # the outcome alone would be two values
