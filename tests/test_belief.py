@@ -6,13 +6,13 @@ from transformers import AutoModelForCausalLM, FalconConfig, MambaConfig
 from trl.trainer.utils import add_fused_lm_head
 
 import tiny
+from a2tgpo_trl.architecture import attention_obstacle
 from a2tgpo_trl.belief import (
     Probe,
     ProbedRow,
     make_probe,
     packed_beliefs,
     packed_length,
-    packed_unsupported,
     prefix_beliefs,
     probed_rows,
     scored_answer,
@@ -135,7 +135,7 @@ def test_packed_prefix_and_naive_scoring_agree(architecture, attention, template
     rows = ragged_rows(template=template)
     expected = naive_beliefs(model, rows)
     score = score_with(model)
-    assert packed_unsupported(model) is None
+    assert attention_obstacle(model) is None
     packed = packed_beliefs(score, rows, torch.float32 if attention == "eager" else None, CPU)
     prefix = prefix_beliefs(score, rows, CPU)
     torch.testing.assert_close(packed.double(), expected, atol=1e-4, rtol=0, equal_nan=True)
@@ -147,7 +147,7 @@ def test_prefix_scoring_serves_a_sliding_window_model():
     model = tiny.model("gemma2", attn_implementation="eager").eval()
     rows = ragged_rows()
     expected = naive_beliefs(model, rows)
-    assert "sliding_attention" in packed_unsupported(model)
+    assert "sliding_attention" in attention_obstacle(model)
     torch.testing.assert_close(
         prefix_beliefs(score_with(model), rows, CPU).double(), expected, atol=1e-4, rtol=0, equal_nan=True
     )
@@ -156,20 +156,20 @@ def test_prefix_scoring_serves_a_sliding_window_model():
 def test_flash_attention_and_prompt_learning_cannot_be_packed():
     model = tiny.model()
     model.config._attn_implementation = "flash_attention_2"
-    assert "flash_attention_2" in packed_unsupported(model)
+    assert "flash_attention_2" in attention_obstacle(model)
     model.config._attn_implementation, model.config.rope_parameters = "sdpa", {"rope_type": "longrope"}
-    assert "longrope" in packed_unsupported(model)
+    assert "longrope" in attention_obstacle(model)
     falcon = AutoModelForCausalLM.from_config(
         FalconConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, alibi=True)
     )
-    assert "ALiBi" in packed_unsupported(falcon)
+    assert "ALiBi" in attention_obstacle(falcon)
     mamba = AutoModelForCausalLM.from_config(MambaConfig(hidden_size=32, num_hidden_layers=1))
-    assert packed_unsupported(mamba) is not None
+    assert attention_obstacle(mamba) is not None
     peft = pytest.importorskip("peft")
     adapted = peft.get_peft_model(
         tiny.model(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, tokenizer_name_or_path=None)
     )
-    assert "virtual tokens" in packed_unsupported(adapted)
+    assert "virtual tokens" in attention_obstacle(adapted)
 
 
 def test_number_of_forwards():

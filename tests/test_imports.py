@@ -26,6 +26,9 @@ TRAINING_PATH = {
     "updates",
     "checks",
     "scoring",
+    "architecture",
+    "generation",
+    "replaced",
 }
 LEAVES = {"search", "rewards", "data", "demo"}
 # What each room of the training path may know of the others
@@ -33,11 +36,14 @@ MAY_IMPORT = {
     "functional": set(),
     "config": set(),
     "updates": set(),
-    "rollout": set(),
+    "architecture": set(),
+    "replaced": set(),
+    "rollout": {"architecture"},
+    "generation": {"rollout", "replaced"},
     "belief": {"functional"},
     "estimators": {"functional", "config"},
-    "metrics": {"functional", "estimators", "config"},
-    "scoring": {"belief", "config"},
+    "metrics": {"functional", "estimators", "config", "rollout"},
+    "scoring": {"architecture", "belief", "config"},
     "checks": {"belief", "config"},
     "trainer": TRAINING_PATH - {"trainer"},
 }

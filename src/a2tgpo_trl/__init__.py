@@ -6,9 +6,14 @@ import importlib.metadata
 from packaging.version import Version
 
 __version__ = "0.1.0"
-__all__ = ["A2TGPOConfig", "A2TGPOTrainer"]
+__all__ = ["A2TGPOConfig", "A2TGPOTrainer", "EndRollout", "not_thread_safe"]
 
-_MODULES = {"A2TGPOConfig": ".config", "A2TGPOTrainer": ".trainer"}
+_MODULES = {
+    "A2TGPOConfig": ".config",
+    "A2TGPOTrainer": ".trainer",
+    "EndRollout": ".rollout",
+    "not_thread_safe": ".rollout",
+}
 
 
 def __getattr__(name: str):

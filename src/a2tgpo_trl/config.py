@@ -139,6 +139,56 @@ class A2TGPOConfig(GRPOConfig):
             "completions by the default."
         },
     )
+    tool_concurrency: int = field(
+        default=32,
+        metadata={
+            "help": "Synchronous tool calls that run at once, each on a thread of its own. Asynchronous ones all run at "
+            "once, on one event loop."
+        },
+    )
+    tool_timeout: float | None = field(
+        default=30.0,
+        metadata={
+            "help": "Seconds that a tool call may run. After it the model reads an error and the call is abandoned: nobody "
+            "waits for its thread. None: no limit."
+        },
+    )
+    max_abandoned_calls: int = field(
+        default=128,
+        metadata={
+            "help": "Abandoned tool calls that may still be running, each on its thread; one more ends the run with an "
+            "error."
+        },
+    )
+    max_turn_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of one turn of the model, which is cut there. Default: what max_completion_length leaves."
+        },
+    )
+    max_observation_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of one observation, the tool results of a turn with their markup. Longer results are cut and "
+            "say so. Default: no limit; an observation that max_completion_length does not leave room for is dropped, and "
+            "the completion ends at its tool call (as in TRL)."
+        },
+    )
+    reuse_history: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether generation with transformers keeps the keys and values of a rollout between its turns. Off, "
+            "each turn reads the whole history again, as in TRL."
+        },
+    )
+    lockstep: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether all rollouts take their next turn together, so that a seed gives the same run whatever the "
+            "tools' speed. Off, those whose tools are done do not wait for much slower ones. Always on where generation is "
+            "collective: ZeRO-3, FSDP, vLLM server, vLLM with tensor parallelism."
+        },
+    )
     skip_empty_updates: bool = field(
         default=True,
         metadata={
@@ -161,6 +211,7 @@ class A2TGPOConfig(GRPOConfig):
                 f"answer_template must contain {{answer}} exactly once, got {self.answer_template!r} with "
                 f"{self.answer_template.count('{answer}')}. For example: '<answer>{{answer}}</answer>'."
             )
+        self._check_rollouts()
         self._check_unread()
         if self.loss_type == "cispo" and self.epsilon_high is None:
             raise ValueError(
@@ -180,6 +231,18 @@ class A2TGPOConfig(GRPOConfig):
     def _check_range(self, option: str, symbol: str, valid: bool, expected: str) -> None:
         if not valid:
             raise ValueError(f"{option} ({symbol}) must be {expected}, got {getattr(self, option)}.")
+
+    def _check_rollouts(self) -> None:
+        if self.tool_concurrency < 1:
+            raise ValueError(f"tool_concurrency must be at least 1, got {self.tool_concurrency}.")
+        if self.max_abandoned_calls < 0:
+            raise ValueError(f"max_abandoned_calls must be at least 0, got {self.max_abandoned_calls}.")
+        if self.tool_timeout is not None and self.tool_timeout <= 0:
+            raise ValueError(f"tool_timeout must be positive, or None for no limit, got {self.tool_timeout}.")
+        for option in ("max_turn_tokens", "max_observation_tokens"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise ValueError(f"{option} must be at least 1, or None for no limit, got {value}.")
 
     def _check_unread(self) -> None:
         defaults = {option.name: option.default for option in fields(self)}

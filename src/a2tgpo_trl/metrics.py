@@ -1,11 +1,16 @@
-"""What is logged about turns and their credit: pure functions of gathered `(N, K)` tensors."""
+"""What is logged about rollouts, turns and their credit: pure functions of what all processes gathered."""
 
 import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .estimators import TurnCredit
+from .rollout import STOP_REASONS
 
 
 def credit_metrics(credit: TurnCredit, num_generations: int) -> dict[str, float]:
@@ -60,3 +65,57 @@ def rows_of_turns(values: Tensor, num_turns: Tensor) -> list[list[float | None]]
     """The turns there are, row by row, for a table; `None` where a turn has no value."""
     rows = zip(values.tolist(), num_turns.tolist(), strict=True)
     return [[None if math.isnan(value) else round(value, 4) for value in row[:length]] for row, length in rows]
+
+
+@dataclass(frozen=True)
+class RolloutRecord:
+    """
+    What a process did to play its rollouts.
+
+    Attributes:
+        stop_reasons (`list[str]`): Of each rollout.
+        tool_calls (`list[tuple]`): For each call the tool, whether it failed, and the seconds it ran or `None`.
+        num_generations (`int`): Calls of the generation backend after the first turn.
+        num_abandoned (`int`): Calls that were abandoned and still run.
+        num_tokens (`int`): Tokens of all prompts and completions.
+        tokens_fed (`int`, *optional*): Tokens that the model read; `None` where the backend does not tell.
+    """
+
+    stop_reasons: list[str]
+    tool_calls: list[tuple[str, bool, float | None]]
+    num_generations: int
+    num_abandoned: int
+    num_tokens: int
+    tokens_fed: int | None
+
+
+def rollout_metrics(records: Sequence[RolloutRecord]) -> dict[str, float]:
+    """
+    Metrics of how a batch of rollouts was played; see `docs/metrics.md`. Tools that were not called are left out.
+
+    Args:
+        records (`Sequence[RolloutRecord]`): One of each process.
+
+    Returns:
+        `dict[str, float]`: metric by name.
+    """
+    reasons = [reason for record in records for reason in record.stop_reasons]
+    metrics = {f"rollout/stop/{reason}": reasons.count(reason) / len(reasons) for reason in STOP_REASONS}
+    metrics["rollout/generations"] = max(record.num_generations for record in records)
+    if all(record.tokens_fed is not None for record in records):
+        fed = sum(record.tokens_fed for record in records)
+        metrics["rollout/tokens_fed"] = fed / len(reasons)
+        metrics["rollout/tokens_fed_ratio"] = fed / sum(record.num_tokens for record in records)
+    metrics["tools/abandoned"] = sum(record.num_abandoned for record in records)
+    by_tool = defaultdict(list)
+    for record in records:
+        for name, failed, seconds in record.tool_calls:
+            by_tool[name].append((failed, seconds))
+    for name, calls in sorted(by_tool.items()):
+        metrics[f"tools/{name}/calls"] = len(calls)
+        metrics[f"tools/{name}/failures"] = sum(failed for failed, _ in calls)
+        if latencies := [seconds for _, seconds in calls if seconds is not None]:
+            metrics[f"tools/{name}/latency_median"] = float(np.median(latencies))
+            metrics[f"tools/{name}/latency_p95"] = float(np.quantile(latencies, 0.95))
+            metrics[f"tools/{name}/latency_max"] = max(latencies)
+    return metrics

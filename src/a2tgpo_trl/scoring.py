@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .architecture import attention_obstacle
 from .belief import (
     ProbedRow,
     make_probe,
     packed_beliefs,
     packed_length,
-    packed_unsupported,
     prefix_beliefs,
     probed_rows,
     share_contexts,
@@ -51,7 +51,7 @@ class BeliefScorer:
         self.args = args
         self.context_length = context_length
         self.config = model.config.get_text_config()
-        self.obstacle = packed_unsupported(accelerator.unwrap_model(model))
+        self.obstacle = attention_obstacle(accelerator.unwrap_model(model))
         if self.obstacle:
             logger.warning(f"Information gain takes one forward per turn, not one in all: {self.obstacle}.")
 

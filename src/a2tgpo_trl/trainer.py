@@ -4,12 +4,12 @@ import sys
 import textwrap
 from collections import defaultdict, deque
 from collections.abc import Callable
-from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
@@ -19,15 +19,18 @@ from .checks import check_arguments, prompts_are_conversational, warn_of_setting
 from .config import A2TGPOConfig
 from .estimators import TurnCredit, assign_credit
 from .functional import observation_ends, spread_turns, turn_ids, turn_level_old_logps
-from .metrics import credit_metrics, rows_of_turns
+from .generation import TurnGenerator
+from .metrics import RolloutRecord, credit_metrics, rollout_metrics, rows_of_turns
+from .replaced import replaced
 from .rollout import (
     ChatProtocol,
     Rollout,
     RolloutLimits,
     TagProtocol,
     ToolExecutor,
+    ToolLoop,
     choose_protocol,
-    run_tool_loop,
+    with_named_resets,
 )
 from .scoring import BeliefScorer
 from .updates import SkipEmptyUpdates
@@ -120,7 +123,7 @@ class A2TGPOTrainer(GRPOTrainer):
             peft_config=peft_config,
             tools=template_tools,
             rollout_func=rollout_func,
-            environment_factory=environment_factory,
+            environment_factory=with_named_resets(environment_factory),
         )
         if template_tools is not tools:
             self.tools = self._standalone_tools = list(tools)
@@ -131,28 +134,17 @@ class A2TGPOTrainer(GRPOTrainer):
     # ---- rollouts ----------------------------------------------------------------------------------------------
 
     def _set_up_rollouts(self, protocol: str | None, conversational: bool) -> None:
-        self._executor = ToolExecutor()
-        self._protocol = None
+        args, tokenizer = self.args, self._tokenizer
+        self._protocol = self._turns = None
         if protocol == "chat":
-            self._protocol = ChatProtocol(self._tokenizer, self._get_tool_suffix_ids)
+            self._protocol = ChatProtocol(tokenizer, self._get_tool_suffix_ids, self.eos_token_ids)
         elif protocol == "tags":
             self._protocol = TagProtocol(
-                self._tokenizer, self.tools, self.args.tool_tags, self.args.result_tag, conversational
+                tokenizer, self.tools, args.tool_tags, args.result_tag, conversational, self.eos_token_ids
             )
-            self._protocol.stop_strings = self._stop_at(self._protocol.stop_strings)
-
-    def _stop_at(self, strings: list[str]) -> list[str]:
-        """End generation at these strings as well; returns them with those that the user configured."""
-        given = self.vllm_generation.generation_kwargs if self.use_vllm else self.generation_kwargs
-        configured = given.get("stop" if self.use_vllm else "stop_strings") or []
-        stops = [*([configured] if isinstance(configured, str) else configured), *strings]
-        if self.use_vllm:
-            # A tag may be a special token, which vLLM would skip in the text where it looks for stop strings
-            options = {"stop": stops, "include_stop_str_in_output": True, "skip_special_tokens": False}
-            self.vllm_generation.generation_kwargs = {**given, **options}
-        else:
-            self.generation_config.stop_strings = self.generation_kwargs["stop_strings"] = stops
-        return stops
+        if self._protocol is not None:
+            self._turns = TurnGenerator(self, self._protocol)
+            self._executor = ToolExecutor(args.tool_concurrency, args.tool_timeout, args.max_abandoned_calls)
 
     def _tokenize_prompts(self, prompts: list):
         if not isinstance(self._protocol, TagProtocol):
@@ -161,43 +153,85 @@ class A2TGPOTrainer(GRPOTrainer):
         hidden = {"tools": []}
         if self.environment_factories is not None:
             hidden["_env_tools"] = dict.fromkeys(self._env_tools, ())
-        with _replaced(self, **hidden):
+        with replaced(self, **hidden):
             return super()._tokenize_prompts(prompts)
 
-    def _generate_single_turn(self, *args, **kwargs):
-        if self._protocol is None or not self._protocol.stop_strings:
-            return super()._generate_single_turn(*args, **kwargs)
-        with _generating_with(self.accelerator.unwrap_model(self.model), tokenizer=self._tokenizer):
-            ids, logprobs = super()._generate_single_turn(*args, **kwargs)
-        ends = [self._protocol.cut_turn(turn) for turn in ids]
-        if logprobs is not None:
-            logprobs = [turn[:end] for turn, end in zip(logprobs, ends, strict=True)]
-        return [turn[:end] for turn, end in zip(ids, ends, strict=True)], logprobs
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+        if self._turns is None:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations)
+        self._turns.clear()
+        rows = range(len(prompt_ids))
+        return self._write_turns(rows, prompt_ids, self.args.max_turn_tokens, len(prompt_ids), num_generations)
+
+    def _write_turns(self, rows, contexts, max_tokens, batch_size, num_generations=1):
+        generate = super()._generate_single_turn
+        return self._turns.write(generate, rows, contexts, max_tokens, batch_size, num_generations)
 
     def _tool_call_loop(self, prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields):
-        rollouts = []
-        for i, ids in enumerate(completion_ids):
-            tools = {**self._sync_tool_dicts[i], **self._async_tool_dicts[i]}
-            schemas = self.tools if self.environments is None else self._env_tools[self._batch_environments[i]]
-            rollout = Rollout(prompt_ids[i], tools, schemas)
-            rollout.add_turn(ids, None if logprobs is None else logprobs[i], self._protocol)
-            rollouts.append(rollout)
-        num_calls, num_failures = run_tool_loop(
-            rollouts,
-            lambda contexts: self._generate_single_turn(contexts, None, {}, num_generations=1),
-            self._protocol,
-            self._executor,
-            RolloutLimits(self.max_tool_calling_iterations, self.max_completion_length, self._max_model_length()),
-        )
+        rollouts = self._start_rollouts(prompt_ids, completion_ids, logprobs)
+
+        def generate(rows, contexts, max_tokens, batch_size):
+            self._turns.forget(row for row, rollout in enumerate(rollouts) if rollout.stop_reason)
+            return self._write_turns(rows, contexts, max_tokens, batch_size)
+
+        loop = ToolLoop(rollouts, generate, self._protocol, self._executor, self._rollout_limits())
+        try:
+            if self.args.lockstep or self._turns.collective:
+                loop.play_in_lockstep(self._turns.agree)
+            else:
+                loop.play(self._turns.seconds)
+            self._log_rollouts(loop)
+        finally:
+            self._turns.clear()
+            self._replace_busy_environments()
         return (
             [rollout.tool_mask for rollout in rollouts],
             [self._protocol.completion(rollout.messages) for rollout in rollouts],
             [rollout.completion_ids for rollout in rollouts],
             None if logprobs is None else [rollout.logprobs for rollout in rollouts],
-            num_calls,
-            num_failures,
+            len(loop.results),
+            sum(result.failed for result in loop.results),
             [[] for _ in rollouts],
         )
+
+    def _start_rollouts(self, prompt_ids, completion_ids, logprobs) -> list[Rollout]:
+        """Rollouts of a batch, whose first turn is written."""
+        rollouts = []
+        for i, ids in enumerate(completion_ids):
+            tools = {**self._sync_tool_dicts[i], **self._async_tool_dicts[i]}
+            environment = self.environments[i] if self.environments else None
+            schemas = self.tools if environment is None else self._env_tools[self._batch_environments[i]]
+            rollouts.append(Rollout(prompt_ids[i], tools, schemas, environment))
+            rollouts[i].add_turn(ids, None if logprobs is None else logprobs[i], self._protocol)
+        return rollouts
+
+    def _rollout_limits(self) -> RolloutLimits:
+        return RolloutLimits(
+            self.max_tool_calling_iterations,
+            self.max_completion_length,
+            self._max_model_length(),
+            self.args.max_turn_tokens,
+            self.args.max_observation_tokens,
+        )
+
+    def _replace_busy_environments(self) -> None:
+        """TRL uses environments again; one that an abandoned call is still in is left to that call."""
+        for pool in getattr(self, "_environment_pool", {}).values():
+            pool[:] = [environment for environment in pool if not self._executor.is_busy(environment)]
+
+    def _log_rollouts(self, loop: ToolLoop) -> None:
+        names = {name for rollout in loop.rollouts for name in rollout.tools}  # a model can call what there is not
+        record = RolloutRecord(
+            stop_reasons=[rollout.stop_reason for rollout in loop.rollouts],
+            tool_calls=[(r.name if r.name in names else "unknown", r.failed, r.seconds) for r in loop.results],
+            num_generations=loop.num_generations,
+            num_abandoned=self._executor.num_abandoned,
+            num_tokens=sum(len(rollout.context_ids) for rollout in loop.rollouts),
+            tokens_fed=self._turns.tokens_fed,
+        )
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, value in rollout_metrics(gather_object([record])).items():
+            metrics[name].append(value)
 
     def _max_model_length(self) -> int:
         if self.use_vllm and self.vllm_mode == "colocate":
@@ -232,10 +266,10 @@ class A2TGPOTrainer(GRPOTrainer):
         self.model.eval()
         try:
             with (
-                _replaced(
+                replaced(
                     self, _logs=logs, _metrics={"eval": defaultdict(list)}, num_generations_eval=num_generations
                 ),
-                _replaced(sampler, **choice),
+                replaced(sampler, **choice),
             ):
                 size = max(self.args.per_device_eval_batch_size // num_generations, 1)
                 for start in range(0, len(rows), size):
@@ -324,7 +358,7 @@ class A2TGPOTrainer(GRPOTrainer):
         inputs = dict(inputs)  # TRL uses the batch again, and the turn level changes what it says of the old policy
         turn_level = self.args.importance_sampling_level == "turn"
         scale = inputs.get("clip_scale", 1.0)
-        with _replaced(
+        with replaced(
             self,
             epsilon_low=self.epsilon_low * scale,
             epsilon_high=self.epsilon_high * scale,
@@ -351,28 +385,6 @@ class A2TGPOTrainer(GRPOTrainer):
             return
         self.empty_updates = SkipEmptyUpdates(self.accelerator, lambda name, v: self._metrics["train"][name].append(v))
         self.add_callback(self.empty_updates)
-
-
-@contextmanager
-def _replaced(instance: Any, **attributes: Any):
-    """Give attributes of an object other values for a while."""
-    before = {name: getattr(instance, name) for name in attributes}
-    vars(instance).update(attributes)
-    try:
-        yield
-    finally:
-        vars(instance).update(before)
-
-
-@contextmanager
-def _generating_with(model: PreTrainedModel, **kwargs: Any):
-    """Pass more arguments to `model.generate`: stop strings need the tokenizer, and TRL does not pass it."""
-    generate = model.generate
-    model.generate = lambda *args, **given: generate(*args, **kwargs, **given)
-    try:
-        yield
-    finally:
-        del model.generate
 
 
 def _load_processing_class(model: Any, args: A2TGPOConfig) -> PreTrainedTokenizerBase | ProcessorMixin:

@@ -1,29 +1,46 @@
-"""The loop on a toy protocol whose tokens are letters: budgets, limits, masks."""
+"""The loop on a toy protocol whose tokens are letters: budgets, limits, masks, and who waits for whom."""
 
 import sys
+import threading
 
 import pytest
 
-from a2tgpo_trl.rollout import Rollout, RolloutLimits, ToolExecutor, ToolProtocol, run_tool_loop
+from a2tgpo_trl.rollout import (
+    EndRollout,
+    Rollout,
+    RolloutLimits,
+    ToolCall,
+    ToolExecutor,
+    ToolLoop,
+    ToolProtocol,
+    ToolResult,
+    loop,
+)
 
 
 class Letters(ToolProtocol):
-    """A token is a letter; `x?` calls the tool with x; `[…]` is an observation."""
+    """A token is a letter; `x?` calls the tool with x; `[…]` is an observation; an answer ends with a full stop."""
 
     def read_turn(self, ids, prefix, schemas):
-        text = "".join(map(chr, ids))
-        message = {"role": "assistant", "content": text}
-        calls = [{"type": "function", "function": {"name": "look", "arguments": {"at": c}}} for c in text[:-1]]
-        return message | ({"tool_calls": calls} if text.endswith("?") else {})
+        written = text(ids)
+        message = {"role": "assistant", "content": written}
+        return message, [ToolCall("look", {"at": c}) for c in written[:-1]] if written.endswith("?") else []
 
-    def observation_ids(self, messages):
-        return tokens("".join(f"[{message['content']}]" for message in messages))
+    def is_complete(self, ids):
+        return text(ids).endswith(".")
+
+    def observe(self, messages, max_tokens=None):
+        if max_tokens is not None:
+            messages = [{**message, "content": message["content"][: max_tokens - 2]} for message in messages]
+        return messages, tokens("".join(f"[{message['content']}]" for message in messages))
 
 
 def look(at: str) -> str:
     if at == "e":
-        raise ValueError
-    return at.upper()
+        raise ValueError("no")
+    if at == "z":
+        raise EndRollout("over")
+    return at.upper() * (20 if at == "w" else 1)
 
 
 def tokens(text):
@@ -42,26 +59,39 @@ def logprobs_of(turn):
 class Play:
     """Rollouts of one prompt that write the given turns; keeps what it was asked to go on with."""
 
-    def __init__(self, *rollouts, prompt="p", logprobs=False):
+    def __init__(self, *rollouts, prompt="p", logprobs=False, lockstep=True):
         self.logprobs = logprobs
-        self.left = {}
+        self.lockstep = lockstep
+        self.left = [list(rest) for _, *rest in rollouts]
         self.contexts = []
+        self.limits = []
         self.rollouts = []
-        for first, *rest in rollouts:
+        for first, *_ in rollouts:
             rollout = Rollout(tokens(prompt), {"look": look}, schemas=[])
             rollout.add_turn(tokens(first), logprobs_of(first) if logprobs else None, Letters())
             self.rollouts.append(rollout)
-            self.left[id(rollout)] = rest
 
-    def generate(self, contexts):
+    def generate(self, indices, contexts, max_tokens, batch_size):
+        assert contexts == [self.rollouts[index].context_ids for index in indices]
+        assert batch_size == len(indices) > 0
         self.contexts.append([text(context) for context in contexts])
-        asked = [next(r for r in self.rollouts if r.context_ids == context) for context in contexts]
-        turns = [self.left[id(rollout)].pop(0) for rollout in asked]
+        self.limits.append(max_tokens)
+        turns = [self.left[index].pop(0) for index in indices]
         return list(map(tokens, turns)), list(map(logprobs_of, turns)) if self.logprobs else None
 
-    def run(self, max_tool_turns=sys.maxsize, max_completion_length=1000, max_model_length=1000):
-        limits = RolloutLimits(max_tool_turns, max_completion_length, max_model_length)
-        return run_tool_loop(self.rollouts, self.generate, Letters(), ToolExecutor(), limits)
+    def run(self, max_tool_turns=sys.maxsize, max_completion_length=1000, max_model_length=1000, executor=None, **limits):
+        limits = RolloutLimits(max_tool_turns, max_completion_length, max_model_length, **limits)
+        played = ToolLoop(self.rollouts, self.generate, Letters(), executor or ToolExecutor(), limits)
+        if self.lockstep:
+            played.play_in_lockstep(lambda *numbers: numbers)
+        else:
+            played.play()
+        assert played.num_generations == len(self.contexts)
+        assert None not in self.reasons()
+        return len(played.results), sum(result.failed for result in played.results)
+
+    def reasons(self):
+        return [rollout.stop_reason for rollout in self.rollouts]
 
     def completions(self):
         return [text(rollout.completion_ids) for rollout in self.rollouts]
@@ -79,8 +109,8 @@ def test_tokens_and_masks_of_rollouts_with_0_1_and_3_tool_turns_and_parallel_cal
         "        11111",
         "        a?[A]one.",
         "        110001111",
-        "        b?[B]cd?[C][D]e?[{'error': ''}]end",
-        "        1100011100000011000000000000000111",
+        "        b?[B]cd?[C][D]e?[{'error': 'no'}]end",
+        "        110001110000001100000000000000000111",
         "        fg?[F][G]",
         "        111000000",
         "    ",
@@ -164,7 +194,7 @@ def test_a_call_that_is_cut_is_not_made():
     assert play.completions() == ["a?[A]bc"]
 
 
-@pytest.mark.parametrize(("max_model_length", "completion"), [(10, "a?"), (11, "a?[A]end"), (12, "a?[A]end")])
+@pytest.mark.parametrize(("max_model_length", "completion"), [(10, "a?"), (11, "a?[A]e"), (13, "a?[A]end")])
 def test_context_of_the_model_must_have_room_for_a_token(max_model_length, completion):
     play = Play(["a?", "end"], prompt="start")
     play.run(max_model_length=max_model_length)  # prompt 5, call 2, observation 3: 10 tokens, and one more to write
@@ -206,7 +236,7 @@ def test_the_protocol_sees_the_context_and_the_schemas():
 
     play = Play(["a?", "end"])
     play.rollouts[0].schemas = ["schema"]
-    run_tool_loop(play.rollouts, play.generate, Spy(), ToolExecutor(), RolloutLimits(9, 99, 99))
+    ToolLoop(play.rollouts, play.generate, Spy(), ToolExecutor(), RolloutLimits(9, 99, 99)).play()
     assert seen == [("pa?[A]", "end", ["schema"])]
 
 
@@ -214,7 +244,227 @@ def test_prompt_is_left_alone():
     prompt, first = tokens("p"), tokens("a?")
     rollout = Rollout(prompt, {"look": look}, schemas=[])
     rollout.add_turn(first, None, Letters())
-    run_tool_loop(
-        [rollout], lambda contexts: ([tokens("end")], None), Letters(), ToolExecutor(), RolloutLimits(9, 99, 99)
+    played = ToolLoop(
+        [rollout], lambda *_: ([tokens("end")], None), Letters(), ToolExecutor(), RolloutLimits(9, 99, 99)
     )
+    played.play()
     assert (text(prompt), text(first), text(rollout.context_ids)) == ("p", "a?", "pa?[A]end")
+
+
+# ---- why a rollout ended -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("turns", "limits", "reason", "completion"),
+    [
+        (["x."], {}, "answered", "x."),
+        (["a?", "x."], {}, "answered", "a?[A]x."),
+        (["x"], {}, "length", "x"),
+        ([""], {}, "length", ""),
+        (["a?", "xyz."], {"max_completion_length": 7}, "length", "a?[A]xy"),
+        (["a?", "xyz."], {"max_model_length": 8}, "length", "a?[A]xy"),
+        (["a?", "xyz."], {"max_completion_length": 5}, "length", "a?[A]"),
+        (["a?", "xyz."], {"max_turn_tokens": 2}, "length", "a?[A]xy"),
+        (["a?", "xyz."], {"max_turn_tokens": 4}, "answered", "a?[A]xyz."),
+        (["a?", "b?", "c?"], {"max_tool_turns": 2}, "max_turns", "a?[A]b?[B]c?"),
+        (["a?"], {"max_tool_turns": 0}, "max_turns", "a?"),
+        (["a?"], {"max_completion_length": 4}, "overlong_observation", "a?"),
+        (["w?"], {"max_completion_length": 9}, "overlong_observation", "w?"),
+        (["w?", "x."], {"max_completion_length": 9, "max_observation_tokens": 4}, "answered", "w?[WW]x."),
+        (["z?", "never"], {}, "tool_stop", "z?"),
+        (["a?", "bz?", "never"], {}, "tool_stop", "a?[A]bz?"),
+        (["z?", "never"], {"max_completion_length": 2}, "tool_stop", "z?"),
+    ],
+)
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_stop_reasons(turns, limits, reason, completion, lockstep):
+    play = Play(turns, lockstep=lockstep)
+    play.run(**limits)
+    assert play.reasons() == [reason]
+    assert play.completions() == [completion]
+
+
+def test_results_of_the_calls_that_ended_a_rollout_stay_in_its_messages():
+    play = Play(["a?", "bz?"])
+    play.run()
+    assert [message["content"] for message in play.rollouts[0].messages] == ["a?", "A", "bz?", "B", "over"]
+    assert play.masks() == ["11000111"]
+
+
+def test_generation_is_asked_for_no_more_tokens_than_the_roomiest_rollout_may_have():
+    play = Play(["a?", "b?", "x."], ["abc?", "y."])
+    play.run(max_completion_length=13)  # left: 13 - 5 and 13 - 13, then 13 - 10
+    assert play.limits == [8, 3]
+    play = Play(["a?", "x."])
+    play.run(max_turn_tokens=3)
+    assert play.limits == [3]
+    play = Play(["a?", "x."])
+    play.run(max_model_length=10)
+    assert play.limits == [4]
+
+
+def test_an_interrupted_loop_leaves_nothing_behind():
+    executor = ToolExecutor()
+    play = Play(["a?", "x."], ["b?", "y."])
+
+    def generate(*_):
+        raise KeyboardInterrupt
+
+    played = ToolLoop(play.rollouts, generate, Letters(), executor, RolloutLimits(9, 99, 99))
+    with pytest.raises(KeyboardInterrupt):
+        played.play_in_lockstep(lambda *numbers: numbers)
+    assert executor.pending == 0
+    again = Play(["c?", "x."])
+    again.run(executor=executor)
+    assert again.completions() == ["c?[C]x."]
+
+
+# ---- who waits for whom --------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Time that only passes where the loop waits for tools or generates."""
+
+    def __init__(self, monkeypatch, generation_seconds):
+        self.now = 0.0
+        self.generation_seconds = generation_seconds
+        monkeypatch.setattr(loop, "perf_counter", lambda: self.now)
+
+
+class TimedExecutor:
+    """The executor's interface; the n-th calls of a rollout take the n-th of its times."""
+
+    def __init__(self, clock, *seconds):
+        self.clock = clock
+        self.seconds = [list(times) for times in seconds]
+        self.running = {}
+
+    @property
+    def pending(self):
+        return len(self.running)
+
+    def submit(self, key, calls, tools, environment=None):
+        self.running[key] = self.clock.now + self.seconds[key].pop(0)
+
+    def collect(self, timeout=None):
+        if not self.running:
+            return []
+        first = min(self.running.values())
+        self.clock.now = max(self.clock.now, min(first, self.clock.now + (sys.maxsize if timeout is None else timeout)))
+        done = [key for key, end in self.running.items() if end <= self.clock.now]
+        for key in done:
+            del self.running[key]
+        return [(key, [ToolResult("look", "R")]) for key in done]
+
+    def discard(self):
+        raise AssertionError("nothing failed")
+
+
+def timeline(monkeypatch, *seconds, generation_seconds, patience=0.0, agree=None):
+    """Which rollouts take a turn together, and when, if their calls take these seconds."""
+    clock = Clock(monkeypatch, generation_seconds)
+    rollouts = []
+    for _ in seconds:
+        rollout = Rollout([0], {}, schemas=[])
+        rollout.add_turn(tokens("a?"), None, Letters())
+        rollouts.append(rollout)
+    left = [["a?"] * (len(times) - 1) + ["x."] for times in seconds]
+    turns = []
+
+    def generate(indices, contexts, max_tokens, batch_size):
+        turns.append((round(clock.now, 6), indices))
+        clock.now += clock.generation_seconds
+        return [tokens(left[index].pop(0)) for index in indices], None
+
+    played = ToolLoop(rollouts, generate, Letters(), TimedExecutor(clock, *seconds), RolloutLimits(99, 999, 999))
+    if agree is None:
+        played.play(patience)
+    else:
+        played.play_in_lockstep(agree)
+    assert all(rollout.stop_reason == "answered" for rollout in rollouts)
+    return turns, round(clock.now, 6)
+
+
+def test_tools_of_similar_speed_are_waited_for(monkeypatch):
+    turns, end = timeline(monkeypatch, [1.0, 2.0], [1.5, 1.0], generation_seconds=5.0, patience=5.0)
+    assert turns == [(1.5, [0, 1]), (8.5, [0, 1])]
+    assert end == 13.5
+
+
+def test_a_slow_tool_is_waited_for_as_long_as_a_generation_takes(monkeypatch):
+    turns, _ = timeline(monkeypatch, [1.0, 1.0], [100.0], [1.0, 2.0], generation_seconds=5.0, patience=5.0)
+    assert turns == [
+        (6.0, [0, 2]),  # ready at 1, with patience until 6
+        (17.0, [0, 2]),  # written at 11; the first is ready at 12, with patience until 17
+        (100.0, [1]),
+    ]
+
+
+def test_lockstep_waits_for_all(monkeypatch):
+    turns, end = timeline(
+        monkeypatch, [1.0, 1.0], [100.0], generation_seconds=5.0, agree=lambda *numbers: numbers
+    )
+    assert turns == [(100.0, [0, 1]), (106.0, [0])]
+    assert end == 111.0
+
+
+def test_patience_is_what_the_last_generation_took(monkeypatch):
+    turns, _ = timeline(monkeypatch, [1.0, 1.0], [9.0], generation_seconds=4.0, patience=0.5)
+    # 0 alone at 1.5, written at 5.5, ready at 6.5; with four seconds of patience 1 is there in time
+    assert turns == [(1.5, [0]), (9.0, [0, 1])]
+
+
+def test_results_that_came_during_a_generation_are_used_at_once(monkeypatch):
+    turns, _ = timeline(monkeypatch, [1.0, 0.0], [3.0], generation_seconds=4.0)
+    assert turns == [(1.1, [0]), (5.1, [0, 1])]
+
+
+def test_a_moment_of_patience_even_where_generation_takes_no_time(monkeypatch):
+    turns, _ = timeline(monkeypatch, [1.0], [1.05], [2.0], [3.0], generation_seconds=0.0)
+    assert turns == [(1.1, [0, 1]), (2.1, [2]), (3.0, [3])]
+
+
+def test_processes_that_have_nothing_to_do_generate_as_often_as_others(monkeypatch):
+    others = iter([(50, 3), (40, 2), (7, 1), (0, 0)])
+    asked = []
+
+    def agree(room, size):
+        asked.append((room, size))
+        most = next(others)
+        return max(room, most[0]), max(size, most[1])
+
+    generated = []
+
+    def generate(indices, contexts, max_tokens, batch_size):
+        generated.append((indices, max_tokens, batch_size))
+        return [tokens("x.")] * len(indices), None
+
+    rollout = Rollout([0], {"look": look}, schemas=[])
+    rollout.add_turn(tokens("a?"), None, Letters())
+    ToolLoop([rollout], generate, Letters(), ToolExecutor(), RolloutLimits(9, 30, 99)).play_in_lockstep(agree)
+    assert asked == [(25, 1), (0, 0), (0, 0), (0, 0)]
+    assert generated == [([0], 50, 3), ([], 40, 2), ([], 7, 1)]
+    assert text(rollout.completion_ids) == "a?[A]x."
+
+
+def test_a_hanging_tool_does_not_hold_up_the_others():
+    finished = threading.Event()
+
+    def wait(at: str) -> str:
+        assert finished.wait(30)
+        return "late"
+
+    play = Play(["a?", "b?", "x."], ["s?", "y."], lockstep=False)
+    play.rollouts[1].tools = {"look": wait}
+    generate = play.generate
+
+    def generate_and_tell(indices, *rest):
+        turns = generate(indices, *rest)
+        if turns[0][0] == tokens("x."):
+            finished.set()
+        return turns
+
+    play.generate = generate_and_tell
+    play.run()
+    assert play.completions() == ["a?[A]b?[B]x.", "s?[late]y."]
+    assert play.contexts == [["pa?[A]"], ["pa?[A]b?[B]"], ["ps?[late]"]]

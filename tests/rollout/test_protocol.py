@@ -4,7 +4,7 @@ import pytest
 from trl.chat_template_utils import qwen3_template
 
 import tiny
-from a2tgpo_trl.rollout import TagProtocol, choose_protocol
+from a2tgpo_trl.rollout import TagProtocol, ToolCall, choose_protocol
 from conftest import search
 
 SPECIAL_IDS = {0, 1, 2}
@@ -57,6 +57,19 @@ def encode(tokenizer, text):
 
 def call(name, **arguments):
     return [{"type": "function", "function": {"name": name, "arguments": arguments}}]
+
+
+def read_calls(protocol, ids):
+    """The calls of a turn, after a look at the message, which holds the same."""
+    message, calls = protocol.read_turn(ids, prefix=[], schemas=[])
+    functions = [{"type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in calls]
+    assert message.get("tool_calls", []) == functions
+    assert all(c.error is None for c in calls)
+    return calls
+
+
+def observe_ids(protocol, messages):
+    return protocol.observe(messages)[1]
 
 
 def result(content, name="search"):
@@ -134,32 +147,33 @@ def test_stop_strings_are_the_closing_tags_of_all_tools():
 def test_call(written, calls):
     tokenizer = tiny.tokenizer()
     protocol = TagProtocol(tokenizer, [search, calculate, browse], tool_tags={"calculate": "math", "browse": "url"})
-    message = protocol.read_turn(encode(tokenizer, written), prefix=[], schemas=[])
+    message, read = protocol.read_turn(encode(tokenizer, written), prefix=[], schemas=[])
     content = written.removesuffix("<|im_end|>")
     assert message == {"role": "assistant", "content": content} | ({} if calls is None else {"tool_calls": calls})
+    assert read == [ToolCall(c["function"]["name"], c["function"]["arguments"]) for c in calls or []]
 
 
 def test_first_closing_tag_makes_the_call():
     tokenizer = tiny.tokenizer()
     protocol = TagProtocol(tokenizer, [search, calculate])
     ids = encode(tokenizer, "<calculate>1+1</calculate> <search>Lyon</search>")
-    assert protocol.read_turn(ids, [], [])["tool_calls"] == call("calculate", expression="1+1")
+    assert read_calls(protocol, ids) == [ToolCall("calculate", {"expression": "1+1"})]
 
 
 def test_call_whose_tags_are_special_tokens():
     tokenizer = tag_tokenizer()
     ids = encode(tokenizer, "I look. <search>Lyon</search>")
     assert tokenizer.convert_tokens_to_ids("</search>") in ids
-    assert TagProtocol(tokenizer, [search]).read_turn(ids, [], [])["tool_calls"] == call("search", query="Lyon")
+    assert read_calls(TagProtocol(tokenizer, [search]), ids) == [ToolCall("search", {"query": "Lyon"})]
 
 
 def test_tags_with_characters_of_regular_expressions():
     tokenizer = tiny.tokenizer()
     protocol = TagProtocol(tokenizer, [search], tool_tags={"search": "search.v1"}, result_tag="r+")
-    assert "tool_calls" not in protocol.read_turn(encode(tokenizer, "<searchxv1>Lyon</searchxv1>"), [], [])
+    assert read_calls(protocol, encode(tokenizer, "<searchxv1>Lyon</searchxv1>")) == []
     ids = encode(tokenizer, "<search.v1>Lyon</search.v1>")
-    assert protocol.read_turn(ids, [], [])["tool_calls"] == call("search", query="Lyon")
-    assert tokenizer.decode(protocol.observation_ids([result("</r+> </rr>")])) == "\n<r+>[/r+] </rr></r+>\n"
+    assert read_calls(protocol, ids) == [ToolCall("search", {"query": "Lyon"})]
+    assert tokenizer.decode(observe_ids(protocol, [result("</r+> </rr>")])) == "\n<r+>[/r+] </rr></r+>\n"
 
 
 # ---- what is observed
@@ -185,9 +199,11 @@ def test_tags_with_characters_of_regular_expressions():
 def test_result_can_neither_close_itself_nor_make_a_call(content, shown):
     tokenizer = tiny.tokenizer()
     protocol = TagProtocol(tokenizer, [search])
-    text = tokenizer.decode(protocol.observation_ids([result(content)]))
+    messages, ids = protocol.observe([result(content)])
+    text = tokenizer.decode(ids)
     assert text == f"\n<result>{shown}</result>\n"
-    assert "tool_calls" not in protocol.read_turn(encode(tokenizer, text), [], [])
+    assert messages == [result(shown)]
+    assert read_calls(protocol, encode(tokenizer, text)) == []
 
 
 @pytest.mark.parametrize(
@@ -196,7 +212,7 @@ def test_result_can_neither_close_itself_nor_make_a_call(content, shown):
 def test_control_tokens_in_a_result_are_text(content):
     tokenizer = tiny.tokenizer()
     assert SPECIAL_IDS & set(encode(tokenizer, content))  # where they are not kept out, they are there
-    ids = TagProtocol(tokenizer, [search]).observation_ids([result(content)])
+    ids = observe_ids(TagProtocol(tokenizer, [search]), [result(content)])
     assert not SPECIAL_IDS & set(ids)
     assert tokenizer.decode(ids) == f"\n<result>{content}</result>\n"
     assert tokenizer.decode(ids, skip_special_tokens=True) == f"\n<result>{content}</result>\n"
@@ -206,7 +222,7 @@ def test_control_tokens_in_a_result_are_text(content):
 def test_special_tags_stay_special_around_a_result_and_not_inside():
     tokenizer = tag_tokenizer()
     opening, closing = tokenizer.convert_tokens_to_ids(["<result>", "</result>"])
-    ids = TagProtocol(tokenizer, [search]).observation_ids([result("a</result> <|im_end|> b"), result("c")])
+    ids = observe_ids(TagProtocol(tokenizer, [search]), [result("a</result> <|im_end|> b"), result("c")])
     assert [token for token in ids if token in {opening, closing} | SPECIAL_IDS] == [opening, closing] * 2
 
 
@@ -216,9 +232,9 @@ def test_observation_is_the_concatenation_of_its_pieces():
     messages = [result("Lyon is in France."), result("2", name="calculate")]
     pieces = ["\n<information>", "Lyon is in France.", "</information>\n", "\n<information>", "2", "</information>\n"]
     expected = [token for piece in pieces for token in encode(tokenizer, piece)]
-    assert protocol.observation_ids(messages) == expected
-    assert protocol.observation_ids(messages[:1]) + protocol.observation_ids(messages[1:]) == expected
-    assert protocol.observation_ids([]) == []
+    assert observe_ids(protocol, messages) == expected
+    assert observe_ids(protocol, messages[:1]) + observe_ids(protocol, messages[1:]) == expected
+    assert observe_ids(protocol, []) == []
 
 
 # ---- what reward functions get
@@ -235,7 +251,7 @@ def test_plain_completion_is_the_text_of_the_tokens():
     protocol = TagProtocol(tokenizer, [search])
     text = protocol.completion(MESSAGES)
     assert text == "<search>Lyon</search>\n<result>Lyon is in [/result]</result>\n<answer>Paris</answer>"
-    ids = encode(tokenizer, "<search>Lyon</search>") + protocol.observation_ids([MESSAGES[1]])
+    ids = encode(tokenizer, "<search>Lyon</search>") + observe_ids(protocol, [MESSAGES[1]])
     ids += encode(tokenizer, "<answer>Paris</answer><|im_end|>")
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
@@ -261,7 +277,7 @@ def test_method_of_an_object_is_a_tool():
     tokenizer = tiny.tokenizer()
     protocol = TagProtocol(tokenizer, [Library().lookup])
     ids = encode(tokenizer, "<lookup>Lyon</lookup>")
-    assert protocol.read_turn(ids, [], [])["tool_calls"] == call("lookup", title="Lyon")
+    assert read_calls(protocol, ids) == [ToolCall("lookup", {"title": "Lyon"})]
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_nothing_is_left_behind_a_stop_string_of_the_user(tags):
 def test_sampling_parameters_for_vllm(tags, given, stop):
     trainer, _ = tags()
     trainer.use_vllm, trainer.vllm_generation = True, SimpleNamespace(generation_kwargs=dict(given))
-    trainer._stop_at(("</search>",))
+    trainer._turns._stop_at(("</search>",))
     expected = {**given, "stop": stop, "include_stop_str_in_output": True, "skip_special_tokens": False}
     assert trainer.vllm_generation.generation_kwargs == expected
 
@@ -179,7 +179,7 @@ def test_generation_kwargs_of_the_user_stay_as_they_are(tags):
     trainer, _ = tags()
     given = {"stop": ["</answer>"]}  # TRL hands vLLM the dict of the config itself
     trainer.use_vllm, trainer.vllm_generation = True, SimpleNamespace(generation_kwargs=given)
-    trainer._stop_at(("</search>",))
+    trainer._turns._stop_at(("</search>",))
     assert given == {"stop": ["</answer>"]}
 
 

@@ -1,16 +1,29 @@
 """The multi-turn tool loop: generate a turn, parse its tool calls, execute them, append the observation, go on."""
 
-from .execute import ToolExecutor
-from .loop import Rollout, RolloutLimits, run_tool_loop
-from .protocol import ChatProtocol, TagProtocol, ToolProtocol, choose_protocol
+from .calls import EndRollout, ToolCall, ToolResult
+from .chat import ChatProtocol
+from .environments import with_named_resets
+from .execute import ToolExecutor, not_thread_safe
+from .history import HistoryCache, history_obstacle
+from .loop import STOP_REASONS, Rollout, RolloutLimits, ToolLoop
+from .protocol import ToolProtocol, choose_protocol
+from .tags import TagProtocol
 
 __all__ = [
+    "STOP_REASONS",
     "ChatProtocol",
+    "EndRollout",
+    "HistoryCache",
     "Rollout",
     "RolloutLimits",
     "TagProtocol",
+    "ToolCall",
     "ToolExecutor",
+    "ToolLoop",
     "ToolProtocol",
+    "ToolResult",
     "choose_protocol",
-    "run_tool_loop",
+    "history_obstacle",
+    "not_thread_safe",
+    "with_named_resets",
 ]

@@ -1,14 +1,17 @@
 """Turns: generate, parse, execute, observe, until the model answers or a limit is reached."""
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
+from .calls import ToolCall, ToolResult
 from .execute import ToolExecutor
 from .protocol import ToolProtocol
 
-Generate = Callable[[list[list[int]]], tuple[list[list[int]], list[list[float]] | None]]
-"""Contexts of token ids → the turn that the model writes after each, and its log-probabilities if the backend tells."""
+STOP_REASONS = ("answered", "max_turns", "length", "overlong_observation", "tool_stop")
+"""Why a rollout ended; see `docs/rollout.md`."""
 
 
 @dataclass
@@ -20,20 +23,27 @@ class Rollout:
         prompt_ids (`list[int]`): The prompt.
         tools (`dict[str, Callable]`): The tools that this rollout may call, by name.
         schemas (`list`): The tools as they were shown to the model, which types the arguments of its calls.
+        environment (`Any`, *optional*): The rollout's own environment, whose methods run in the order of their calls.
         completion_ids (`list[int]`): Tokens so far, of the model and of observations.
         tool_mask (`list[int]`): 1 on the model's tokens, 0 on observations.
         logprobs (`list[float]`, *optional*): Sampling log-probabilities, 0 on observations.
         messages (`list[dict]`): The completion as messages: assistant turns, tool results.
+        calls (`list[ToolCall]`): What the last turn wants to call.
+        num_tool_turns (`int`): Rounds of calls that were observed.
+        stop_reason (`str`, *optional*): One of [`STOP_REASONS`], once the rollout is over.
     """
 
     prompt_ids: list[int]
     tools: dict[str, Callable]
     schemas: list
+    environment: Any = None
     completion_ids: list[int] = field(default_factory=list)
     tool_mask: list[int] = field(default_factory=list)
     logprobs: list[float] | None = None
     messages: list[dict[str, Any]] = field(default_factory=list)
-    pending_calls: list[dict[str, Any]] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    num_tool_turns: int = 0
+    stop_reason: str | None = None
 
     @property
     def context_ids(self) -> list[int]:
@@ -41,18 +51,20 @@ class Rollout:
 
     def add_turn(self, ids: list[int], logprobs: list[float] | None, protocol: ToolProtocol) -> None:
         """Append what the model wrote, and find the calls in it. A later turn cut to no tokens leaves no message."""
-        self.pending_calls = []
+        self.calls = []
         if ids or not self.messages:
-            message = protocol.read_turn(ids, prefix=self.context_ids, schemas=self.schemas)
+            message, self.calls = protocol.read_turn(ids, prefix=self.context_ids, schemas=self.schemas)
             self.messages.append(message)
-            self.pending_calls = message.get("tool_calls") or []
         self.completion_ids = self.completion_ids + ids
         self.tool_mask = self.tool_mask + [1] * len(ids)
         if logprobs is not None:
             self.logprobs = (self.logprobs or []) + logprobs
+        if not self.calls:
+            self.stop_reason = "answered" if protocol.is_complete(ids) else "length"
 
     def add_observation(self, messages: list[dict[str, Any]], ids: list[int]) -> None:
         """Append the tokens of the tool results."""
+        self.num_tool_turns += 1
         self.messages.extend(messages)
         self.completion_ids = self.completion_ids + ids
         self.tool_mask = self.tool_mask + [0] * len(ids)
@@ -70,11 +82,15 @@ class RolloutLimits:
         max_completion_length (`int`): Tokens of a completion, observations included. An observation that would exceed
             it is dropped, and the completion ends at its tool call; a turn that would exceed it is cut.
         max_model_length (`int`): Tokens of prompt and completion.
+        max_turn_tokens (`int`, *optional*): Tokens of a turn of the model, which is cut there.
+        max_observation_tokens (`int`, *optional*): Tokens of an observation, which is cut there, visibly.
     """
 
     max_tool_turns: int
     max_completion_length: int
     max_model_length: int
+    max_turn_tokens: int | None = None
+    max_observation_tokens: int | None = None
 
     def admits(self, rollout: Rollout, observation: list[int]) -> bool:
         completion = len(rollout.completion_ids) + len(observation)
@@ -83,48 +99,147 @@ class RolloutLimits:
         )
 
     def room(self, rollout: Rollout) -> int:
-        return max(self.max_completion_length - len(rollout.completion_ids), 0)
+        """Tokens that the next turn may have."""
+        length = len(rollout.completion_ids)
+        room = min(self.max_completion_length - length, self.max_model_length - len(rollout.prompt_ids) - length)
+        return max(room if self.max_turn_tokens is None else min(room, self.max_turn_tokens), 0)
 
 
-def run_tool_loop(
-    rollouts: list[Rollout],
-    generate: Generate,
-    protocol: ToolProtocol,
-    executor: ToolExecutor,
-    limits: RolloutLimits,
-) -> tuple[int, int]:
+MIN_PATIENCE = 0.1
+"""Seconds that ready rollouts wait for others even where a generation takes less."""
+
+Generate = Callable[[list[int], list[list[int]], int, int], tuple[list[list[int]], list[list[float]] | None]]
+"""
+`generate(indices, contexts, max_tokens, batch_size)` → the next turn of some rollouts, and its log-probabilities if the
+backend tells them. `batch_size` is their number, or in lockstep that of the process with the most.
+"""
+
+Agree = Callable[[int, int], tuple[int, int]]
+"""The maxima of two numbers over all processes, each of which calls it as often as the others."""
+
+
+class ToolLoop:
     """
-    Play rollouts, whose first turn is written, to their end. All that called a tool take their next turn together.
+    Plays rollouts, whose first turn is written, to their end. Tools run beside generation.
 
     Args:
         rollouts (`list[Rollout]`): Changed in place.
-        generate (`Callable`): Writes the next turn of each context.
+        generate (`Callable`): Writes the next turn of some of the rollouts.
         protocol (`ToolProtocol`): Reads calls, writes observations.
         executor (`ToolExecutor`): Runs the calls.
         limits (`RolloutLimits`): When to end.
 
-    Returns:
-        `tuple[int, int]`: tool calls made, and how many of them failed.
+    Attributes:
+        results (`list[ToolResult]`): Of all calls.
+        num_generations (`int`): How often `generate` was called.
     """
-    num_calls = num_failures = tool_turns = 0
-    active = [rollout for rollout in rollouts if rollout.pending_calls]
-    while active and tool_turns < limits.max_tool_turns:
-        results = executor.run([(rollout.pending_calls, rollout.tools) for rollout in active])
-        num_calls += sum(map(len, results))
-        num_failures += sum(result.failed for row in results for result in row)
-        observed = []
-        for rollout, row in zip(active, results, strict=True):
-            messages = [result.message() for result in row]
-            ids = protocol.observation_ids(messages)
-            if limits.admits(rollout, ids):
+
+    def __init__(
+        self,
+        rollouts: list[Rollout],
+        generate: Generate,
+        protocol: ToolProtocol,
+        executor: ToolExecutor,
+        limits: RolloutLimits,
+    ):
+        self.rollouts = rollouts
+        self.generate = generate
+        self.protocol = protocol
+        self.executor = executor
+        self.limits = limits
+        self.results: list[ToolResult] = []
+        self.num_generations = 0
+        self._ready: list[int] = []  # rollouts that have read their tool results, by index
+
+    def play(self, patience: float = 0.0) -> None:
+        """
+        Rollouts that have read their tool results take their next turn together once none is missing, or once they have
+        waited as long as the last generation took.
+
+        So a slow tool costs the others at most what a generation of its own costs them, and hardly any generation is
+        made for a few rollouts that others were about to join.
+
+        Args:
+            patience (`float`): Seconds that the last generation took, before this loop.
+        """
+        with self._executing():
+            ready_since = perf_counter()
+            while self._ready or self.executor.pending:
+                if not self._ready:
+                    self._observe(None)
+                    ready_since = perf_counter()
+                elif self.executor.pending and (left := ready_since + max(patience, MIN_PATIENCE) - perf_counter()) > 0:
+                    self._observe(left)
+                else:
+                    start = perf_counter()
+                    self._take_turns(max(map(self._room, self._ready)), len(self._ready))
+                    patience = perf_counter() - start
+                    self._observe(0.0)
+                    ready_since = perf_counter()
+
+    def play_in_lockstep(self, agree: Agree) -> None:
+        """
+        All rollouts that go on take their next turn together, and all processes generate equally often.
+
+        Args:
+            agree (`Callable`): Maxima over the processes.
+        """
+        with self._executing():
+            while True:
+                while self.executor.pending:
+                    self._observe(None)
+                room, batch_size = agree(max(map(self._room, self._ready), default=0), len(self._ready))
+                if not batch_size:
+                    break
+                self._take_turns(room, batch_size)
+
+    @contextmanager
+    def _executing(self):
+        try:
+            for index, rollout in enumerate(self.rollouts):
+                if rollout.calls:
+                    self._call_tools(index)
+            yield
+        except BaseException:
+            self.executor.discard()
+            raise
+
+    def _call_tools(self, index: int) -> None:
+        rollout = self.rollouts[index]
+        if rollout.num_tool_turns < self.limits.max_tool_turns:
+            self.executor.submit(index, rollout.calls, rollout.tools, rollout.environment)
+        else:
+            rollout.stop_reason = "max_turns"
+
+    def _observe(self, timeout: float | None) -> None:
+        """Append the results of rollouts whose calls are finished, after waiting for one at most `timeout` seconds."""
+        for index, results in self.executor.collect(timeout):
+            self.results.extend(results)
+            rollout = self.rollouts[index]
+            messages = [result.message() for result in results]
+            messages, ids = self.protocol.observe(messages, self.limits.max_observation_tokens)
+            if any(result.ends_rollout for result in results):
+                rollout.messages.extend(messages)
+                rollout.stop_reason = "tool_stop"
+            elif not self.limits.admits(rollout, ids):
+                rollout.stop_reason = "overlong_observation"
+            else:
                 rollout.add_observation(messages, ids)
-                observed.append(rollout)
-        if not observed:
-            break
-        turns, logprobs = generate([rollout.context_ids for rollout in observed])
-        for i, rollout in enumerate(observed):
-            room = limits.room(rollout)
-            rollout.add_turn(turns[i][:room], None if logprobs is None else logprobs[i][:room], protocol)
-        active = [rollout for rollout in observed if rollout.pending_calls]
-        tool_turns += 1
-    return num_calls, num_failures
+                if self._room(index):
+                    self._ready.append(index)
+                else:
+                    rollout.stop_reason = "length"
+
+    def _room(self, index: int) -> int:
+        return self.limits.room(self.rollouts[index])
+
+    def _take_turns(self, room: int, batch_size: int) -> None:
+        indices, self._ready = sorted(self._ready), []
+        rollouts = [self.rollouts[index] for index in indices]
+        turns, logprobs = self.generate(indices, [rollout.context_ids for rollout in rollouts], room, batch_size)
+        self.num_generations += 1
+        for i, (index, rollout) in enumerate(zip(indices, rollouts, strict=True)):
+            room = self.limits.room(rollout)
+            rollout.add_turn(turns[i][:room], None if logprobs is None else logprobs[i][:room], self.protocol)
+            if rollout.calls:
+                self._call_tools(index)

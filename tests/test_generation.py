@@ -1,0 +1,230 @@
+"""Turns on the transformers backend: the same as TRL's loop writes, each token read once, on one process or several."""
+
+import copy
+import random
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+
+import tiny
+from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.generation import _collective_backend
+
+# Many tokens end a turn, so that random models write turns of different length, some of them empty but for the end
+ENDS = [2, *range(320, 400)]
+PROMPTS = ["Where is Lyon?", "Where?", "What is the capital of the country where Lyon is, and what is its currency?", "I"]
+PROMPTS += ["Who?", "Question: What is the currency of Japan?"]
+
+
+def look(key: int) -> str:
+    """
+    Look something up.
+
+    Args:
+        key: Where to look.
+    """
+    return " ".join(random.Random(key).choices(["Lyon", "is", "in", "France", "capital", "of", "東京", "é"], k=key % 31))
+
+
+def calls_by_sum(tokenizer, ids, prefix=None, tools=None):
+    """A parser that finds a call in most turns, and sometimes two: a random model never writes one."""
+    message = {"role": "assistant", "content": tokenizer.decode(ids, skip_special_tokens=True)}
+    number = sum(ids) % 7
+    calls = [] if number < 2 else [sum(ids)] if number < 6 else [sum(ids), sum(ids) + 1]
+    if calls:
+        message["tool_calls"] = [
+            {"type": "function", "function": {"name": "look", "arguments": {"key": key}}} for key in calls
+        ]
+    return message
+
+
+@pytest.fixture
+def trainers(config, monkeypatch):
+    """`trainers(cls, **options)`: a trainer of a random model that calls tools by chance, and decides greedily."""
+    monkeypatch.setattr("trl.trainer.grpo_trainer.parse_response", calls_by_sum)
+    monkeypatch.setattr("a2tgpo_trl.rollout.chat.parse_response", calls_by_sum)
+
+    def make(cls=A2TGPOTrainer, architecture="llama", pad="<|endoftext|>", tools=(look,), model=None, **options):
+        tokenizer = tiny.chat_tokenizer()
+        tokenizer.pad_token = pad
+        model = (model or tiny.model(architecture)).eval()
+        model.generation_config.eos_token_id = ENDS
+        if cls is A2TGPOTrainer:
+            options.setdefault("advantage_estimator", "grpo")
+        options = {"max_completion_length": 160, "max_tool_calling_iterations": 4, "num_generations": 2, **options}
+        options["generation_kwargs"] = {"do_sample": False, **options.get("generation_kwargs", {})}
+        return cls(
+            model=model,
+            reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
+            args=config(A2TGPOConfig if cls is A2TGPOTrainer else GRPOConfig, **options),
+            train_dataset=Dataset.from_list(rows()),
+            processing_class=tokenizer,
+            tools=list(tools),
+        )
+
+    return make
+
+
+def rows():
+    return [{"prompt": [{"role": "user", "content": text}], "answer": "Paris"} for text in PROMPTS for _ in range(2)]
+
+
+def rolled_out(trainer):
+    """Prompt ids, completion ids, masks, messages, … of a batch."""
+    outputs, generate = [], trainer._generate
+
+    def keep(prompts):
+        outputs.append(generate(prompts))
+        return copy.deepcopy(outputs[0])
+
+    trainer._generate = keep
+    trainer._generate_and_score_completions(rows())
+    return outputs[0]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pad"),
+    [("llama", "<|endoftext|>"), ("llama", "<|im_end|>"), ("qwen3", "<|endoftext|>"), ("gpt2", "<|im_end|>")],
+)
+def test_same_rollouts_as_trl(trainers, architecture, pad):
+    theirs = rolled_out(trainers(GRPOTrainer, architecture, pad))
+    turns = [sum(a < b for a, b in pairwise([0, *mask])) for mask in theirs[2]]
+    assert len(set(turns)) > 2  # rollouts of very different length
+    for reuse_history, lockstep in ((True, False), (True, True), (False, True)):
+        trainer = trainers(A2TGPOTrainer, architecture, pad, reuse_history=reuse_history, lockstep=lockstep)
+        ours = rolled_out(trainer)
+        for ours_value, value in zip(ours[:4], theirs[:4], strict=True):  # prompts, completions, masks, messages
+            assert ours_value == value
+        assert (trainer._turns._history is not None) is reuse_history
+
+
+@pytest.mark.parametrize("reuse_history", [True, False])
+def test_tokens_fed_are_counted(trainers, reuse_history):
+    trainer = trainers(reuse_history=reuse_history)
+    fed, forward = [], trainer.model.forward
+
+    def count(*args, input_ids=None, attention_mask=None, **kwargs):
+        fed.append(input_ids.numel())
+        return forward(*args, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    trainer.model.forward = count
+    prompt_ids, completion_ids, *_ = rolled_out(trainer)
+    metrics = trainer._metrics["train" if trainer.model.training else "eval"]
+    final = sum(map(len, prompt_ids)) + sum(map(len, completion_ids))
+    ratio = metrics["rollout/tokens_fed_ratio"][0]
+    assert metrics["rollout/tokens_fed"][0] == pytest.approx(ratio * final / len(prompt_ids))
+    assert ratio * final <= sum(fed)  # those were padded
+    if reuse_history:
+        # Each prompt stands twice in the batch and is read once, but for its last token; last tokens of all may be unread
+        once = final - sum(len(ids) - 1 for ids in prompt_ids[::2])
+        assert once - len(prompt_ids) - 1 < ratio * final < once + 1
+    else:
+        assert ratio > 1.5
+
+
+def test_history_is_given_back_after_the_batch(trainers):
+    trainer = trainers()
+    rolled_out(trainer)
+    assert not trainer._turns._history._histories
+    assert trainer._turns.tokens_fed == 0
+    assert "generate" not in vars(trainer.model)
+
+
+def test_sliding_windows_read_the_history_again(trainers, caplog):
+    model = tiny.model("gemma2", attn_implementation="eager")
+    trainer = trainers(model=model, max_completion_length=60)
+    assert trainer._turns._history is None
+    assert "reads its whole history again: gemma2 has sliding_attention layers" in caplog.text
+    theirs = trainers(GRPOTrainer, model=copy.deepcopy(model), max_completion_length=60)
+    assert rolled_out(trainer)[1] == rolled_out(theirs)[1]
+
+
+def test_turns_are_limited(trainers):
+    trainer = trainers(max_turn_tokens=3)
+    _, _, masks, *_ = rolled_out(trainer)
+    assert max(len(run) for mask in masks for run in "".join(map(str, mask)).split("0")) == 3
+    assert trainer.generation_config.max_new_tokens == 160  # as it was
+
+
+def test_observations_are_cut(trainers):
+    free, cut = (trainers(max_observation_tokens=limit) for limit in (None, 60))
+    longest = {}
+    for name, trainer in (("free", free), ("cut", cut)):
+        runs = ["".join(map(str, mask)).split("1") for mask in rolled_out(trainer)[2]]
+        longest[name] = max(len(run) for row in runs for run in row)
+    assert longest["cut"] <= 60 < longest["free"]
+
+
+# ---- generation that is collective ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def collective(trainers, monkeypatch):
+    """A trainer that takes itself for one of several processes under FSDP."""
+    monkeypatch.setattr("a2tgpo_trl.generation._collective_backend", lambda trainer: "FSDP")
+    return trainers
+
+
+def test_collective_generation_is_in_lockstep_and_says_so(collective, caplog):
+    trainer = collective()
+    assert "lockstep: FSDP needs the same generations on all processes" in caplog.text
+    assert trainer._turns._history.share_prompts is False
+    seen = []
+    agree = trainer._turns.agree
+    trainer._turns.agree = lambda *numbers: seen.append(numbers) or agree(*numbers)
+    rolled_out(trainer)
+    assert seen[-1] == (0, 0)  # all ask once more, so that nobody stops before the others
+
+
+def test_a_process_without_rollouts_joins_with_a_row_that_ends_at_once(collective):
+    trainer = collective()
+    lengths = []
+    forward = trainer.model.forward
+
+    def count(*args, input_ids=None, **kwargs):
+        lengths.append(input_ids.size())
+        return forward(*args, input_ids=input_ids, **kwargs)
+
+    trainer.model.forward = count
+    ids, logprobs = trainer._write_turns([], [], 20, 3)
+    assert (ids, logprobs) == ([], None)
+    assert lengths == [torch.Size([1, 1])]  # one row, one token: it does not hold up the others
+    assert trainer._turns._history.tokens_fed == 1
+    assert not trainer._turns._history._histories
+
+
+def test_a_vllm_server_gets_as_many_rows_from_each_process(collective, monkeypatch):
+    trainer = collective()
+    trainer.use_vllm = True
+    trainer.vllm_generation = SimpleNamespace(max_completion_length=160)
+    asked = []
+
+    def generate(contexts, images, fields, num_generations):
+        asked.append((contexts, trainer.vllm_generation.max_completion_length))
+        return [[7, 2] for _ in contexts], [[-0.1, -0.2] for _ in contexts]
+
+    trainer._turns._in_transformers = False
+    ids, logprobs = trainer._turns.write(generate, [4], [[9, 9]], 20, 3)
+    assert asked == [([[9, 9], [2], [2]], 20)]
+    assert (ids, logprobs) == ([[7, 2]], [[-0.1, -0.2]])
+    assert trainer.vllm_generation.max_completion_length == 160
+
+
+@pytest.mark.parametrize(
+    ("processes", "settings", "backend"),
+    [
+        (1, {"use_vllm": True, "vllm_mode": "server"}, None),
+        (2, {"use_vllm": True, "vllm_mode": "server"}, "a vLLM server"),
+        (2, {"use_vllm": True, "vllm_mode": "colocate", "vllm_tensor_parallel_size": 1}, None),
+        (2, {"use_vllm": True, "vllm_mode": "colocate", "vllm_tensor_parallel_size": 2}, "vLLM with tensor parallelism"),
+        (2, {"use_vllm": False, "is_fsdp_enabled": False}, None),
+        (2, {"use_vllm": False, "is_fsdp_enabled": True}, "FSDP"),
+    ],
+)
+def test_collective_backends(processes, settings, backend):
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(num_processes=processes), **settings)
+    assert _collective_backend(trainer) == backend
