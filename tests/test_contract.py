@@ -22,6 +22,7 @@ OVERRIDDEN = {
     "tools=None rollout_func=None environment_factory=None",
     "_set_signature_columns_if_needed": "self",
     "_tokenize_prompts": "self prompts",
+    "_generate": "self prompts",  # calls three of the other methods
     "_generate_single_turn": "self prompt_ids images multimodal_fields num_generations has_tool_images=False",
     "_tool_call_loop": "self prompts prompt_ids completion_ids completions logprobs images multimodal_fields",
     "_generate_and_score_completions": "self inputs",
@@ -33,7 +34,6 @@ OVERRIDDEN = {
 }
 CALLED = {
     "_get_tool_suffix_ids": "self tool_messages",
-    "_generate": "self prompts",  # calls three of the methods above
 }
 FUNCTIONS = {
     "trl.chat_template_utils.add_response_schema": "processing_class",
@@ -282,6 +282,13 @@ def test_config_adds_fields_and_drops_none():
         "tool_protocol",
         "tool_tags",
         "result_tag",
+        "tool_concurrency",
+        "tool_timeout",
+        "max_abandoned_calls",
+        "max_turn_tokens",
+        "max_observation_tokens",
+        "reuse_history",
+        "lockstep",
         "skip_empty_updates",
     }
     for name in ours.keys() - theirs.keys():

@@ -151,12 +151,23 @@ def test_turns_are_limited(trainers):
 
 
 def test_observations_are_cut(trainers):
-    free, cut = (trainers(max_observation_tokens=limit) for limit in (None, 60))
+    def long(key: int) -> str:
+        """
+        Look something up, at length.
+
+        Args:
+            key: Where to look.
+        """
+        return look(key) * 5
+
+    long.__name__ = "look"
     longest = {}
-    for name, trainer in (("free", free), ("cut", cut)):
-        runs = ["".join(map(str, mask)).split("1") for mask in rolled_out(trainer)[2]]
-        longest[name] = max(len(run) for row in runs for run in row)
-    assert longest["cut"] <= 60 < longest["free"]
+    for limit in (None, 120):
+        trainer = trainers(tools=(long,), max_observation_tokens=limit, max_completion_length=600)
+        _, _, masks, messages, *_ = rolled_out(trainer)
+        longest[limit] = max(len(run) for mask in masks for run in "".join(map(str, mask)).split("1"))
+        assert ("characters left out]" in str(messages)) is (limit is not None)
+    assert longest[120] <= 120 < longest[None]
 
 
 # ---- generation that is collective ---------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from trl import GRPOTrainer
 
+import a2tgpo_trl.generation
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.functional import turn_ids
@@ -20,10 +21,19 @@ def main(folder: Path) -> None:
     # One process plays 0 and 1 tool turns, the other 3 and 2
     script = tiny.Script(GROUP[rank * share : (rank + 1) * share])
 
+    generated = []
+
     def generate(trainer, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+        """Collective, as with FSDP: where processes do not call it equally often, they hang or gather nonsense."""
+        generated.append(prompt_ids)
+        if processes > 1:
+            torch.distributed.all_reduce(torch.ones(1))
+        if prompt_ids == [[trainer._tokenizer.eos_token_id]]:
+            return [[7]], None
         return script.write(trainer._tokenizer, prompt_ids), None
 
     GRPOTrainer._generate_single_turn = generate
+    a2tgpo_trl.generation._collective_backend = lambda trainer: "FSDP" if processes > 1 else None
     args = A2TGPOConfig(
         str(folder / f"run-{processes}"),
         num_generations=4,
@@ -45,6 +55,7 @@ def main(folder: Path) -> None:
     )
     trainer.model.train()
     batch = trainer._generate_and_score_completions([dict(row) for row in rows[:share]])
+    generations = list(map(len, generated))
     metrics = {name: values[0] for name, values in trainer._metrics["train"].items() if "/" in name}
     trainer.train()
     torch.save(
@@ -53,10 +64,11 @@ def main(folder: Path) -> None:
             "clip_scale": list(batch["clip_scale"]),
             "information_gain": list(batch["information_gain"]),
             "local_turns": int(turn_ids(batch["completion_mask"], batch["tool_mask"]).max()) + 1,
+            "generations": generations,
             "metrics": {
                 name: value
                 for name, value in metrics.items()
-                if name.startswith(("info", "turn", "adv", "clip", "bel"))
+                if name.startswith(("info", "turn", "adv", "clip", "bel", "rollout/stop"))
             },
             "empty": trainer.empty_updates.num_empty,
             "weights": dict(trainer.accelerator.unwrap_model(trainer.model).state_dict()),

@@ -160,11 +160,8 @@ class TurnGenerator:
             generate = partial(generate, stopping_criteria=StoppingCriteriaList([_stop_at_once]))
         if self._history is not None:
             generate = partial(self._history.generate, generate, rows, contexts)
-        self.model.generate = generate
-        try:
+        with replaced(self.model, generate=generate):
             yield
-        finally:
-            del self.model.generate
 
 
 def _stop_at_once(input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:

@@ -30,6 +30,7 @@ from .rollout import (
     ToolExecutor,
     ToolLoop,
     choose_protocol,
+    raising_value_errors,
     with_named_resets,
 )
 from .scoring import BeliefScorer
@@ -155,6 +156,10 @@ class A2TGPOTrainer(GRPOTrainer):
             hidden["_env_tools"] = dict.fromkeys(self._env_tools, ())
         with replaced(self, **hidden):
             return super()._tokenize_prompts(prompts)
+
+    def _generate(self, prompts: list):
+        with replaced(self._tokenizer, parse_response=raising_value_errors(self._tokenizer.parse_response)):
+            return super()._generate(prompts)
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         if self._turns is None:

@@ -4,73 +4,20 @@ import random
 import re
 from collections import Counter
 from functools import cache
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import trl
+from templates import make_protocol, make_tokenizer, result, source_tags, template_names, trl_observation_ids
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from trl import GRPOTrainer
-from trl.chat_template_utils import (
-    add_response_schema,
-    get_training_chat_template,
-    is_chat_template_prefix_preserving,
-    parse_response,
-    qwen2_5_chat_template,
-    qwen3_template,
-    supports_tool_calling,
-)
+from trl.chat_template_utils import add_response_schema, parse_response, qwen2_5_chat_template
 
 import tiny
 from a2tgpo_trl.rollout import ChatProtocol, ToolCall, chat
 from conftest import search
 
 END = "<|im_end|>"
-FOLDER = Path(trl.__file__).parent / "chat_templates"
 QUESTION = {"role": "user", "content": "Where is Lyon?"}
 CALL = {"type": "function", "function": {"name": "search", "arguments": {"query": "Lyon"}}}
-
-
-@cache
-def template_names():
-    names = []
-    for path in sorted(FOLDER.glob("*.jinja")):
-        if supports_tool_calling(tiny.tokenizer(path.read_text())):
-            names.append(path.stem)
-    return [name for name in names if name != "deepseekv3"]  # takes arguments as text, which TRL does not write
-
-
-def source_tags(name):
-    """Tag-like strings in the source of a template, found otherwise than the library finds them."""
-    source = re.sub(r"{#.*?#}", "", (FOLDER / f"{name}.jinja").read_text(), flags=re.DOTALL)
-    return sorted(set(re.findall(r"</?\w+>|<\|\"\|>|<\|?[\w/]+\|?>|<｜[^<>\s]+｜>", source)))
-
-
-def make_tokenizer(name, kind):
-    """`"text"`: the tags of the template are text; `"tokens"`: they are tokens, special ones and others."""
-    tokenizer = tiny.tokenizer((FOLDER / f"{name}.jinja").read_text())
-    if kind == "tokens":
-        tags = source_tags(name)
-        tokenizer.add_tokens([AddedToken(tag, special="|" in tag or "｜" in tag, normalized=False) for tag in tags])
-    return tokenizer
-
-
-def trl_observation_ids(tokenizer):
-    """TRL's `_get_tool_suffix_ids` as its trainer would call it."""
-    template = None if is_chat_template_prefix_preserving(tokenizer) else get_training_chat_template(tokenizer)
-    trainer = SimpleNamespace(
-        processing_class=tokenizer,
-        _tokenizer=tokenizer,
-        _is_vlm=False,
-        chat_template=template,
-        chat_template_kwargs={},
-    )
-    return lambda messages: GRPOTrainer._get_tool_suffix_ids(trainer, messages)
-
-
-def make_protocol(tokenizer, **options):
-    return ChatProtocol(tokenizer, trl_observation_ids(tokenizer), **options)
 
 
 def qwen(**options):
@@ -86,16 +33,17 @@ def read(protocol, text, tools=(search,)):
     return protocol.read_turn(encode(protocol.tokenizer, text), prefix=PREFIX, schemas=list(tools))
 
 
-def result(content, name="search"):
-    return {"role": "tool", "name": name, "content": content}
-
-
 PREFIX = tiny.chat_tokenizer()("<|im_start|>assistant\n")["input_ids"]
 LYON = ToolCall("search", {"query": "Lyon"})
 
 
 def tool_call(text):
     return f"<tool_call>\n{text}\n</tool_call>"
+
+
+def with_kinds(names):
+    """Tags as text and as tokens; of templates that only differ for training, as text."""
+    return [(name, kind) for name in names for kind in ("text", "tokens") if kind == "text" or "training" not in name]
 
 
 def test_templates():
@@ -129,8 +77,7 @@ def written_call(tokenizer, **calls):
     return before, whole[common:].removesuffix("\n").removesuffix(END)
 
 
-@pytest.mark.parametrize("kind", ["text", "tokens"])
-@pytest.mark.parametrize("name", parsed_names())
+@pytest.mark.parametrize(("name", "kind"), with_kinds(parsed_names()))
 def test_calls_of_all_templates(name, kind):
     tokenizer = add_response_schema(make_tokenizer(name, kind))
     protocol = make_protocol(tokenizer)
@@ -151,8 +98,7 @@ MARKERS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["text", "tokens"])
-@pytest.mark.parametrize("name", parsed_names())
+@pytest.mark.parametrize(("name", "kind"), with_kinds(parsed_names()))
 def test_malformed_calls_of_all_templates(name, kind):
     tokenizer = add_response_schema(make_tokenizer(name, kind))
     protocol = make_protocol(tokenizer)
@@ -183,7 +129,7 @@ MALFORMED = [
     (tool_call('["search"]'), "is not a JSON object"),
     ("<think>\nI think.\n</think>\n" + tool_call("{"), "not valid JSON"),
     (tool_call("[" * 100_000), "not valid JSON: it is nested too deeply. Write"),
-    (tool_call('{"name": ' * 100_000), "not valid JSON: it is nested too deeply"),
+    (tool_call('{"name": ' * 10_000), "not valid JSON: it is nested too deeply"),
 ]
 
 
@@ -197,6 +143,13 @@ def test_malformed_call_is_a_call_with_an_error(text, error):
     assert read(protocol, text) == (message, [])  # a budget cut it
 
 
+def test_call_in_thinking_that_does_not_end():
+    _, protocol = qwen()
+    message, calls = read(protocol, "<think>\nI look: " + tool_call('{"name": "search"}') + END)
+    assert message["content"] == ""
+    assert calls == [ToolCall("unknown", error=calls[0].error)]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -205,6 +158,7 @@ def test_malformed_call_is_a_call_with_an_error(text, error):
         "a tool_call and <tool_response>" + END,
         "</tool_call>" + END,
         "<think>\nI could <tool_call> something.\n</think>\nParis." + END,
+        "<think>\nI think of nothing." + END,
     ],
 )
 def test_no_call(text):
@@ -221,7 +175,6 @@ def test_no_call(text):
         (tool_call('{"name": "search", "arguments": "Lyon"}'), [ToolCall("search", "Lyon")]),
         (tool_call('{"name": "search", "arguments": [1]}'), [ToolCall("search", [1])]),
         (tool_call('{"name": "", "arguments": {}}'), [ToolCall("")]),
-        (tool_call('{"name": "search", "arguments": {"query": "Lyon"}}').removesuffix("\n</tool_call>"), [LYON]),
         ("Look: " + tool_call('{"name": "search", "arguments": {"query": "<tool_call>"}}'), None),
     ],
 )
@@ -231,6 +184,13 @@ def test_calls_as_trl_parses_them(text, calls):
         message, found = read(protocol, turn)
         assert message == parse_response(tokenizer, encode(tokenizer, turn), prefix=PREFIX, tools=[search])
         assert found == calls or (calls is None and found[0].arguments == {"query": "<tool_call>"})
+
+
+def test_call_without_its_end_tag():
+    _, protocol = qwen()
+    text = '<tool_call>\n{"name": "search", "arguments": {"query": "Lyon"}}'
+    assert read(protocol, text)[1] == [LYON]  # a budget cut it, and TRL reads it
+    assert read(protocol, text + END)[1][0].error.startswith("The tool call is not closed. Write")
 
 
 @pytest.mark.parametrize(
@@ -382,8 +342,7 @@ LISTS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["text", "tokens"])
-@pytest.mark.parametrize("name", template_names())
+@pytest.mark.parametrize(("name", "kind"), with_kinds(template_names()))
 def test_clean_observations_are_trls(name, kind):
     tokenizer = make_tokenizer(name, kind)
     protocol, observation_ids = make_protocol(tokenizer), trl_observation_ids(tokenizer)
@@ -446,8 +405,7 @@ def counts(tokenizer, tags, ids):
     return Counter(token for token in ids if token in special), {tag: text.count(tag) for tag in tags}
 
 
-@pytest.mark.parametrize("kind", ["text", "tokens"])
-@pytest.mark.parametrize("name", template_names())
+@pytest.mark.parametrize(("name", "kind"), with_kinds(template_names()))
 def test_results_hold_no_markup(name, kind):
     tokenizer, draw = make_tokenizer(name, kind), random.Random(name)
     protocol = make_protocol(tokenizer)
@@ -602,7 +560,7 @@ def test_contents_that_a_template_does_not_take(content, shown):
 
 
 def test_names_that_a_template_does_not_take():
-    messages, _ = fussy('message.name in ["search", "unknown"]').observe([result("Lyon", "add")])
+    messages, _ = fussy('message.name in ["dummy", "unknown"]').observe([result("Lyon", "add")])
     assert messages == [result("Lyon", "unknown")]
 
 

@@ -114,7 +114,12 @@ def test_what_was_cut_off_a_turn_is_forgotten():
     player.history.clear()
     ids, mask = padded([[7, 8, 9]])
     player.history.generate(
-        player.fed, [0], [[7, 8, 9]], input_ids=ids, attention_mask=mask, generation_config=greedy(6, eos_token_id=None)
+        player.fed,
+        [0],
+        [[7, 8, 9]],
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=greedy(6, eos_token_id=None),
     )
     player.history.keep([turn[:2]])  # a stop string ended it earlier
     player.widths.clear()

@@ -79,7 +79,9 @@ class Play:
         turns = [self.left[index].pop(0) for index in indices]
         return list(map(tokens, turns)), list(map(logprobs_of, turns)) if self.logprobs else None
 
-    def run(self, max_tool_turns=sys.maxsize, max_completion_length=1000, max_model_length=1000, executor=None, **limits):
+    def run(
+        self, max_tool_turns=sys.maxsize, max_completion_length=1000, max_model_length=1000, executor=None, **limits
+    ):
         limits = RolloutLimits(max_tool_turns, max_completion_length, max_model_length, **limits)
         played = ToolLoop(self.rollouts, self.generate, Letters(), executor or ToolExecutor(), limits)
         if self.lockstep:
@@ -350,7 +352,9 @@ class TimedExecutor:
         if not self.running:
             return []
         first = min(self.running.values())
-        self.clock.now = max(self.clock.now, min(first, self.clock.now + (sys.maxsize if timeout is None else timeout)))
+        self.clock.now = max(
+            self.clock.now, min(first, self.clock.now + (sys.maxsize if timeout is None else timeout))
+        )
         done = [key for key, end in self.running.items() if end <= self.clock.now]
         for key in done:
             del self.running[key]
@@ -401,9 +405,7 @@ def test_a_slow_tool_is_waited_for_as_long_as_a_generation_takes(monkeypatch):
 
 
 def test_lockstep_waits_for_all(monkeypatch):
-    turns, end = timeline(
-        monkeypatch, [1.0, 1.0], [100.0], generation_seconds=5.0, agree=lambda *numbers: numbers
-    )
+    turns, end = timeline(monkeypatch, [1.0, 1.0], [100.0], generation_seconds=5.0, agree=lambda *numbers: numbers)
     assert turns == [(100.0, [0, 1]), (106.0, [0])]
     assert end == 111.0
 

@@ -132,20 +132,20 @@ JSON = '{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}'
     ("call", "form"),
     [
         (f"<tool_call>{JSON}</tool_call>", CallForm("<tool_call>", "</tool_call>", ("name", "arguments"))),
-        (f"[TOOL_CALLS][{JSON}]", CallForm("[TOOL_CALLS]", "<|im_end|>", ("name", "arguments"))),
+        (f"[TOOL_CALLS][{JSON}]", CallForm("[TOOL_CALLS]", "", ("name", "arguments"))),
         (
             '<call>{"parameters": {{ f.arguments | tojson }}, "tool": "{{ f.name }}"}',
-            CallForm("<call>", "<|im_end|>", ("tool", "parameters")),
+            CallForm("<call>", "", ("tool", "parameters")),
         ),
         (
             "<call><function={{ f.name }}>{{ f.arguments }}</function></call>",
             CallForm("<call>", "<function=tool_8c41e7>", None),
         ),
         ("<call>{{ f.name }}({{ f.arguments }})</call>", CallForm("<call>", "</call>", None)),
-        ("<think></think><call>{{ f.name }} {{ f.arguments }}", CallForm("<call>", "<|im_end|>", None)),
+        ("<think></think><call>{{ f.name }} {{ f.arguments }}", CallForm("<call>", "", None)),
         (JSON, None),  # nothing marks it
         ("<|im_start|>{{ f.name }}{{ f.arguments }}", None),
-        ("<call>{{ f.name + f.arguments }}", CallForm("<call>", "<|im_end|>", None)),  # arguments as text
+        ("<call>{{ f.name + f.arguments }}", CallForm("<call>", "", None)),  # arguments as text
         ("{{ raise_exception('no calls') }}", None),
         ("nothing", None),
     ],
@@ -182,6 +182,7 @@ UNREADABLE = "The tool call cannot be read. Write it as told, with the tool's na
         ("<tool_call>[5]</tool_call>", "is not a JSON object"),
         ('<tool_call>{"function": 5}</tool_call>', "is not a JSON object"),
         ('<tool_call>{"name": "a"}</tool_call> and <tool_call>{}</tool_call>', 'misses the key "name"'),
+        ('<tool_call>{"name": "a", "arguments": {}}', "is not closed"),
         ('a {"b" <tool_call>{"name": 5}</tool_call> {', 'needs a string as "name"'),
     ],
 )  # fmt: skip
@@ -193,4 +194,5 @@ def test_error_where_the_cause_is_not_known():
     assert QWEN.error('<tool_call>{"name": "a", "arguments": {}}</tool_call>') == UNREADABLE
     assert CallForm("<call>", "</call>", None).error("<call>x</call>") == UNREADABLE
     other = CallForm("[CALL]", "", ("tool", "parameters")).error("[CALL]{}")
+    assert CallForm("[CALL]", "", ("name", "arguments")).error('[CALL]{"name": "a"}') == UNREADABLE
     assert other == 'The tool call misses the key "tool". Write {"tool": ..., "parameters": {...}}.'

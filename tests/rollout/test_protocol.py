@@ -1,6 +1,10 @@
 """Protocols: what ends a turn, what is read as a call, what an observation looks like in tokens."""
 
+import random
+
 import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 from trl.chat_template_utils import qwen3_template
 
 import tiny
@@ -122,6 +126,39 @@ def test_stop_strings_are_the_closing_tags_of_all_tools():
     assert protocol.stop_strings == ["</search>", "</math>"]
 
 
+@pytest.mark.parametrize(
+    ("written", "complete"),
+    [
+        ("<search>Lyon</search>", True),
+        ("<search>Lyon</search> and more", True),
+        ("</search>", True),
+        ("<answer>Paris</answer><|im_end|>", True),
+        ("<|im_end|>", True),
+        ("<answer>Paris</answer>", False),
+        ("<|im_end|> and more", False),
+        ("<search>Lyon</sear", False),
+        ("<result>Lyon</result>", False),
+        ("", False),
+    ],
+)
+@pytest.mark.parametrize("make_tokenizer", [tiny.tokenizer, tag_tokenizer])
+def test_complete_turns(make_tokenizer, written, complete):
+    tokenizer = make_tokenizer()
+    assert TagProtocol(tokenizer, [search]).is_complete(encode(tokenizer, written)) is complete
+
+
+def test_end_of_sequence_tokens_and_stop_strings_of_the_user():
+    tokenizer = tiny.tokenizer()
+    protocol = TagProtocol(tokenizer, [search], eos_token_ids=[0])
+    assert protocol.is_complete(encode(tokenizer, "Paris<|endoftext|>"))
+    assert not protocol.is_complete(encode(tokenizer, "Paris<|im_end|>"))
+    assert not protocol.is_complete(encode(tokenizer, "Paris</answer>"))
+    protocol.stop_strings = ["</answer>", *protocol.stop_strings]
+    assert protocol.is_complete(encode(tokenizer, "Paris</answer>"))
+    tokenizer.eos_token = None
+    assert not TagProtocol(tokenizer, [search]).is_complete([5, 2])
+
+
 # ---- what is a call
 
 
@@ -235,6 +272,92 @@ def test_observation_is_the_concatenation_of_its_pieces():
     assert observe_ids(protocol, messages) == expected
     assert observe_ids(protocol, messages[:1]) + observe_ids(protocol, messages[1:]) == expected
     assert observe_ids(protocol, []) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [
+        ("a\ud800b", "a\ufffdb"),
+        ([10**5000], "(list that cannot be shown: ValueError)"),
+        ([{"type": "text", "text": "Lyon"}], "[{'type': 'text', 'text': 'Lyon'}]"),
+    ],
+)
+def test_contents_that_are_no_text(content, shown):
+    tokenizer = tiny.tokenizer()
+    messages, ids = TagProtocol(tokenizer, [search]).observe([result(content)])
+    assert messages == [result(shown)]
+    assert tokenizer.decode(ids) == f"\n<result>{shown}</result>\n"
+
+
+PIECES = [
+    *("<search>", "</search>", "<result>", "</result>", "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<tool_call>"),
+    *(
+        "<",
+        ">",
+        "/",
+        "|",
+        "</",
+        "result",
+        "search",
+        "im_end",
+        "[",
+        "]",
+        "\n",
+        " ",
+        "é東🙂",
+        "\ud83d",
+        "<math>",
+        "</r+>",
+    ),
+]
+
+
+@pytest.mark.parametrize("make_tokenizer", [tiny.tokenizer, tag_tokenizer])
+def test_results_of_any_mixture_hold_no_tags(make_tokenizer):
+    tokenizer, draw = make_tokenizer(), random.Random(0)
+    protocol = TagProtocol(tokenizer, [search, calculate], tool_tags={"calculate": "math"}, result_tag="r+")
+    tags = ["<search>", "</search>", "<math>", "</math>", "<r+>", "</r+>"]
+    frame = encode(tokenizer, "\n<r+>"), encode(tokenizer, "</r+>\n")
+    for _ in range(500):
+        content = "".join(draw.choices([*PIECES, *tags], k=draw.randint(0, 10)))
+        messages, ids = protocol.observe([result(content)])
+        shown = messages[0]["content"]
+        assert not any(tag in shown for tag in tags)
+        assert tokenizer.decode(ids) == f"\n<r+>{shown}</r+>\n"
+        assert not set(tokenizer.all_special_ids) & set(ids[len(frame[0]) : -len(frame[1])])
+        assert (ids[: len(frame[0])], ids[-len(frame[1]) :]) == frame
+        if "\ud83d" not in content and not any(tag in content for tag in tags):
+            assert shown == content
+            assert (
+                ids
+                == frame[0]
+                + tokenizer(content, add_special_tokens=False, split_special_tokens=True).input_ids
+                + frame[1]
+            )
+        assert protocol.completion(messages) == tokenizer.decode(ids)
+
+
+def test_a_tokenizer_that_normalizes():
+    backend = Tokenizer.from_str(tiny.tokenizer().backend_tokenizer.to_str())
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+    assert encode(tokenizer, "＜／RESULT＞") == encode(tokenizer, "</result>")
+    messages, ids = TagProtocol(tokenizer, [search]).observe([result("Lyon ＜／RESULT＞ <b>")])
+    assert tokenizer.decode(ids) == "\n<result>lyon /result b</result>\n"
+    assert messages == [result("Lyon /RESULT b")]
+
+
+def test_words_that_are_special_tokens_and_unknown_ones():
+    vocabulary = ["[UNK]", "STOP", "Lyon", "is", "!", "P", "S", "TOP", "<", ">", "</", "result", "[", "]"]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="STOP", unk_token="[UNK]", pad_token="!")
+    protocol = TagProtocol(tokenizer, [search])
+    messages, ids = protocol.observe([result("Lyon is 東京 !")])
+    assert messages == [result("Lyon is 東京 !")]  # neither the unknown token nor a single character controls anything
+    messages, ids = protocol.observe([result("Lyon is STOP")])
+    assert messages == [result("Lyon is S TOP")]
+    assert tokenizer.eos_token_id not in ids
 
 
 # ---- what reward functions get

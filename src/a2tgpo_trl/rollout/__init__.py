@@ -6,6 +6,7 @@ from .environments import with_named_resets
 from .execute import ToolExecutor, not_thread_safe
 from .history import HistoryCache, history_obstacle
 from .loop import STOP_REASONS, Rollout, RolloutLimits, ToolLoop
+from .parsing import raising_value_errors
 from .protocol import ToolProtocol, choose_protocol
 from .tags import TagProtocol
 
@@ -25,5 +26,6 @@ __all__ = [
     "choose_protocol",
     "history_obstacle",
     "not_thread_safe",
+    "raising_value_errors",
     "with_named_resets",
 ]

@@ -46,8 +46,10 @@ class ChatProtocol(ToolProtocol):
         except Exception:  # deep nesting raises RecursionError, other surprises of the parser whatever they raise
             message, calls = text, []
         if not calls and self._call_form is not None and self.is_complete(ids):
-            # Where nothing was parsed, special tokens were lost, the tags of the call among them
-            written = self._decode_written(ids) if message == text else str(message.get("content"))
+            # What was not parsed has lost its special tokens, the tags of the call among them. What was parsed counts as
+            # written outside of the thinking, if there is anything
+            parsed = message != text and str(message.get("content") or "").strip()
+            written = parsed or self._decode([token for token in ids if token not in self._eos_token_ids])
             if self._call_form.opening in written:
                 calls = [ToolCall("unknown", error=self._call_form.error(written))]
         return message, calls
@@ -111,9 +113,6 @@ class ChatProtocol(ToolProtocol):
     @cached_property
     def _call_form(self) -> CallForm | None:
         return CallForm.of(self.tokenizer)
-
-    def _decode_written(self, ids: list[int]) -> str:
-        return self._decode([token for token in ids if token not in self._eos_token_ids])
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

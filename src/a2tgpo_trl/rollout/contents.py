@@ -99,7 +99,9 @@ def fit(
     Returns:
         `tuple[list[dict], list[int]]`: what `write` returned.
     """
-    if max_tokens is None or not messages:
+    if not messages:
+        return [], []
+    if max_tokens is None:
         return write(messages)
     texts = [as_text(joined_blocks(message["content"])) for message in messages]
     limit = CHARACTERS_PER_TOKEN * max(max_tokens, 1)
@@ -112,13 +114,15 @@ def fit(
         return write([{**message, "content": text} for message, text in zip(messages, texts, strict=True)])
 
     excerpts = [_excerpt(text, limit, quote, tokenizer) for text in texts]
+    shortest = [excerpt.cut(0) for excerpt in excerpts]
     overhead = len(write_texts([""] * len(texts))[1])
     available = room = max_tokens - overhead
     while True:
         shares = _fair_shares([excerpt.tokens for excerpt in excerpts], room)
-        written = write_texts([excerpt.cut(share) for excerpt, share in zip(excerpts, shares, strict=True)])
+        cut = [excerpt.cut(share) for excerpt, share in zip(excerpts, shares, strict=True)]
+        written = write_texts(cut)
         used = len(written[1]) - overhead
-        if used <= available or room <= 0:
+        if used <= available or cut == shortest:
             return written
         # Cut texts may have more tokens than they had as parts, and templates may escape them
         room = min(room - 1, room * available // used)

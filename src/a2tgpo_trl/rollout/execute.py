@@ -19,7 +19,7 @@ from .workers import WorkerPool
 
 Tool = TypeVar("Tool", bound=Callable)
 
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.1
 """How long `collect` waits without a look at the clock; some platforms handle no signal while a thread waits."""
 
 
@@ -189,14 +189,14 @@ class ToolExecutor:
         return turns
 
     def _watch(self) -> float:
-        """Do what is due. Returns the seconds in which nothing will be."""
+        """Do what is due. Returns the seconds until there may be something again."""
         with self._lock:
             now = time.perf_counter()
             for execution in self._awaited & self._running:
                 seconds = now - execution.started
                 if seconds >= self._timeout:
-                    self._settle(execution, self._timed_out(execution, seconds))
                     self._abandon(execution)
+                    self._settle(execution, self._timed_out(execution, seconds))
             self._watch_event_loop(now)
             for execution in self._abandoned():
                 self._fail_behind(execution)

@@ -136,8 +136,9 @@ class CallForm:
         if opening is None or not answer:
             return None
         written = call.partition(opening)[2]
-        closing = next(iter(tags_in(written)), "")
-        return cls(opening, closing, _json_keys(written.partition(closing)[0] if closing else written))
+        end = next(iter(tags_in(written)), "")
+        keys = _json_keys(written.partition(end)[0] if end else written)
+        return cls(opening, "" if end in others else end, keys)
 
     def error(self, text: str) -> str:
         """What is wrong with a turn in which the template's parser found no call, in words for the model."""
@@ -149,7 +150,7 @@ class CallForm:
         return f'The tool call {problem}. Write {{"{name}": ..., "{arguments}": {{...}}}}.'
 
     def _json_problem(self, text: str) -> str | None:
-        body = text.partition(self.closing)[0] if self.closing else text
+        body, closed, _ = text.partition(self.closing) if self.closing else (text, True, "")
         try:
             calls = json.loads(body.strip())
         except RecursionError:
@@ -164,7 +165,7 @@ class CallForm:
                 return f'misses the key "{self.keys[0]}"'
             if not isinstance(call[self.keys[0]], str):
                 return f'needs a string as "{self.keys[0]}"'
-        return None
+        return None if closed else "is not closed"
 
 
 def _json_keys(text: str) -> tuple[str, str] | None:

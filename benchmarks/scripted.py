@@ -1,0 +1,88 @@
+"""What the benchmarks of the tool loop share: trainers whose model is replaced by a script, so that only the loop counts."""
+
+import json
+import tempfile
+from collections.abc import Callable
+
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from trl.chat_template_utils import qwen2_5_chat_template
+
+END = "<|im_end|>"
+ANSWER = f"The answer is 42.{END}"
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE with Qwen2.5's chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", END]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(['<tool_call> {"name": "wait", "arguments": {"key": 1}} </tool_call> answer'], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=special[0],
+        additional_special_tokens=special[1:2],
+        chat_template=qwen2_5_chat_template,
+    )
+
+
+def call(name: str, **arguments) -> str:
+    """A tool call as Qwen2.5 writes it."""
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments)}}}\n</tool_call>{END}'
+
+
+def make_trainer(trainer_class, config_class, tools: list[Callable], num_rollouts: int, **options):
+    """A trainer of a model too small to matter."""
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=300, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    )
+    model.generation_config.eos_token_id = 2
+    return trainer_class(
+        model=model,
+        reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
+        args=config_class(
+            tempfile.mkdtemp(),
+            per_device_train_batch_size=num_rollouts,
+            num_generations=num_rollouts,
+            max_completion_length=1900,
+            use_cpu=True,
+            bf16=False,
+            report_to=[],
+            **options,
+        ),
+        train_dataset=Dataset.from_list(rows(num_rollouts)),
+        processing_class=make_tokenizer(),
+        tools=tools,
+    )
+
+
+def rows(num_rollouts: int) -> list[dict]:
+    return [{"prompt": [{"role": "user", "content": "What is it?"}], "answer": "42"}] * num_rollouts
+
+
+def play(trainer, write: Callable[[list[list[int]]], list[list[int]]], num_rollouts: int) -> dict:
+    """Roll out one batch; `write` takes contexts and returns turns. Gives `_tool_call_loop`'s result by name."""
+    import trl
+
+    generate = trl.GRPOTrainer._generate_single_turn
+    loop = trainer._tool_call_loop
+    kept = {}
+
+    def keep(*args, **kwargs):
+        kept["result"] = loop(*args, **kwargs)
+        return kept["result"]
+
+    trainer._tool_call_loop = keep
+    trl.GRPOTrainer._generate_single_turn = lambda self, contexts, *args, **kwargs: (write(contexts), None)
+    try:
+        trainer._generate_and_score_completions([dict(row) for row in rows(num_rollouts)])
+    finally:
+        trl.GRPOTrainer._generate_single_turn = generate
+        del trainer._tool_call_loop
+    return kept["result"]
