@@ -164,7 +164,7 @@ def main() -> None:
         "memory_ours_over_trl": ratio(runs, "megabytes", "ours", "trl"),
         "tokens_fed_over_final_length": round(metrics["rollout/tokens_fed_ratio"][-1], 3),
     }
-    print(json.dumps({name: report[name] for name in list(report)[-3:] + ["tokens_per_rollout"]}, indent=1))
+    print(json.dumps({name: report[name] for name in [*list(report)[-3:], "tokens_per_rollout"]}, indent=1))
     Path(__file__).with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
 
 

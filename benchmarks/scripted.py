@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from trl import GRPOTrainer
 from trl.chat_template_utils import qwen2_5_chat_template
 
 END = "<|im_end|>"
@@ -22,7 +23,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    tokenizer.train_from_iterator(['<tool_call> {"name": "wait", "arguments": {"key": 1}} </tool_call> answer'], trainer)
+    tokenizer.train_from_iterator(
+        ['<tool_call> {"name": "wait", "arguments": {"key": 1}} </tool_call> answer'], trainer
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,
@@ -37,10 +40,19 @@ def call(name: str, **arguments) -> str:
     return f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments)}}}\n</tool_call>{END}'
 
 
-def make_trainer(trainer_class, config_class, tools: list[Callable], num_rollouts: int, **options):
-    """A trainer of a model too small to matter."""
+def make_trainer(
+    trainer_class, config_class, tools: list[Callable], num_rollouts: int, conversational: bool = True, **options
+):
+    """A trainer of a model too small to matter; prompts are messages, or plain text for tags."""
     model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=300, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+        LlamaConfig(
+            vocab_size=300,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            max_position_embeddings=8192,
+        )
     )
     model.generation_config.eos_token_id = 2
     return trainer_class(
@@ -56,33 +68,45 @@ def make_trainer(trainer_class, config_class, tools: list[Callable], num_rollout
             report_to=[],
             **options,
         ),
-        train_dataset=Dataset.from_list(rows(num_rollouts)),
+        train_dataset=Dataset.from_list(rows(num_rollouts, conversational)),
         processing_class=make_tokenizer(),
         tools=tools,
     )
 
 
-def rows(num_rollouts: int) -> list[dict]:
-    return [{"prompt": [{"role": "user", "content": "What is it?"}], "answer": "42"}] * num_rollouts
+def rows(num_rollouts: int, conversational: bool = True) -> list[dict]:
+    """Prompts that tell the rollouts apart."""
+    prompts = [f"What is number {i}?" for i in range(num_rollouts)]
+    return [{"prompt": [{"role": "user", "content": p}] if conversational else p, "answer": "42"} for p in prompts]
 
 
-def play(trainer, write: Callable[[list[list[int]]], list[list[int]]], num_rollouts: int) -> dict:
-    """Roll out one batch; `write` takes contexts and returns turns. Gives `_tool_call_loop`'s result by name."""
-    import trl
+class _RolledOut(Exception):
+    pass
 
-    generate = trl.GRPOTrainer._generate_single_turn
-    loop = trainer._tool_call_loop
-    kept = {}
 
-    def keep(*args, **kwargs):
-        kept["result"] = loop(*args, **kwargs)
-        return kept["result"]
+def play(trainer, write: Callable[[list[list[int]]], list[list[int]]], inputs: list[dict]) -> tuple:
+    """
+    Roll out one batch, and leave out its scoring.
 
-    trainer._tool_call_loop = keep
-    trl.GRPOTrainer._generate_single_turn = lambda self, contexts, *args, **kwargs: (write(contexts), None)
+    Args:
+        trainer: From [`make_trainer`].
+        write (`Callable`): Contexts → turns.
+        inputs (`list[dict]`): The batch.
+
+    Returns:
+        `tuple`: what `_generate` of TRL's trainer returns: prompt ids, completion ids, masks, completions, …
+    """
+    generate, generate_turn, outputs = trainer._generate, GRPOTrainer._generate_single_turn, []
+
+    def keep(prompts):
+        outputs.append(generate(prompts))
+        raise _RolledOut
+
+    trainer._generate = keep
+    GRPOTrainer._generate_single_turn = lambda self, contexts, *args, **kwargs: (write(contexts), None)
     try:
-        trainer._generate_and_score_completions([dict(row) for row in rows(num_rollouts)])
+        trainer._generate_and_score_completions([dict(row) for row in inputs])
+    except _RolledOut:
+        return outputs[0]
     finally:
-        trl.GRPOTrainer._generate_single_turn = generate
-        del trainer._tool_call_loop
-    return kept["result"]
+        trainer._generate, GRPOTrainer._generate_single_turn = generate, generate_turn

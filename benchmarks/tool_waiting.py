@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import torch
-from scripted import ANSWER, call, make_trainer, play
+from scripted import ANSWER, call, make_trainer, play, rows
 from trl import GRPOConfig, GRPOTrainer
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
@@ -81,8 +81,8 @@ class Writer:
 def seconds(trainer, latency, seed: int, **generation) -> tuple[float, float, int]:
     """Seconds until half of the rollouts were done and until all were, and how many generations it took."""
     writer = Writer(trainer._tokenizer, latency, seed, **generation)
-    mask, *_ = play(trainer, writer, NUM_ROLLOUTS)
-    assert len(writer.done) == NUM_ROLLOUTS and all(0 in row for row in mask)
+    _, _, masks, *_ = play(trainer, writer, rows(NUM_ROLLOUTS))
+    assert len(writer.done) == NUM_ROLLOUTS and all(0 in mask for mask in masks)
     return statistics.median(writer.done), max(writer.done), writer.num_generations
 
 
@@ -119,7 +119,9 @@ def main() -> None:
         for name in slow:
             slow[name].append(seconds(trainers[name], heavy_tailed, seed, fixed=0.3, each=0.01))
             half, end, generations = slow[name][-1]
-            print(f"seed {seed}  {name:18} half {half:5.2f} s  all {end:5.2f} s  {generations} generations", flush=True)
+            print(
+                f"seed {seed}  {name:18} half {half:5.2f} s  all {end:5.2f} s  {generations} generations", flush=True
+            )
     half, end, generations = ({name: [run[i] for run in slow[name]] for name in slow} for i in range(3))
     report["slow_tools"] = {
         "seconds_until_half": half,
@@ -128,7 +130,8 @@ def main() -> None:
         "lockstep_over_ours_until_half": ratios(half["ours in lockstep"], half["ours"]),
         "lockstep_over_ours_until_all": ratios(end["ours in lockstep"], end["ours"]),
     }
-    print(json.dumps({name: {k: v for k, v in report[name].items() if "over" in k} for name in ("concurrent", "slow_tools")}, indent=1))
+    for part in (report["concurrent"], report["slow_tools"]):
+        print(json.dumps({name: value for name, value in part.items() if "_over_" in name}, indent=1))
     Path(__file__).with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
 
 

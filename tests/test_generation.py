@@ -16,7 +16,12 @@ from a2tgpo_trl.generation import _collective_backend
 
 # Many tokens end a turn, so that random models write turns of different length, some of them empty but for the end
 ENDS = [2, *range(320, 400)]
-PROMPTS = ["Where is Lyon?", "Where?", "What is the capital of the country where Lyon is, and what is its currency?", "I"]
+PROMPTS = [
+    "Where is Lyon?",
+    "Where?",
+    "What is the capital of the country where Lyon is, and what is its currency?",
+    "I",
+]
 PROMPTS += ["Who?", "Question: What is the currency of Japan?"]
 
 
@@ -27,7 +32,9 @@ def look(key: int) -> str:
     Args:
         key: Where to look.
     """
-    return " ".join(random.Random(key).choices(["Lyon", "is", "in", "France", "capital", "of", "東京", "é"], k=key % 31))
+    return " ".join(
+        random.Random(key).choices(["Lyon", "is", "in", "France", "capital", "of", "東京", "é"], k=key % 31)
+    )
 
 
 def calls_by_sum(tokenizer, ids, prefix=None, tools=None):
@@ -231,7 +238,11 @@ def test_a_vllm_server_gets_as_many_rows_from_each_process(collective, monkeypat
         (1, {"use_vllm": True, "vllm_mode": "server"}, None),
         (2, {"use_vllm": True, "vllm_mode": "server"}, "a vLLM server"),
         (2, {"use_vllm": True, "vllm_mode": "colocate", "vllm_tensor_parallel_size": 1}, None),
-        (2, {"use_vllm": True, "vllm_mode": "colocate", "vllm_tensor_parallel_size": 2}, "vLLM with tensor parallelism"),
+        (
+            2,
+            {"use_vllm": True, "vllm_mode": "colocate", "vllm_tensor_parallel_size": 2},
+            "vLLM with tensor parallelism",
+        ),
         (2, {"use_vllm": False, "is_fsdp_enabled": False}, None),
         (2, {"use_vllm": False, "is_fsdp_enabled": True}, "FSDP"),
     ],

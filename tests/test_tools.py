@@ -99,7 +99,9 @@ def test_methods_of_an_environment_run_in_order(rooms):
 
 def test_a_failing_reset_names_the_row(rooms):
     _, play = rooms([[ANSWER]] * 4, answers=("Paris", "Paris", "nowhere", "Paris"))
-    with pytest.raises(RuntimeError, match=r"Room\.reset failed on the row .*'answer': 'nowhere'.*KeyError: 'no such room'"):
+    with pytest.raises(
+        RuntimeError, match=r"Room\.reset failed on the row .*'answer': 'nowhere'.*KeyError: 'no such room'"
+    ):
         play()
 
 
@@ -122,7 +124,7 @@ def test_an_environment_that_hangs_is_left_to_its_call(rooms):
 def test_too_many_hanging_calls_end_the_run(rooms):
     trapped = [call("walk", to="trap"), ANSWER]
     _, play = rooms([trapped] * 4, tool_timeout=0.2, max_abandoned_calls=2)
-    with pytest.raises(RuntimeError, match="walk.*max_abandoned_calls"):
+    with pytest.raises(RuntimeError, match=r"walk.*max_abandoned_calls"):
         play()
 
 
@@ -161,7 +163,9 @@ def record(reasons=("answered",), calls=(), **options):
 def test_metrics_of_several_processes():
     metrics = rollout_metrics(
         [
-            record(["answered", "length", "tool_stop"], [("look", False, 0.1), ("look", True, 0.3)], num_generations=4),
+            record(
+                ["answered", "length", "tool_stop"], [("look", False, 0.1), ("look", True, 0.3)], num_generations=4
+            ),
             record(["answered"], [("look", False, 0.2), ("unknown", True, None)], num_abandoned=2, tokens_fed=60),
         ]
     )

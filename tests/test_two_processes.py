@@ -26,7 +26,10 @@ def test_two_processes_against_one(tmp_path):
     (alone,), pair = run(1, tmp_path), run(2, tmp_path)
     assert [part["local_turns"] for part in pair] == [2, 4]  # K differs between processes before they agree on it
     assert alone["generations"] == [4, 3, 2, 1]
-    assert [part["generations"] for part in pair] == [[2, 1, 1, 1], [2, 2, 2, 1]]  # the first one joins with a row of its own
+    assert [part["generations"] for part in pair] == [
+        [2, 1, 1, 1],
+        [2, 2, 2, 1],
+    ]  # the first one joins with a row of its own
     for key in ("advantages", "information_gain", "clip_scale"):
         together = [row for part in pair for row in part[key]]
         for left, right in zip(alone[key], together, strict=True):

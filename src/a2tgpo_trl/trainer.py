@@ -271,9 +271,7 @@ class A2TGPOTrainer(GRPOTrainer):
         self.model.eval()
         try:
             with (
-                replaced(
-                    self, _logs=logs, _metrics={"eval": defaultdict(list)}, num_generations_eval=num_generations
-                ),
+                replaced(self, _logs=logs, _metrics={"eval": defaultdict(list)}, num_generations_eval=num_generations),
                 replaced(sampler, **choice),
             ):
                 size = max(self.args.per_device_eval_batch_size // num_generations, 1)

@@ -89,7 +89,7 @@ def test_each_token_is_read_once():
     for _ in range(4):
         turns = player.turn([0, 1], contexts)
         read = [context + turn for context, turn in zip(contexts, turns, strict=True)]
-        contexts = [ids + [20, 21, 22] for ids in read]
+        contexts = [[*ids, 20, 21, 22] for ids in read]
     written = sum(map(len, read))
     assert written - len(read) - 1 <= player.history.tokens_fed <= written
     assert player.widths[0] == 5

@@ -143,6 +143,10 @@ JSON = '{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}'
         ),
         ("<call>{{ f.name }}({{ f.arguments }})</call>", CallForm("<call>", "</call>", None)),
         ("<think></think><call>{{ f.name }} {{ f.arguments }}", CallForm("<call>", "", None)),
+        (
+            "to={{ f.name }}<call><function={{ f.name }}>{{ f.arguments }}</call>",  # names the tool twice
+            CallForm("<call>", "<function=tool_8c41e7>", None),
+        ),
         (JSON, None),  # nothing marks it
         ("<|im_start|>{{ f.name }}{{ f.arguments }}", None),
         ("<call>{{ f.name + f.arguments }}", CallForm("<call>", "", None)),  # arguments as text

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from itertools import chain
 
 import pytest
 import torch
@@ -157,8 +158,8 @@ def assert_same(ours, theirs):
     output, batch, metrics, contexts = theirs
     for field, our_value, value in zip(FIELDS, our_output, output, strict=True):
         assert our_value == value, field
-    theirs = iter(sum(contexts, []))
-    assert all(context in theirs for context in sum(our_contexts, []))  # ours skip turns that have no room for a token
+    theirs = chain(*contexts)
+    assert all(context in theirs for context in chain(*our_contexts))  # ours skip turns that have no room for a token
     assert {name: our_metrics[name] for name in metrics} == metrics
     assert all(name.startswith(("rollout/", "tools/")) for name in our_metrics.keys() - metrics.keys())
     assert {"completions/mean_length", "completions/clipped_ratio"} < metrics.keys()

@@ -137,6 +137,8 @@ def _excerpt(text: str, limit: int, quote: Callable[[str], str], tokenizer: PreT
 
 def _token_ends(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """For each token of a text, the number of characters that are complete with it."""
+    if not text:
+        return []
     options = dict(add_special_tokens=False, split_special_tokens=True, verbose=False)
     if not getattr(tokenizer, "is_fast", False):  # does not tell where its tokens are
         number = len(tokenizer(text, **options)["input_ids"])

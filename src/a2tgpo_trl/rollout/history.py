@@ -196,7 +196,10 @@ def _lay_out(contexts: list[list[int]], lengths: list[int], device: torch.device
     ids = torch.tensor([context[-1:] for context in contexts]).repeat(1, width)
     mask = torch.zeros_like(ids)
     for row, (context, length) in enumerate(zip(contexts, lengths, strict=True)):
-        for place, tokens in ((read_width - length, context[:length]), (width - len(context) + length, context[length:])):
+        for place, tokens in (
+            (read_width - length, context[:length]),
+            (width - len(context) + length, context[length:]),
+        ):
             ids[row, place : place + len(tokens)] = torch.tensor(tokens)
             mask[row, place : place + len(tokens)] = 1
     return ids.to(device), mask.to(device)

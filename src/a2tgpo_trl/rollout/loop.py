@@ -168,7 +168,9 @@ class ToolLoop:
                 if not self._ready:
                     self._observe(None)
                     ready_since = perf_counter()
-                elif self.executor.pending and (left := ready_since + max(patience, MIN_PATIENCE) - perf_counter()) > 0:
+                elif (
+                    self.executor.pending and (left := ready_since + max(patience, MIN_PATIENCE) - perf_counter()) > 0
+                ):
                     self._observe(left)
                 else:
                     start = perf_counter()

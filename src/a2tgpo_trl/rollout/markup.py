@@ -43,8 +43,8 @@ class Markup:
             else:
                 literals.add(tag)
         bracketed = {literal for literal in literals if any(kind.fullmatch(literal) for kind in _BRACKETED)}
-        longest_first = sorted(map(re.escape, literals - bracketed), key=len, reverse=True)
-        others = re.compile("|".join([*longest_first, *sorted(patterns)]) or "(?!)")
+        patterns |= set(map(re.escape, literals - bracketed))
+        others = re.compile("|".join(sorted(patterns)) or "(?!)")
         # Some tokenizers have thousands of tokens in brackets, too many for alternatives of a pattern
         self._marks = [(kind, bracketed.__contains__) for kind in _BRACKETED] + [(others, bool)]
 
@@ -87,8 +87,7 @@ def safe_name(name: Any) -> str:
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     """Special tokens, and added tokens that look like markup."""
     added = tokenizer.added_tokens_decoder.values()
-    marks = {token.content for token in added if token.special or _LIKE_MARKUP.fullmatch(token.content)}
-    return marks | set(tokenizer.all_special_tokens)
+    return {token.content for token in added if token.special or _LIKE_MARKUP.fullmatch(token.content)}
 
 
 def tags_in(text: str) -> list[str]:
