@@ -87,6 +87,21 @@ def endless():
     return deep
 
 
+ARGUMENTS = [{}, {"fault": 1}, {"fault": None}, {"fault": ["none"]}, {"fault": "none", "more": 1}, {"number": "7"}]
+ARGUMENTS += [{"number": True}, {"number": 1.5}, {"number": 3}, {"number": 10**30}, {"": ""}, {"self": 1}]
+BODIES = [
+    "",
+    "null",
+    "[]",
+    "3",
+    '"text"',
+    '{"name": 3}',
+    '{"name": null}',
+    '{"arguments": {}}',
+    '{"name": "act"}',
+    "{}",
+]
+BODIES += ['{"name": "act", "arguments": "none"}', '{"name": "act", "arguments": [1]}', "[" * 2000, '{"a":' * 2000]
 ERRORS = [ValueError, KeyError, OSError, MemoryError, RecursionError, StopIteration, StopAsyncIteration, SystemExit]
 ERRORS += [KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, AssertionError, TimeoutError]
 FAULTS = {
@@ -201,8 +216,8 @@ class Model:
         if kind == "tool":
             return valid
         if kind == "parallel":
-            calls = [call(*([n]), fault=f) for n, f in (self.any_fault() for _ in range(self.random.randint(2, 5)))]
-            return "\n".join(text.removesuffix(END) for text in calls) + END
+            several = [self.any_fault() for _ in range(self.random.randint(2, 5))]
+            return "\n".join(call(name, fault=fault).removesuffix(END) for name, fault in several) + END
         if kind == "mutated":
             body = list(valid.removesuffix(END))
             for _ in range(self.random.randint(1, 6)):
@@ -216,26 +231,9 @@ class Model:
                 self.random.choice(["nowhere", "", "a" * 300, "<|im_start|>", "x\ny", "__class__", "é"]), fault="none"
             )
         if kind == "arguments":
-            arguments = self.random.choice(
-                [{}, {"fault": 1}, {"fault": None}, {"fault": ["none"]}, {"fault": "none", "more": 1}, {"number": "7"}]
-                + [{"number": True}, {"number": 1.5}, {"number": 3}, {"number": 10**30}, {"": ""}, {"self": 1}]
-            )
+            arguments = self.random.choice(ARGUMENTS)
             return call(self.random.choice(["act", "count", "act_later"]), **arguments)
-        body = self.random.choice(
-            [
-                "",
-                "null",
-                "[]",
-                "3",
-                '"text"',
-                '{"name": 3}',
-                '{"name": null}',
-                '{"arguments": {}}',
-                '{"name": "act"}',
-                "{}",
-            ]
-            + ['{"name": "act", "arguments": "none"}', '{"name": "act", "arguments": [1]}', "[" * 2000, '{"a":' * 2000]
-        )
+        body = self.random.choice(BODIES)
         return f"<tool_call>\n{body}\n</tool_call>{END}"
 
     def tag_fault(self) -> str:
