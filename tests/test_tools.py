@@ -1,7 +1,11 @@
 """What a trainer makes of its tools: environments, time limits, ends, and what is logged of them."""
 
 import json
+import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -187,3 +191,50 @@ def test_metrics_of_several_processes():
 def test_tokens_fed_are_left_out_where_the_backend_does_not_tell():
     metrics = rollout_metrics([record(), record(tokens_fed=None)])
     assert not any("tokens_fed" in name for name in metrics)
+
+
+INTERRUPTED = """
+import time, sys
+import torch
+from datasets import Dataset
+import tiny
+from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from trl import GRPOTrainer
+
+def sleep(query: str) -> str:
+    '''
+    Sleep.
+
+    Args:
+        query: Of what.
+    '''
+    print("sleeping", flush=True)
+    time.sleep(600)
+
+write = tiny.Script([["<sleep>x</sleep>", "y<|im_end|>"]] * 4).write
+GRPOTrainer._generate_single_turn = lambda self, prompts, *args, **kwargs: (write(self._tokenizer, prompts), None)
+trainer = A2TGPOTrainer(
+    tiny.model(),
+    lambda completions, **kwargs: [0.0] * len(completions),
+    A2TGPOConfig(sys.argv[1], num_generations=4, per_device_train_batch_size=4, max_steps=1, report_to=[], use_cpu=True, bf16=False),
+    Dataset.from_list([{"prompt": "p", "answer": "a"}] * 4),
+    processing_class=tiny.tokenizer(),
+    tools=[sleep],
+)
+trainer.train()
+"""
+
+
+def test_an_interrupt_ends_the_process_though_tools_hang(tmp_path):
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent
+    )
+    try:
+        assert any("sleeping" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)  # far less than the tool's 600 seconds
+    finally:
+        process.kill()
+    assert "KeyboardInterrupt" in errors
+    assert process.returncode != 0

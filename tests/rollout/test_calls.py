@@ -33,6 +33,7 @@ def weather(
     items: list = (),
     options: dict = (),
     level: str = "low",
+    flag: Literal[1, False] = 1,
 ):
     """
     Tell the weather.
@@ -57,6 +58,7 @@ def weather(
         items: Some.
         options: Some more.
         level: How much (choices: ["low", "high"])
+        flag: A number or not.
     """
 
 
@@ -131,6 +133,11 @@ def weather(
         ("options", [], "an object, got [] (array)"),
         ("level", "high", None),
         ("level", "medium", 'one of "low", "high", got "medium" (string)'),
+        ("flag", 1, None),
+        ("flag", 1.0, None),
+        ("flag", False, None),
+        ("flag", True, "one of 1, false, got true (boolean)"),
+        ("flag", 0, "one of 1, false, got 0 (integer)"),
         ("unheard_of", 5, None),  # Python's own error names it
     ],
 )
@@ -252,16 +259,18 @@ def test_nested_objects(monkeypatch):
 
     point = {"type": "object", "properties": {"x": {"type": "integer"}, "name": {"type": ["string", "null"]}}}
     properties = {"path": {"type": "array", "items": point}, "shape": {"oneOf": [point, {"type": "image"}]}}
+    properties |= {"open": {"additionalProperties": True}, "any": {"type": "array", "items": {}}}
     schema = {"function": {"parameters": {"properties": properties}}}
     monkeypatch.setattr(calls, "get_json_schema", lambda function: schema)
 
-    def draw(path, shape=()):
+    def draw(path, shape=(), open=(), any=()):
         pass
 
     assert argument_error(draw, {"path": [{"x": 1, "name": None}, {"y": "?"}, {}]}) is None
     assert argument_error(draw, {"path": [{}, {"x": "1"}]}).startswith("Argument 'path[1].x' must be an integer")
     assert argument_error(draw, {"path": [{"name": 1}]}).startswith("Argument 'path[0].name' must be a string or null")
     assert argument_error(draw, {"shape": "whatever an image is"}) is None
+    assert argument_error(draw, {"open": {"a": [1]}, "any": [1, "a", [[]]]}) is None
 
 
 # ---- what is not checked

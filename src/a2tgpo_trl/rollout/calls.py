@@ -124,7 +124,7 @@ def _error(value: Any, schema: dict[str, Any], path: str) -> str | None:
         known, others = schema.get("properties", {}), schema.get("additionalProperties")
         parts = [(part, known.get(key, others), f"{path}.{str(key)[:_MAX_VALUE]}") for key, part in value.items()]
     # As deep as the schema goes, however deep the value is
-    return next(filter(None, (_error(*part) for part in parts if part[1] and isinstance(part[1], dict))), None)
+    return next(filter(None, (_error(*part) for part in parts if isinstance(part[1], dict))), None)
 
 
 def _fits(value: Any, schema: dict[str, Any]) -> bool:

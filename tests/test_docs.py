@@ -1,0 +1,59 @@
+"""What the documentation shows is what the code does."""
+
+from pathlib import Path
+
+from a2tgpo_trl.functional import observation_ends, turn_ids
+from a2tgpo_trl.rollout import STOP_REASONS
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def drawing() -> dict[str, str]:
+    lines = (DOCS / "rollout.md").read_text(encoding="utf-8").split("```")[1].splitlines()
+    return {line.split()[0]: line[11:] for line in lines if line and not line.startswith(" ")}
+
+
+def test_the_drawing_of_a_rollout(score):
+    batch, trainer = score(
+        [["<search>Lyon</search>", "<answer>Paris</answer><|im_end|>"]] + [["<answer>Rome</answer><|im_end|>"]] * 3
+    )
+    masks = batch["completion_mask"][:1], batch["tool_mask"][:1]
+    ids, (ends,) = turn_ids(*masks)[0], observation_ends(*masks)
+    rows = {"tokens": "", "tool_mask": "", "turn_ids": ""}
+    places = []
+    for token, mask, turn, is_real in zip(
+        batch["completion_ids"][0].tolist(), batch["tool_mask"][0].tolist(), ids.tolist(), masks[0][0].tolist(), strict=True
+    ):
+        if not is_real:
+            break
+        text = trainer._tokenizer.decode(token).replace("\n", "⏎").replace("<|im_end|>", "■")
+        places.append(len(rows["tokens"]) + len(text) - 1)
+        rows["tokens"] += text
+        rows["tool_mask"] += str(mask) * len(text)
+        rows["turn_ids"] += ("·" if turn < 0 else str(turn)) * len(text)
+    drawn = drawing()
+    prompt, completion = drawn["tokens"].split("?", 1)
+    assert prompt + "?" == "…Lyon is?"
+    assert completion == rows["tokens"]
+    assert drawn["tool_mask"].strip() == rows["tool_mask"]
+    assert drawn["turn_ids"].strip() == rows["turn_ids"]
+    start = drawn["tokens"].index("?")
+    marks = drawn["beliefs"]
+    assert marks.index("↑0") == start  # under the prompt's last character
+    assert marks.index("↑1") == start + 1 + places[int(ends[0]) - 1]
+
+
+def test_every_stop_reason_is_explained():
+    text = (DOCS / "rollout.md").read_text(encoding="utf-8")
+    assert all(f"| `{reason}` |" in text for reason in STOP_REASONS)
+
+
+def test_every_rollout_metric_is_explained(score):
+    _, trainer = score()
+    text = (DOCS / "metrics.md").read_text(encoding="utf-8")
+    logged = {name for name in trainer._metrics["train"] if name.startswith(("rollout/", "tools/search", "tools/abandoned"))}
+    assert {"rollout/tokens_fed", "tools/search/latency_p95"} <= logged
+    for name in logged:
+        short = name.replace("search", "{name}")
+        last = short.rpartition("/")[2]
+        assert f"`{short}`" in text or f"`/{last}`" in text, name
