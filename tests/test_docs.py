@@ -22,7 +22,11 @@ def test_the_drawing_of_a_rollout(score):
     rows = {"tokens": "", "tool_mask": "", "turn_ids": ""}
     places = []
     for token, mask, turn, is_real in zip(
-        batch["completion_ids"][0].tolist(), batch["tool_mask"][0].tolist(), ids.tolist(), masks[0][0].tolist(), strict=True
+        batch["completion_ids"][0].tolist(),
+        batch["tool_mask"][0].tolist(),
+        ids.tolist(),
+        masks[0][0].tolist(),
+        strict=True,
     ):
         if not is_real:
             break
@@ -51,7 +55,9 @@ def test_every_stop_reason_is_explained():
 def test_every_rollout_metric_is_explained(score):
     _, trainer = score()
     text = (DOCS / "metrics.md").read_text(encoding="utf-8")
-    logged = {name for name in trainer._metrics["train"] if name.startswith(("rollout/", "tools/search", "tools/abandoned"))}
+    logged = {
+        name for name in trainer._metrics["train"] if name.startswith(("rollout/", "tools/search", "tools/abandoned"))
+    }
     assert {"rollout/tokens_fed", "tools/search/latency_p95"} <= logged
     for name in logged:
         short = name.replace("search", "{name}")

@@ -64,7 +64,9 @@ def tokenize_trace(prompt: str, segments: list[tuple[str, str | None]], tokenize
     labels = [IGNORED] * len(input_ids)
     for turn, result in segments:
         ids = tokenizer(turn, add_special_tokens=False)["input_ids"]
-        observed = [tokenizer.eos_token_id] if result is None else protocol.observation_ids([{"content": result}])
+        observed = (
+            [tokenizer.eos_token_id] if result is None else protocol.observe([{"role": "tool", "content": result}])[1]
+        )
         input_ids += ids + observed
         labels += ids + (observed if result is None else [IGNORED] * len(observed))
     return {"input_ids": input_ids, "labels": labels}
