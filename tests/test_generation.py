@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
 import tiny
@@ -55,7 +56,15 @@ def trainers(config, monkeypatch):
     monkeypatch.setattr("trl.trainer.grpo_trainer.parse_response", calls_by_sum)
     monkeypatch.setattr("a2tgpo_trl.rollout.chat.parse_response", calls_by_sum)
 
-    def make(cls=A2TGPOTrainer, architecture="llama", pad="<|endoftext|>", tools=(look,), model=None, **options):
+    def make(
+        cls=A2TGPOTrainer,
+        architecture="llama",
+        pad="<|endoftext|>",
+        tools=(look,),
+        model=None,
+        peft_config=None,
+        **options,
+    ):
         tokenizer = tiny.chat_tokenizer()
         tokenizer.pad_token = pad
         model = (model or tiny.model(architecture)).eval()
@@ -71,6 +80,7 @@ def trainers(config, monkeypatch):
             train_dataset=Dataset.from_list(rows()),
             processing_class=tokenizer,
             tools=list(tools),
+            peft_config=peft_config,
         )
 
     return make
@@ -133,12 +143,85 @@ def test_tokens_fed_are_counted(trainers, reuse_history):
         assert ratio > 1.5
 
 
+def test_each_turn_ends_at_its_own_limit(trainers):
+    trainer = trainers(reuse_history=True, generation_kwargs={"eos_token_id": None})
+    contexts = trainer._tokenizer(PROMPTS[:3])["input_ids"]
+    turns, _ = trainer._write_turns([0, 1, 2], contexts, [5, 9, 1], 3)
+    assert len(turns[0]) == 5 and len(turns[1]) <= 9 and len(turns[2]) == 1
+    assert len({len(history.ids) for history in trainer._turns._history._histories.values()}) == 3
+    assert trainer._turns.tokens_fed <= sum(map(len, contexts)) + 5 + 9 + 1
+
+
 def test_history_is_given_back_after_the_batch(trainers):
     trainer = trainers()
     rolled_out(trainer)
     assert not trainer._turns._history._histories
     assert trainer._turns.tokens_fed == 0
     assert "generate" not in vars(trainer.model)
+
+
+def test_history_is_given_back_where_no_tool_loop_follows(trainers, monkeypatch):
+    trainer = trainers()
+
+    def fail(*args):
+        raise RuntimeError("no loop")
+
+    monkeypatch.setattr(trainer, "_tool_call_loop", fail)
+    with pytest.raises(RuntimeError, match="no loop"):
+        rolled_out(trainer)
+    assert not trainer._turns._history._histories
+
+
+def test_what_is_logged_belongs_to_the_mode_before_generation(trainers, monkeypatch):
+    trainer = trainers()
+    write = trainer._write_turns
+
+    def write_and_train(*args):
+        trainer.model.train()  # as TRL does after continuous batching
+        return write(*args)
+
+    monkeypatch.setattr(trainer, "_write_turns", write_and_train)
+    trainer.model.eval()
+    rolled_out(trainer)
+    assert "rollout/stop/answered" in trainer._metrics["eval"]
+    assert "rollout/stop/answered" not in trainer._metrics["train"]
+
+
+def test_completions_end_with_the_context_of_the_model(trainers):
+    prompt = trainers()._tokenize_prompts([row["prompt"] for row in rows()])[0]
+    context = max(map(len, prompt)) + 12
+    model = tiny.model(max_position_embeddings=context)
+    trainer = trainers(model=model, max_completion_length=160, generation_kwargs={"eos_token_id": None})
+    prompt_ids, completion_ids, *_ = rolled_out(trainer)
+    lengths = [len(p) + len(c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
+    assert max(lengths) <= context
+    assert trainer._metrics["eval"]["rollout/stop/length"][0] > 0
+
+
+@pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"lora": True}, {"pad_to_multiple_of": 8}])
+def test_same_rollouts_as_trl_with(trainers, options):
+    lora = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False) if options.pop("lora", False) else None
+    played = []
+    for cls in (GRPOTrainer, A2TGPOTrainer):
+        torch.manual_seed(0)
+        trainer = trainers(cls, peft_config=lora, **options)
+        trainer.model.eval()
+        played.append(rolled_out(trainer))
+    assert trainer._turns._history is not None
+    assert played[0][:4] == played[1][:4]
+
+
+def test_chat_turns_end_at_the_stop_strings_of_the_user(trainers):
+    trainer = trainers(generation_kwargs={"stop_strings": ["France"]})
+    pad, turn = trainer._tokenizer.pad_token_id, trainer._tokenizer("Lyon is in France")["input_ids"]
+    kept, _ = trainer._turns.write(lambda *_: ([[*turn, pad, pad]], None), [0], [[7]], [50], 1)
+    assert kept == [turn]
+    assert trainer._protocol.is_complete(turn)
+
+
+def test_a_limit_of_observations_has_to_leave_room_for_their_markup(trainers):
+    with pytest.raises(ValueError, match=r"max_observation_tokens=8 has no room .* take \d+ tokens"):
+        trainers(max_observation_tokens=8)
 
 
 def test_sliding_windows_read_the_history_again(trainers, caplog):
@@ -193,9 +276,9 @@ def test_collective_generation_is_in_lockstep_and_says_so(collective, caplog):
     assert trainer._turns._history.share_prompts is False
     seen = []
     agree = trainer._turns.agree
-    trainer._turns.agree = lambda *numbers: seen.append(numbers) or agree(*numbers)
+    trainer._turns.agree = lambda number: seen.append(number) or agree(number)
     rolled_out(trainer)
-    assert seen[-1] == (0, 0)  # all ask once more, so that nobody stops before the others
+    assert seen[-1] == 0  # all ask once more, so that nobody stops before the others
 
 
 def test_a_process_without_rollouts_joins_with_a_row_that_ends_at_once(collective):
@@ -208,7 +291,7 @@ def test_a_process_without_rollouts_joins_with_a_row_that_ends_at_once(collectiv
         return forward(*args, input_ids=input_ids, **kwargs)
 
     trainer.model.forward = count
-    ids, logprobs = trainer._write_turns([], [], 20, 3)
+    ids, logprobs = trainer._write_turns([], [], [], 3)
     assert (ids, logprobs) == ([], None)
     assert lengths == [torch.Size([1, 1])]  # one row, one token: it does not hold up the others
     assert trainer._turns._history.tokens_fed == 1
@@ -226,8 +309,8 @@ def test_a_vllm_server_gets_as_many_rows_from_each_process(collective, monkeypat
         return [[7, 2] for _ in contexts], [[-0.1, -0.2] for _ in contexts]
 
     trainer._turns._in_transformers = False
-    ids, logprobs = trainer._turns.write(generate, [4], [[9, 9]], 20, 3)
-    assert asked == [([[9, 9], [2], [2]], 20)]
+    ids, logprobs = trainer._turns.write(generate, [4], [[9, 9]], [20], 3)
+    assert asked == [([[9, 9], [2], [2]], 160)]  # the main process limits all, and knows only its own rows
     assert (ids, logprobs) == ([[7, 2]], [[-0.1, -0.2]])
     assert trainer.vllm_generation.max_completion_length == 160
 
@@ -243,10 +326,20 @@ def test_a_vllm_server_gets_as_many_rows_from_each_process(collective, monkeypat
             {"use_vllm": True, "vllm_mode": "colocate", "vllm_tensor_parallel_size": 2},
             "vLLM with tensor parallelism",
         ),
+        (2, {"vllm_tensor_parallel_size": 1, "vllm_enable_sleep_mode": True}, None),
+        (
+            2,
+            {"vllm_tensor_parallel_size": 1, "vllm_enable_sleep_mode": True, "is_fsdp_enabled": True},
+            "sleep mode with FSDP",
+        ),
+        (2, {"vllm_tensor_parallel_size": 1, "is_fsdp_enabled": True}, None),
         (2, {"use_vllm": False, "is_fsdp_enabled": False}, None),
         (2, {"use_vllm": False, "is_fsdp_enabled": True}, "FSDP"),
     ],
 )
 def test_collective_backends(processes, settings, backend):
-    trainer = SimpleNamespace(accelerator=SimpleNamespace(num_processes=processes), **settings)
-    assert _collective_backend(trainer) == backend
+    settings = {"use_vllm": True, "vllm_mode": "colocate", "is_fsdp_enabled": False, **settings}
+    args = SimpleNamespace(vllm_enable_sleep_mode=settings.pop("vllm_enable_sleep_mode", False))
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(num_processes=processes), args=args, **settings)
+    found = _collective_backend(trainer)
+    assert found is None if backend is None else backend in found

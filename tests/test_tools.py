@@ -13,6 +13,7 @@ from datasets import Dataset
 import tiny
 from a2tgpo_trl import A2TGPOTrainer, EndRollout
 from a2tgpo_trl.metrics import RolloutRecord, rollout_metrics
+from a2tgpo_trl.rollout import with_named_resets
 
 END = "<|im_end|>"
 ANSWER = f"Paris.{END}"
@@ -94,7 +95,7 @@ def test_an_environment_ends_its_rollout(rooms):
 
 
 def test_methods_of_an_environment_run_in_order(rooms):
-    steps = [f"place {i}" for i in range(8)]
+    steps = [f"place {i}" for i in range(4)]
     both = "\n".join(call("walk", to=step).removesuffix(END) for step in steps) + END
     trainer, play = rooms([[both, ANSWER]] * 4)
     play()
@@ -107,6 +108,16 @@ def test_a_failing_reset_names_the_row(rooms):
         RuntimeError, match=r"Room\.reset failed on the row .*'answer': 'nowhere'.*KeyError: 'no such room'"
     ):
         play()
+
+
+def test_environments_with_slots_work_without_a_name_for_their_rows():
+    class Slots:
+        __slots__ = ()
+
+        def reset(self, **kwargs):
+            return "start"
+
+    assert with_named_resets(Slots)().reset(a=1) == "start"
 
 
 def test_an_environment_that_hangs_is_left_to_its_call(rooms):

@@ -170,7 +170,7 @@ class A2TGPOConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "Tokens of one observation, the tool results of a turn with their markup. Longer results are cut and "
-            "say so. Default: no limit; an observation that max_completion_length does not leave room for is dropped, and "
+            "say so; what markup and notes alone take is not. Default: no limit; an observation that max_completion_length does not leave room for is dropped, and "
             "the completion ends at its tool call (as in TRL)."
         },
     )

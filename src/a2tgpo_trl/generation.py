@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from transformers import StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 from trl import GRPOTrainer
@@ -76,7 +76,7 @@ class TurnGenerator:
         generate: Callable[..., Turns],
         rows: Sequence[int],
         contexts: list[list[int]],
-        max_tokens: int | None,
+        max_tokens: Sequence[int],
         batch_size: int,
         num_generations: int = 1,
     ) -> Turns:
@@ -87,7 +87,7 @@ class TurnGenerator:
             generate (`Callable`): TRL's `_generate_single_turn`.
             rows (`Sequence[int]`, length `B`): Which rollout of the batch each context belongs to.
             contexts (`list[list[int]]`, length `B`): Token ids.
-            max_tokens (`int`, *optional*): Tokens of a turn at most; TRL's `max_completion_length` if `None`.
+            max_tokens (`Sequence[int]`, length `B`): Tokens that each turn may have.
             batch_size (`int`): The largest `B` of all processes.
             num_generations (`int`): How often each context follows itself.
 
@@ -97,11 +97,13 @@ class TurnGenerator:
         start = perf_counter()
         size = len(contexts)
         missing = (batch_size if self.trainer.use_vllm else min(batch_size, 1)) - size if self.collective else 0
+        missing = max(missing, 0)
         rows = [*rows, *[None] * missing]
         contexts = contexts + [[self.trainer._tokenizer.eos_token_id]] * missing
-        with self._limited_to(max_tokens), self._generating(rows, contexts, stop_at_once=size == 0):
+        limits = [*max_tokens, *[1] * missing]
+        with self._limited_to(limits), self._generating(rows, contexts, limits):
             ids, logprobs = generate(contexts, None, {}, num_generations)
-        ends = [self.protocol.cut_turn(turn) for turn in ids]
+        ends = [min(self.protocol.cut_turn(turn), limit) for turn, limit in zip(ids, limits, strict=True)]
         ids = [turn[:end] for turn, end in zip(ids, ends, strict=True)]
         if self._history is None:
             self._tokens_read_again += sum(map(len, contexts)) + sum(max(len(turn) - 1, 0) for turn in ids)
@@ -112,12 +114,12 @@ class TurnGenerator:
         self.seconds = perf_counter() - start
         return ids[:size], logprobs
 
-    def agree(self, *numbers: int) -> tuple[int, ...]:
-        """Maxima over all processes where generation is collective, else the numbers themselves."""
+    def agree(self, number: int) -> int:
+        """The maximum over all processes where generation is collective, else the number itself."""
         if not self.collective:
-            return numbers
+            return number
         accelerator = self.trainer.accelerator
-        return tuple(accelerator.gather(torch.tensor([numbers], device=accelerator.device)).amax(dim=0).tolist())
+        return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
 
     def _stop_at(self, strings: list[str]) -> list[str]:
         """End generation at these strings as well; returns them with those that the user configured."""
@@ -136,46 +138,56 @@ class TurnGenerator:
         return stops
 
     @contextmanager
-    def _limited_to(self, max_tokens: int | None):
+    def _limited_to(self, limits: list[int]):
         trainer = self.trainer
-        settings, option = (
-            (trainer.vllm_generation, "max_completion_length")
-            if trainer.use_vllm
-            else (trainer.generation_config, "max_new_tokens")
-        )
-        limit = getattr(settings, option)
-        with replaced(settings, **{option: limit if max_tokens is None else min(limit, max_tokens)}):
+        settings, option = trainer.generation_config, "max_new_tokens"
+        if trainer.use_vllm:
+            settings, option = trainer.vllm_generation, "max_completion_length"
+        most = getattr(settings, option)
+        if trainer.use_vllm and self.collective:  # one process sets the limit of all, and knows its own rows only
+            most = min(most, trainer.args.max_turn_tokens or most)
+        else:
+            most = min(most, max(limits))
+        with replaced(settings, **{option: most}):
             yield
 
     @contextmanager
-    def _generating(self, rows: list[int | None], contexts: list[list[int]], stop_at_once: bool):
-        """While TRL generates, pass `model.generate` what TRL does not: a tokenizer for stop strings, and histories."""
+    def _generating(self, rows: list[int | None], contexts: list[list[int]], limits: list[int]):
+        """While TRL generates, pass `model.generate` what TRL does not: limits by row, histories, a tokenizer."""
         if not self._in_transformers:
             yield
             return
-        generate = self.model.generate
+        generate = partial(self.model.generate, stopping_criteria=StoppingCriteriaList([_RowLimits(limits)]))
         if self.protocol.stop_strings:
             generate = partial(generate, tokenizer=self.trainer._tokenizer)
-        if stop_at_once:
-            generate = partial(generate, stopping_criteria=StoppingCriteriaList([_stop_at_once]))
         if self._history is not None:
             generate = partial(self._history.generate, generate, rows, contexts)
         with replaced(self.model, generate=generate):
             yield
 
 
-def _stop_at_once(input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-    return input_ids.new_ones(len(input_ids), dtype=torch.bool)
+class _RowLimits(StoppingCriteria):
+    """Ends each row at its own number of tokens."""
+
+    def __init__(self, limits: list[int]):
+        self.limits = torch.tensor(limits)
+        self.num_written = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.num_written += 1
+        return (self.limits <= self.num_written).to(input_ids.device)
 
 
 def _collective_backend(trainer: GRPOTrainer) -> str | None:
     """The backend in words if its generations are of all processes together."""
     if trainer.accelerator.num_processes == 1:
         return None
-    if trainer.use_vllm:
-        if trainer.vllm_mode == "server":
-            return "a vLLM server"
-        return "vLLM with tensor parallelism" if trainer.vllm_tensor_parallel_size > 1 else None
-    if is_deepspeed_zero3_enabled():
-        return "DeepSpeed ZeRO-3"
-    return "FSDP" if trainer.is_fsdp_enabled else None
+    sharded = "DeepSpeed ZeRO-3" if is_deepspeed_zero3_enabled() else "FSDP" if trainer.is_fsdp_enabled else None
+    if not trainer.use_vllm:
+        return sharded
+    if trainer.vllm_mode == "server":
+        return "a vLLM server"
+    if trainer.vllm_tensor_parallel_size > 1:
+        return "vLLM with tensor parallelism"
+    # Weights that sleep are gathered and pushed again before each generation
+    return f"vLLM's sleep mode with {sharded}" if trainer.args.vllm_enable_sleep_mode and sharded else None

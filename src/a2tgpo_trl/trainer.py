@@ -4,6 +4,8 @@ import sys
 import textwrap
 from collections import defaultdict, deque
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -145,7 +147,21 @@ class A2TGPOTrainer(GRPOTrainer):
             )
         if self._protocol is not None:
             self._turns = TurnGenerator(self, self._protocol)
-            self._executor = ToolExecutor(args.tool_concurrency, args.tool_timeout, args.max_abandoned_calls)
+            device = self.accelerator.device  # which CUDA device is the current one is a matter of the thread
+            initializer = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+            limits = args.tool_concurrency, args.tool_timeout, args.max_abandoned_calls
+            self._executor = ToolExecutor(*limits, initializer)
+            self._check_observation_limit(args.max_observation_tokens)
+
+    def _check_observation_limit(self, limit: int | None) -> None:
+        if limit is not None and self.tools:
+            result = {"role": "tool", "name": self.tools[0].__name__, "content": "long " * 10 * limit}
+            _, ids = self._protocol.observe([result], limit)
+            if len(ids) > limit:
+                raise ValueError(
+                    f"max_observation_tokens={limit} has no room for the markup of a result and the note that it was cut, "
+                    f"which take {len(ids)} tokens: set it well above, or to None."
+                )
 
     def _tokenize_prompts(self, prompts: list):
         if not isinstance(self._protocol, TagProtocol):
@@ -158,15 +174,21 @@ class A2TGPOTrainer(GRPOTrainer):
             return super()._tokenize_prompts(prompts)
 
     def _generate(self, prompts: list):
-        with replaced(self._tokenizer, parse_response=raising_value_errors(self._tokenizer.parse_response)):
-            return super()._generate(prompts)
+        self._is_training = self.model.training  # generation may change it
+        try:
+            with replaced(self._tokenizer, parse_response=raising_value_errors(self._tokenizer.parse_response)):
+                return super()._generate(prompts)
+        finally:
+            if self._turns is not None:
+                self._turns.clear()
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         if self._turns is None:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations)
-        self._turns.clear()
-        rows = range(len(prompt_ids))
-        return self._write_turns(rows, prompt_ids, self.args.max_turn_tokens, len(prompt_ids), num_generations)
+        limits = replace(self._rollout_limits(), max_completion_length=sys.maxsize)  # the backend's own limit
+        # A prompt that fills the model's context gets one token: TRL knows no completion without any
+        room = [max(limits.room(Rollout(ids, {}, [])), 1) for ids in prompt_ids]
+        return self._write_turns(range(len(room)), prompt_ids, room, len(room), num_generations)
 
     def _write_turns(self, rows, contexts, max_tokens, batch_size, num_generations=1):
         generate = super()._generate_single_turn
@@ -185,10 +207,9 @@ class A2TGPOTrainer(GRPOTrainer):
                 loop.play_in_lockstep(self._turns.agree)
             else:
                 loop.play(self._turns.seconds)
-            self._log_rollouts(loop)
         finally:
-            self._turns.clear()
             self._replace_busy_environments()
+        self._log_rollouts(loop)
         return (
             [rollout.tool_mask for rollout in rollouts],
             [self._protocol.completion(rollout.messages) for rollout in rollouts],
@@ -234,7 +255,7 @@ class A2TGPOTrainer(GRPOTrainer):
             num_tokens=sum(len(rollout.context_ids) for rollout in loop.rollouts),
             tokens_fed=self._turns.tokens_fed,
         )
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics = self._metrics["train" if self._is_training else "eval"]
         for name, value in rollout_metrics(gather_object([record])).items():
             metrics[name].append(value)
 

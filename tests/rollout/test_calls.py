@@ -75,7 +75,7 @@ def weather(
         ("city", 1.5, "a string, got 1.5 (number)"),
         ("city", 3.0, "a string, got 3.0 (number)"),
         ("days", 3, None),
-        ("days", 3.0, None),
+        ("days", 3.0, "an integer, got 3.0 (number)"),  # the tool would get a float
         ("days", -(10**30), None),
         ("days", 3.5, "an integer, got 3.5 (number)"),
         ("days", True, "an integer, got true (boolean)"),
@@ -134,7 +134,7 @@ def weather(
         ("level", "high", None),
         ("level", "medium", 'one of "low", "high", got "medium" (string)'),
         ("flag", 1, None),
-        ("flag", 1.0, None),
+        ("flag", 1.0, "one of 1, false, got 1.0 (number)"),
         ("flag", False, None),
         ("flag", True, "one of 1, false, got true (boolean)"),
         ("flag", 0, "one of 1, false, got 0 (integer)"),

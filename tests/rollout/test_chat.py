@@ -186,6 +186,22 @@ def test_calls_as_trl_parses_them(text, calls):
         assert found == calls or (calls is None and found[0].arguments == {"query": "<tool_call>"})
 
 
+@pytest.mark.parametrize("kind", ["text", "tokens"])
+def test_tags_that_are_lost_where_nothing_was_parsed(kind):
+    tokenizer = add_response_schema(make_tokenizer("gemma4", kind))
+    before, written = written_call(tokenizer)
+    ids = encode(tokenizer, "I look." + written.replace("}", "") + END)
+    message, calls = make_protocol(tokenizer).read_turn(ids, encode(tokenizer, before), [search])
+    assert message == {"role": "assistant", "content": tokenizer.decode(ids, skip_special_tokens=True)}
+    assert ("<|tool_call>" in message["content"]) == (kind == "text")
+    assert calls[0].error.startswith("The tool call cannot be read.")
+
+
+def test_contents_that_the_parser_makes_no_text(monkeypatch):
+    monkeypatch.setattr(chat, "parse_response", lambda *args, **kwargs: {"role": "assistant", "content": ["a"]})
+    assert read(qwen()[1], "<tool_call>" + END)[1] == []
+
+
 def test_call_without_its_end_tag():
     _, protocol = qwen()
     text = '<tool_call>\n{"name": "search", "arguments": {"query": "Lyon"}}'

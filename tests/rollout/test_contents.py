@@ -203,6 +203,22 @@ def test_blocks_of_text_are_joined_where_they_are_cut():
     assert protocol.observe([result(blocks)], 10_000)[0] == [result(blocks)]
 
 
+@EACH
+def test_empty_results_beside_cut_ones(make):
+    messages, ids = make().observe([result(""), result(ENGLISH), result("")], 300)
+    assert len(ids) <= 300
+    assert messages[::2] == [result("")] * 2
+    assert shown(messages[1], ENGLISH) > 0
+
+
+def test_lists_beside_cut_results_stay_lists():
+    protocol, blocks = chat(), [{"type": "text", "text": "Lyon"}, {"type": "text", "text": "Paris"}]
+    messages, ids = protocol.observe([result(blocks), result(ENGLISH), result([])], 300)
+    assert len(ids) <= 300
+    assert messages[::2] == [result(blocks), result([])]
+    assert shown(messages[1], ENGLISH) > 0
+
+
 def test_other_lists_are_cut_as_text():
     content = ["words " * 100, 5]
     messages, ids = chat().observe([result(content)], 200)

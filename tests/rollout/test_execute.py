@@ -90,8 +90,18 @@ async def broken_later(text: str) -> str:
 TOOLS = by_name(sync, later, hands_out_an_awaitable, broken, broken_later)
 
 
+def run_all(executor, batch):
+    """The results of the calls of one turn of several rollouts, row by row."""
+    results = {}
+    for i, (calls, tools) in enumerate(batch):
+        executor.submit(i, calls, tools)
+    while executor.pending:
+        results.update(executor.collect())
+    return [results[i] for i in range(len(batch))]
+
+
 def run(*rows, tools=TOOLS, **options):
-    return ToolExecutor(**options).run([(list(calls), tools) for calls in rows])
+    return run_all(ToolExecutor(**options), [(list(calls), tools) for calls in rows])
 
 
 def run_turn(executor, calls, tools, environment=None):
@@ -170,7 +180,7 @@ def test_results_are_in_the_order_of_the_rollouts():
 
 def test_nothing_to_run():
     executor = ToolExecutor()
-    assert executor.run([]) == []
+    assert run_all(executor, []) == []
     assert executor.collect() == []
     assert executor.pending == 0
 
@@ -419,9 +429,9 @@ def test_an_exception_that_leaves_the_event_loop_harms_no_other_call():
 def test_no_synchronous_calls_no_threads():
     before = threading.active_count()
     executor = ToolExecutor()
-    executor.run([([], TOOLS)])
+    run_all(executor, [([], TOOLS)])
     assert threading.active_count() == before
-    executor.run([([call("later", text="a")] * 3, TOOLS)])
+    run_all(executor, [([call("later", text="a")] * 3, TOOLS)])
     assert threading.active_count() == before + 1  # the event loop's
 
 
@@ -524,14 +534,6 @@ def test_collect_gives_all_that_is_finished():
     assert eventually(lambda: executor._finished.qsize() == 5)
     assert sorted(key for key, _ in executor.collect()) == list(range(5))
     assert executor.pending == 0
-
-
-def test_run_does_not_mix_with_what_was_submitted():
-    executor = ToolExecutor()
-    executor.submit("mine", [call("sync", text="a")], TOOLS)
-    with pytest.raises(RuntimeError, match="submitted before"):
-        executor.run([])
-    assert [key for key, _ in executor.collect()] == ["mine"]
 
 
 # Lanes
@@ -790,7 +792,7 @@ def test_a_tool_that_is_not_thread_safe_and_hangs_takes_no_further_call(gate):
         return gate.wait(LONG) if hang else "found"
 
     executor = ToolExecutor(timeout=SHORT)
-    (first,), (second,) = executor.run([([call("search", hang=hang)], by_name(search)) for hang in (True, False)])
+    (first,), (second,) = run_all(executor, [([call("search", hang=hang)], by_name(search)) for hang in (True, False)])
     assert first.content == error("search timed out after 0.2 s.")
     assert second.content == error("search was not run: the tool is still busy with a call that timed out.")
     gate.set()
@@ -814,6 +816,36 @@ def test_a_failed_wait_in_one_lane_lets_the_other_lane_go_on(gate):
     collected = dict(executor.collect() + executor.collect())
     assert [result.failed for result in collected["blocked"]] == [True, True]
     assert contents(collected["free"]) == ["seen"]
+
+
+def test_a_failed_wait_does_not_start_again_what_runs_before_it(gate):
+    looks, seen = [], threading.Event()
+
+    class Room:
+        def hang(self):
+            gate.wait(LONG)
+
+        @not_thread_safe
+        def look(self):
+            looks.append(1)
+            seen.wait(LONG)
+
+    blocked, free = Room(), Room()
+    executor = ToolExecutor(timeout=LONG)
+    executor.submit("free", [call("look")], by_name(free.look), free)
+    executor.submit("blocked", [call("hang"), call("look")], by_name(blocked.hang, blocked.look), blocked)
+    assert eventually(lambda: len(executor._running) == 2)
+    (hung,) = (execution for execution in executor._running if execution.call.name == "hang")
+    hung.started -= LONG
+    ((key, row),) = executor.collect()
+    assert (key, [result.failed for result in row]) == ("blocked", [True, True])
+    time.sleep(0.05)
+    assert looks == [1]
+    seen.set()
+    assert [key for key, _ in executor.collect()] == ["free"]
+    gate.set()
+    assert eventually(lambda: not executor._running)
+    assert not executor._lanes._queues
 
 
 def test_an_environment_whose_running_call_is_not_abandoned_is_busy_too(gate):
@@ -1065,8 +1097,7 @@ def test_discarded_coroutines_do_not_stand_in_the_way(timeout, gate, impatient):
     assert not executor._handed_over
 
 
-@pytest.mark.parametrize("entry", ["collect", "run"])
-def test_an_interrupt_is_heard_at_once_and_discards_everything(entry, gate):
+def test_an_interrupt_is_heard_at_once_and_discards_everything(gate):
     began = threading.Event()
 
     def hang():
@@ -1081,24 +1112,36 @@ def test_an_interrupt_is_heard_at_once_and_discards_everything(entry, gate):
     executor = ToolExecutor(timeout=None)
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        if entry == "run":
-            executor.run([([call("hang")], by_name(hang))])
-        else:
-            executor.submit("a", [call("hang")], by_name(hang))
-            executor.collect()
+        run_all(executor, [([call("hang")], by_name(hang))])
     assert not gate.is_set()
     assert executor.pending == 0
     assert contents(run_turn(executor, [call("sync", text="a")], TOOLS)) == ["sync a"]
 
 
-def test_an_error_while_submitting_discards_a_run(gate):
-    def hang():
-        gate.wait(LONG)
+def test_threads_are_initialized_before_any_tool():
+    local = threading.local()
 
-    executor = ToolExecutor()
-    with pytest.raises(TypeError):
-        executor.run([([call("hang")], by_name(hang)), (None, {})])
-    assert executor.pending == 0
+    def initialize():
+        local.device = 1
+
+    def device() -> int:
+        return local.device
+
+    async def device_later() -> int:
+        return local.device
+
+    (row,) = run([call("device"), call("device_later")], tools=by_name(device, device_later), initializer=initialize)
+    assert contents(row) == ["1", "1"]
+
+
+def test_bound_methods_can_say_that_they_are_not_thread_safe():
+    class Shelf:
+        def look(self):
+            return "book"
+
+    shelf = Shelf()
+    assert not_thread_safe(shelf.look) == shelf.look
+    assert shelf.look.thread_safe is False
 
 
 # The end
@@ -1123,7 +1166,9 @@ async def block():
 
 executor = ToolExecutor(timeout=0.1)
 tools = {{tool.__name__: tool for tool in (hang, sleep, block)}}
-print(len(executor.run([([ToolCall("sleep"), ToolCall("hang"), ToolCall("block")], tools)])[0]))
+executor.submit(0, [ToolCall("sleep"), ToolCall("hang"), ToolCall("block")], tools)
+((_, results),) = executor.collect()
+print(len(results))
 """
 
 

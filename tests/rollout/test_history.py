@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import tiny
 from a2tgpo_trl.rollout import HistoryCache, history_obstacle
@@ -198,6 +198,24 @@ def test_memory_of_finished_batches_is_given_back():
 def test_obstacles(model, options, reason):
     built = tiny.model(model, attn_implementation="eager")
     assert reason in history_obstacle(built, greedy(**options))
+
+
+def test_the_model_may_be_configured_without_a_cache():
+    model = tiny.model()
+    model.generation_config.use_cache = False
+    assert "without a cache" in history_obstacle(model, greedy())
+    assert history_obstacle(model, greedy(use_cache=True)) is None
+
+
+def test_models_of_more_than_text_keep_state_of_their_own():
+    config = Qwen2_5_VLConfig(
+        text_config=dict(
+            vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+            num_key_value_heads=2, rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2]},
+        ),
+        vision_config=dict(depth=1, hidden_size=32, intermediate_size=32, num_heads=2, out_hidden_size=32),
+    )  # fmt: skip
+    assert "more than text" in history_obstacle(Qwen2_5_VLForConditionalGeneration(config), greedy())
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -21,6 +21,9 @@ from a2tgpo_trl.rollout import (
 class Letters(ToolProtocol):
     """A token is a letter; `x?` calls the tool with x; `[…]` is an observation; an answer ends with a full stop."""
 
+    def __init__(self):
+        self.stop_strings = []
+
     def read_turn(self, ids, prefix, schemas):
         written = text(ids)
         message = {"role": "assistant", "content": written}
@@ -76,7 +79,7 @@ class Play:
         assert batch_size == len(indices) > 0
         self.contexts.append([text(context) for context in contexts])
         self.limits.append(max_tokens)
-        turns = [self.left[index].pop(0) for index in indices]
+        turns = [self.left[index].pop(0)[:limit] for index, limit in zip(indices, max_tokens, strict=True)]
         return list(map(tokens, turns)), list(map(logprobs_of, turns)) if self.logprobs else None
 
     def run(
@@ -85,7 +88,7 @@ class Play:
         limits = RolloutLimits(max_tool_turns, max_completion_length, max_model_length, **limits)
         played = ToolLoop(self.rollouts, self.generate, Letters(), executor or ToolExecutor(), limits)
         if self.lockstep:
-            played.play_in_lockstep(lambda *numbers: numbers)
+            played.play_in_lockstep(lambda number: number)
         else:
             played.play()
         assert played.num_generations == len(self.contexts)
@@ -293,16 +296,16 @@ def test_results_of_the_calls_that_ended_a_rollout_stay_in_its_messages():
     assert play.masks() == ["11000111"]
 
 
-def test_generation_is_asked_for_no_more_tokens_than_the_roomiest_rollout_may_have():
+def test_generation_is_told_how_many_tokens_each_rollout_may_have():
     play = Play(["a?", "b?", "x."], ["abc?", "y."])
-    play.run(max_completion_length=13)  # left: 13 - 5 and 13 - 13, then 13 - 10
-    assert play.limits == [8, 3]
+    play.run(max_completion_length=20)
+    assert play.limits == [[20 - 5, 20 - 13], [20 - 10]]
     play = Play(["a?", "x."])
     play.run(max_turn_tokens=3)
-    assert play.limits == [3]
+    assert play.limits == [[3]]
     play = Play(["a?", "x."])
     play.run(max_model_length=10)
-    assert play.limits == [4]
+    assert play.limits == [[10 - 1 - 5]]
 
 
 def test_an_interrupted_loop_leaves_nothing_behind():
@@ -314,7 +317,7 @@ def test_an_interrupted_loop_leaves_nothing_behind():
 
     played = ToolLoop(play.rollouts, generate, Letters(), executor, RolloutLimits(9, 99, 99))
     with pytest.raises(KeyboardInterrupt):
-        played.play_in_lockstep(lambda *numbers: numbers)
+        played.play_in_lockstep(lambda number: number)
     assert executor.pending == 0
     again = Play(["c?", "x."])
     again.run(executor=executor)
@@ -399,21 +402,21 @@ def test_a_slow_tool_is_waited_for_as_long_as_a_generation_takes(monkeypatch):
     turns, _ = timeline(monkeypatch, [1.0, 1.0], [100.0], [1.0, 2.0], generation_seconds=5.0, patience=5.0)
     assert turns == [
         (6.0, [0, 2]),  # ready at 1, with patience until 6
-        (17.0, [0, 2]),  # written at 11; the first is ready at 12, with patience until 17
+        (13.0, [0, 2]),  # written at 11; the first is ready at 12, the other at 13; the late one is not waited for
         (100.0, [1]),
     ]
 
 
 def test_lockstep_waits_for_all(monkeypatch):
-    turns, end = timeline(monkeypatch, [1.0, 1.0], [100.0], generation_seconds=5.0, agree=lambda *numbers: numbers)
+    turns, end = timeline(monkeypatch, [1.0, 1.0], [100.0], generation_seconds=5.0, agree=lambda number: number)
     assert turns == [(100.0, [0, 1]), (106.0, [0])]
     assert end == 111.0
 
 
 def test_patience_is_what_the_last_generation_took(monkeypatch):
-    turns, _ = timeline(monkeypatch, [1.0, 1.0], [9.0], generation_seconds=4.0, patience=0.5)
-    # 0 alone at 1.5, written at 5.5, ready at 6.5; with four seconds of patience 1 is there in time
-    assert turns == [(1.5, [0]), (9.0, [0, 1])]
+    turns, _ = timeline(monkeypatch, [1.0, 1.0], [1.0, 4.0], generation_seconds=4.0, patience=0.5)
+    # Written at 5; 0 is ready at 6 and has four seconds of patience, and 1 is there in time
+    assert turns == [(1.0, [0, 1]), (9.0, [0, 1])]
 
 
 def test_results_that_came_during_a_generation_are_used_at_once(monkeypatch):
@@ -423,19 +426,28 @@ def test_results_that_came_during_a_generation_are_used_at_once(monkeypatch):
 
 def test_a_moment_of_patience_even_where_generation_takes_no_time(monkeypatch):
     turns, _ = timeline(monkeypatch, [1.0], [1.05], [2.0], [3.0], generation_seconds=0.0)
-    assert turns == [(1.1, [0, 1]), (2.1, [2]), (3.0, [3])]
+    assert turns == [(1.1, [0, 1]), (2.0, [2]), (3.0, [3])]
 
 
-def test_processes_that_have_nothing_to_do_generate_as_often_as_others(monkeypatch):
-    others = iter([(50, 3), (40, 2), (7, 1), (0, 0)])
-    asked = []
+def test_a_slow_tool_is_waited_for_only_once(monkeypatch):
+    fast = [1.0] * 5
+    turns, _ = timeline(monkeypatch, fast, fast, [100.0], generation_seconds=5.0, patience=5.0)
+    starts = [start for start, indices in turns if indices == [0, 1]]
+    assert starts == [6.0, 12.0, 18.0, 24.0, 30.0]  # one wait of 5 s, then generations and calls only
 
-    def agree(room, size):
-        asked.append((room, size))
-        most = next(others)
-        return max(room, most[0]), max(size, most[1])
 
-    generated = []
+def test_one_that_was_late_and_came_is_waited_for_again(monkeypatch):
+    turns, _ = timeline(monkeypatch, [1.0] * 3, [8.0, 3.0], generation_seconds=5.0, patience=5.0)
+    assert turns == [(6.0, [0]), (12.0, [0, 1]), (20.0, [0, 1])]
+
+
+def test_processes_that_have_nothing_to_do_generate_as_often_as_others():
+    others = iter([3, 2, 1, 0])
+    asked, generated = [], []
+
+    def agree(size):
+        asked.append(size)
+        return max(size, next(others))
 
     def generate(indices, contexts, max_tokens, batch_size):
         generated.append((indices, max_tokens, batch_size))
@@ -444,8 +456,8 @@ def test_processes_that_have_nothing_to_do_generate_as_often_as_others(monkeypat
     rollout = Rollout([0], {"look": look}, schemas=[])
     rollout.add_turn(tokens("a?"), None, Letters())
     ToolLoop([rollout], generate, Letters(), ToolExecutor(), RolloutLimits(9, 30, 99)).play_in_lockstep(agree)
-    assert asked == [(25, 1), (0, 0), (0, 0), (0, 0)]
-    assert generated == [([0], 50, 3), ([], 40, 2), ([], 7, 1)]
+    assert asked == [1, 0, 0, 0]
+    assert generated == [([0], [25], 3), ([], [], 2), ([], [], 1)]
     assert text(rollout.completion_ids) == "a?[A]x."
 
 

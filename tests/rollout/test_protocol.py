@@ -353,8 +353,10 @@ def test_words_that_are_special_tokens_and_unknown_ones():
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="STOP", unk_token="[UNK]", pad_token="!")
     protocol = TagProtocol(tokenizer, [search])
-    messages, ids = protocol.observe([result("Lyon is 東京 !")])
-    assert messages == [result("Lyon is 東京 !")]  # neither the unknown token nor a single character controls anything
+    messages, ids = protocol.observe([result("Lyon is [ 東京 ] !")])
+    assert messages == [
+        result("Lyon is [ 東京 ] !")
+    ]  # neither the unknown token nor a single character controls anything
     messages, ids = protocol.observe([result("Lyon is STOP")])
     assert messages == [result("Lyon is S TOP")]
     assert tokenizer.eos_token_id not in ids

@@ -29,7 +29,7 @@ def pool():
     pools = []
 
     def make(size):
-        pools.append(WorkerPool(size))
+        pools.append(WorkerPool(size, lambda: None))
         return pools[-1]
 
     yield make
@@ -62,7 +62,7 @@ def run_one(pool, function=lambda: None):
 
 def test_a_pool_needs_a_worker():
     with pytest.raises(ValueError, match="got 0"):
-        WorkerPool(0)
+        WorkerPool(0, lambda: None)
 
 
 def test_no_task_no_thread(pool):

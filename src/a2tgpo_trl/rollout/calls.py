@@ -149,11 +149,9 @@ def _types(schema: dict[str, Any]) -> list[str]:
 def _has_type(value: Any, name: str) -> bool:
     if name not in _TYPES:
         return True
-    if isinstance(value, bool):
+    if isinstance(value, bool):  # which Python takes for an integer
         return name == "boolean"
-    return isinstance(value, _TYPES[name][0]) or (
-        name == "integer" and isinstance(value, float) and value.is_integer()
-    )
+    return isinstance(value, _TYPES[name][0])
 
 
 def _expected(schema: dict[str, Any]) -> str:
@@ -172,8 +170,6 @@ def _expected(schema: dict[str, Any]) -> str:
 
 def _shown(value: Any) -> str:
     kind = next((name for name in _TYPES if _has_type(value, name)), type(value).__name__)
-    if isinstance(value, float):
-        kind = "number"
     try:
         text = json.dumps(value, ensure_ascii=False)
     except Exception:  # too deep, too many digits, no JSON

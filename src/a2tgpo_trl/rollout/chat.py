@@ -32,10 +32,8 @@ class ChatProtocol(ToolProtocol):
         observation_ids: Callable[[list[Message]], list[int]],
         eos_token_ids: list[int] | None = None,
     ):
-        super().__init__()
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer, eos_token_ids)
         self._observation_ids = observation_ids
-        self._eos_token_ids = {tokenizer.eos_token_id} if eos_token_ids is None else set(eos_token_ids)
         self._marks_of_template = lru_cache(maxsize=256)(self._count_marks_of_template)
 
     def read_turn(self, ids: list[int], prefix: list[int], schemas: list) -> tuple[Message, list[ToolCall]]:
@@ -48,14 +46,11 @@ class ChatProtocol(ToolProtocol):
         if not calls and self._call_form is not None and self.is_complete(ids):
             # What was not parsed has lost its special tokens, the tags of the call among them. What was parsed counts as
             # written outside of the thinking, if there is anything
-            parsed = message != text and str(message.get("content") or "").strip()
+            parsed = message != text and str(message.get("content") or "")
             written = parsed or self._decode([token for token in ids if token not in self._eos_token_ids])
             if self._call_form.opening in written:
                 calls = [ToolCall("unknown", error=self._call_form.error(written))]
         return message, calls
-
-    def is_complete(self, ids: list[int]) -> bool:
-        return bool(ids) and ids[-1] in self._eos_token_ids
 
     def observe(self, messages: list[Message], max_tokens: int | None = None) -> tuple[list[Message], list[int]]:
         return fit(messages, max_tokens, self._write, self._quote, self.tokenizer)
@@ -122,8 +117,8 @@ def _read_call(call: Any) -> ToolCall:
     if not isinstance(call, dict):
         return ToolCall("unknown", error=f"A tool call must be an object, got {type(call).__name__}.")
     if call.get("type", "function") != "function":
-        error = f"Unsupported tool call type: {call['type']}"
-        return ToolCall(safe_name(call.get("name", "unknown")), error=error)
+        error = f"Unsupported tool call type: {str(call['type'])[:100]}"
+        return ToolCall(safe_name(call.get("name")), error=error)
     function = call.get("function", call)
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str):

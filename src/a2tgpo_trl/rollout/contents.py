@@ -1,17 +1,18 @@
 """What tools return, as text of a bounded length."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-Message = dict[str, Any]
+from .protocol import Message
+
 Write = Callable[[list[Message]], tuple[list[Message], list[int]]]
 
 CHARACTERS_PER_TOKEN = 32
-"""Of a longer result nothing is read: so many characters per token of room are more than text ever has."""
+"""How far a result is read for each token of room, so that a huge one costs little. Text has fewer in a token."""
 
 
 def valid_text(text: str) -> str:
@@ -67,9 +68,10 @@ class _Excerpt:
     def tokens(self) -> int:
         return len(self.ends) - 1 if self.length == len(self.text) else sys.maxsize
 
-    def cut(self, tokens: int) -> str:
+    def cut(self, tokens: int) -> str | None:
+        """What is shown of a result that is to be cut, `None` if it is not to be."""
         if self.tokens <= max(tokens, self.marker_tokens):  # a marker is to be shorter than what it stands for
-            return self.text
+            return None
         shown = self.ends[min(max(tokens - self.marker_tokens, 0), len(self.ends) - 1)]
         return self.text[:shown] + _marker(self.length - shown, self.length)
 
@@ -110,8 +112,9 @@ def fit(
         if len(written[1]) <= max_tokens:
             return written
 
-    def write_texts(texts: Sequence[str]) -> tuple[list[Message], list[int]]:
-        return write([{**message, "content": text} for message, text in zip(messages, texts, strict=True)])
+    def write_texts(texts: list[str | None]) -> tuple[list[Message], list[int]]:
+        """The messages with texts in place of their contents, and their own contents where there is none."""
+        return write([m if text is None else {**m, "content": text} for m, text in zip(messages, texts, strict=True)])
 
     excerpts = [_excerpt(text, limit, quote, tokenizer) for text in texts]
     shortest = [excerpt.cut(0) for excerpt in excerpts]
@@ -136,17 +139,12 @@ def _excerpt(text: str, limit: int, quote: Callable[[str], str], tokenizer: PreT
 
 
 def _token_ends(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """For each token of a text, the number of characters that are complete with it."""
-    if not text:
-        return []
+    """How many characters of a text its first tokens have; the tokens of one character all have the whole of it."""
     options = dict(add_special_tokens=False, split_special_tokens=True, verbose=False)
-    if not getattr(tokenizer, "is_fast", False):  # does not tell where its tokens are
-        number = len(tokenizer(text, **options)["input_ids"])
-        return [len(text) * (i + 1) // number for i in range(number)]
-    offsets = tokenizer(text, return_offsets_mapping=True, **options)["offset_mapping"]
-    starts = [start for start, _ in offsets[1:]] + [len(text)]
-    # The tokens of one character all have its place
-    return [min(end, start) for (_, end), start in zip(offsets, starts, strict=True)]
+    if getattr(tokenizer, "is_fast", False):
+        return [end for _, end in tokenizer(text, return_offsets_mapping=True, **options)["offset_mapping"]]
+    number = len(tokenizer(text, **options)["input_ids"])  # and it does not tell where they are
+    return [len(text) * (i + 1) // number for i in range(number)]
 
 
 def _fair_shares(needs: list[int], room: int) -> list[int]:

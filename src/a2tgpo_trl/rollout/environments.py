@@ -1,6 +1,7 @@
 """Environments whose failures say where they happened."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from textwrap import shorten
 from typing import Any
@@ -37,7 +38,8 @@ def _with_named_reset(factory: Callable[[], Any]) -> Callable[[], Any]:
                     f"{type(error).__name__}: {error}"
                 ) from error
 
-        environment.reset = reset_on_row
+        with suppress(AttributeError):  # of a class with slots: its errors name no row
+            object.__setattr__(environment, "reset", reset_on_row)
         return environment
 
     return build

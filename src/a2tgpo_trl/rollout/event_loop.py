@@ -13,12 +13,18 @@ logger = logging.get_logger(__name__)
 
 
 class EventLoop:
-    """An asyncio event loop in a daemon thread."""
+    """
+    An asyncio event loop in a daemon thread.
+
+    Args:
+        initializer (`Callable`): Called in the thread first.
+    """
 
     PATIENCE = 1.0
     """Seconds that the loop has to answer a ping, and a cancelled task to end."""
 
-    def __init__(self):
+    def __init__(self, initializer: Callable[[], None]):
+        self._initializer = initializer
         self._loop = asyncio.new_event_loop()
         self._pinged: float | None = None
         self._is_stopped = False
@@ -57,6 +63,7 @@ class EventLoop:
         self._pinged = None
 
     def _run(self) -> None:
+        self._initializer()
         asyncio.set_event_loop(self._loop)
         while not self._is_stopped:
             try:

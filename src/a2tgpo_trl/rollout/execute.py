@@ -25,7 +25,7 @@ POLL_SECONDS = 0.1
 
 def not_thread_safe(tool: Tool) -> Tool:
     """Decorates a tool of which no two calls may run at once, whatever rollouts and instances they belong to."""
-    tool.thread_safe = False
+    getattr(tool, "__func__", tool).thread_safe = False
     return tool
 
 
@@ -48,12 +48,20 @@ class ToolExecutor:
         concurrency (`int`): Synchronous calls that run at once at most. Asynchronous calls are not bounded.
         timeout (`float`, *optional*): Seconds that a call may run, time in a queue not counted; `None` is no limit.
         max_abandoned (`int`): Abandoned calls that may still be running.
+        initializer (`Callable`, *optional*): Called in each new thread before any tool.
     """
 
-    def __init__(self, concurrency: int = 32, timeout: float | None = 30.0, max_abandoned: int = 128):
+    def __init__(
+        self,
+        concurrency: int = 32,
+        timeout: float | None = 30.0,
+        max_abandoned: int = 128,
+        initializer: Callable[[], None] | None = None,
+    ):
         self._timeout = math.inf if timeout is None else timeout
         self._max_abandoned = max_abandoned
-        self._workers = WorkerPool(concurrency)
+        self._initializer = initializer or _nothing
+        self._workers = WorkerPool(concurrency, self._initializer)
         weakref.finalize(self, self._workers.close)
         self._loop: EventLoop | None = None
         self._lost_loops: list[EventLoop] = []
@@ -151,32 +159,6 @@ class ToolExecutor:
             self._finished = queue.SimpleQueue()
             self._turns.clear()
 
-    def run(self, batch: list[tuple[list[ToolCall], dict[str, Callable]]]) -> list[list[ToolResult]]:
-        """
-        Run the calls of one turn of several rollouts, and wait for all.
-
-        Args:
-            batch (`list`): For each rollout its calls, and its tools by name.
-
-        Returns:
-            `list[list[ToolResult]]`: for each rollout the results of its calls, in their order.
-
-        Raises:
-            RuntimeError: If too many abandoned calls are running, or something else is pending.
-        """
-        if self._turns:
-            raise RuntimeError("run() would collect what was submitted before.")
-        results = {}
-        try:
-            for i, (calls, tools) in enumerate(batch):
-                self.submit(i, calls, tools)
-            while self._turns:
-                results.update(self.collect())
-        except BaseException:
-            self.discard()
-            raise
-        return [results[i] for i in range(len(batch))]
-
     # What the training thread does
 
     def _take_finished(self, wait: float) -> list["_Turn"]:
@@ -249,7 +231,7 @@ class ToolExecutor:
 
     def _hand_over(self, execution: "_Execution") -> None:
         if self._loop is None:
-            self._loop = EventLoop()
+            self._loop = EventLoop(self._initializer)
             weakref.finalize(self, self._loop.stop)
         execution.loop = self._loop
         self._handed_over[execution] = time.perf_counter()
@@ -392,3 +374,7 @@ def _refusal(call: ToolCall, tools: dict[str, Callable]) -> ToolResult | None:
 
 def _interrupted(execution: _Execution) -> ToolResult:
     return failure(execution.call.name, "The call was interrupted.")
+
+
+def _nothing() -> None:
+    pass

@@ -16,12 +16,18 @@ def history_obstacle(model: PreTrainedModel, config: GenerationConfig) -> str | 
     """Why a model's keys and values cannot be kept and put together in other batches, or `None` if they can."""
     if obstacle := attention_obstacle(model):
         return obstacle
-    if config.use_cache is False:
+    if model.config.get_text_config() is not model.config:
+        return f"{model.config.model_type} takes more than text, and keeps state of its own between calls"
+
+    def option(name: str):  # as `generate` resolves it
+        value = getattr(config, name)
+        return getattr(model.generation_config, name) if value is None else value
+
+    if option("use_cache") is False:
         return "generation is configured without a cache"
-    kind = config.cache_implementation or model.generation_config.cache_implementation
-    if kind not in (None, "dynamic"):
-        return f"generation is configured with a cache of another kind ({kind})"
-    if (config.num_beams or 1) > 1:
+    if option("cache_implementation") not in (None, "dynamic"):
+        return f"generation is configured with a cache of another kind ({option('cache_implementation')})"
+    if (option("num_beams") or 1) > 1:
         return "beam search keeps a cache of its own"
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=model.config).layers):
         return f"{model.config.model_type} has layers whose cache is not one of keys and values of all tokens"
@@ -183,6 +189,7 @@ def _take(cache: DynamicCache, rows: list[tuple[int, list[int], Tensor]]) -> lis
     histories = [_History(ids, []) for _, ids, _ in rows]
     for layer in cache.layers:
         for (row, _, places), history in zip(rows, histories, strict=True):
+            places = places.to(layer.keys.device)  # a model may be spread over several
             history.layers.append((layer.keys[row].index_select(1, places), layer.values[row].index_select(1, places)))
         layer.reset()  # one layer after the other, so that memory does not hold everything twice
     return histories

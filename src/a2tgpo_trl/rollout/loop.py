@@ -108,14 +108,15 @@ class RolloutLimits:
 MIN_PATIENCE = 0.1
 """Seconds that ready rollouts wait for others even where a generation takes less."""
 
-Generate = Callable[[list[int], list[list[int]], int, int], tuple[list[list[int]], list[list[float]] | None]]
+Generate = Callable[[list[int], list[list[int]], list[int], int], tuple[list[list[int]], list[list[float]] | None]]
 """
-`generate(indices, contexts, max_tokens, batch_size)` → the next turn of some rollouts, and its log-probabilities if the
-backend tells them. `batch_size` is their number, or in lockstep that of the process with the most.
+`generate(indices, contexts, max_tokens, batch_size)` → the next turn of some rollouts, each of at most so many tokens, and
+its log-probabilities if the backend tells them. `batch_size` is their number, or in lockstep that of the process with the
+most.
 """
 
-Agree = Callable[[int, int], tuple[int, int]]
-"""The maxima of two numbers over all processes, each of which calls it as often as the others."""
+Agree = Callable[[int], int]
+"""The maximum of a number over all processes, each of which calls it as often as the others."""
 
 
 class ToolLoop:
@@ -149,32 +150,33 @@ class ToolLoop:
         self.limits = limits
         self.results: list[ToolResult] = []
         self.num_generations = 0
-        self._ready: list[int] = []  # rollouts that have read their tool results, by index
+        # Rollouts by their index
+        self._calling: set[int] = set()
+        self._ready: list[int] = []  # have read their tool results
 
     def play(self, patience: float = 0.0) -> None:
         """
         Rollouts that have read their tool results take their next turn together once none is missing, or once they have
-        waited as long as the last generation took.
-
-        So a slow tool costs the others at most what a generation of its own costs them, and hardly any generation is
-        made for a few rollouts that others were about to join.
+        waited as long as the last generation took. What was missing then is not waited for again: a slow tool costs the
+        others at most one such wait, and hardly any generation is made for a few rollouts that others were about to
+        join.
 
         Args:
             patience (`float`): Seconds that the last generation took, before this loop.
         """
+        late: set[int] = set()
         with self._executing():
             ready_since = perf_counter()
             while self._ready or self.executor.pending:
                 if not self._ready:
                     self._observe(None)
                     ready_since = perf_counter()
-                elif (
-                    self.executor.pending and (left := ready_since + max(patience, MIN_PATIENCE) - perf_counter()) > 0
-                ):
+                elif self._calling - late and (left := ready_since + max(patience, MIN_PATIENCE) - perf_counter()) > 0:
                     self._observe(left)
                 else:
+                    late = set(self._calling)
                     start = perf_counter()
-                    self._take_turns(max(map(self._room, self._ready)), len(self._ready))
+                    self._take_turns(len(self._ready))
                     patience = perf_counter() - start
                     self._observe(0.0)
                     ready_since = perf_counter()
@@ -184,16 +186,16 @@ class ToolLoop:
         All rollouts that go on take their next turn together, and all processes generate equally often.
 
         Args:
-            agree (`Callable`): Maxima over the processes.
+            agree (`Callable`): Maximum over the processes.
         """
         with self._executing():
             while True:
                 while self.executor.pending:
                     self._observe(None)
-                room, batch_size = agree(max(map(self._room, self._ready), default=0), len(self._ready))
+                batch_size = agree(len(self._ready))
                 if not batch_size:
                     break
-                self._take_turns(room, batch_size)
+                self._take_turns(batch_size)
 
     @contextmanager
     def _executing(self):
@@ -209,6 +211,7 @@ class ToolLoop:
     def _call_tools(self, index: int) -> None:
         rollout = self.rollouts[index]
         if rollout.num_tool_turns < self.limits.max_tool_turns:
+            self._calling.add(index)
             self.executor.submit(index, rollout.calls, rollout.tools, rollout.environment)
         else:
             rollout.stop_reason = "max_turns"
@@ -216,6 +219,7 @@ class ToolLoop:
     def _observe(self, timeout: float | None) -> None:
         """Append the results of rollouts whose calls are finished, after waiting for one at most `timeout` seconds."""
         for index, results in self.executor.collect(timeout):
+            self._calling.remove(index)
             self.results.extend(results)
             rollout = self.rollouts[index]
             messages = [result.message() for result in results]
@@ -227,21 +231,18 @@ class ToolLoop:
                 rollout.stop_reason = "overlong_observation"
             else:
                 rollout.add_observation(messages, ids)
-                if self._room(index):
+                if self.limits.room(rollout):
                     self._ready.append(index)
                 else:
                     rollout.stop_reason = "length"
 
-    def _room(self, index: int) -> int:
-        return self.limits.room(self.rollouts[index])
-
-    def _take_turns(self, room: int, batch_size: int) -> None:
+    def _take_turns(self, batch_size: int) -> None:
         indices, self._ready = sorted(self._ready), []
         rollouts = [self.rollouts[index] for index in indices]
-        turns, logprobs = self.generate(indices, [rollout.context_ids for rollout in rollouts], room, batch_size)
+        contexts, rooms = [rollout.context_ids for rollout in rollouts], list(map(self.limits.room, rollouts))
+        turns, logprobs = self.generate(indices, contexts, rooms, batch_size)
         self.num_generations += 1
         for i, (index, rollout) in enumerate(zip(indices, rollouts, strict=True)):
-            room = self.limits.room(rollout)
-            rollout.add_turn(turns[i][:room], None if logprobs is None else logprobs[i][:room], self.protocol)
+            rollout.add_turn(turns[i], None if logprobs is None else logprobs[i], self.protocol)
             if rollout.calls:
                 self._call_tools(index)

@@ -12,13 +12,21 @@ Message = dict[str, Any]
 
 
 class ToolProtocol(ABC):
-    """Reads the turns that the model writes and writes the observations that it reads."""
+    """
+    Reads the turns that the model writes and writes the observations that it reads.
 
-    stop_strings: list[str]
-    """Text at which a turn ends besides the end-of-sequence token."""
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The model's.
+        eos_token_ids (`list[int]`, *optional*): Tokens that end a turn; default is the tokenizer's one.
 
-    def __init__(self):
-        self.stop_strings = []
+    Attributes:
+        stop_strings (`list[str]`): Text that ends a turn too.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_token_ids: list[int] | None = None):
+        self.tokenizer = tokenizer
+        self.stop_strings: list[str] = []
+        self._eos_token_ids = {tokenizer.eos_token_id} if eos_token_ids is None else set(eos_token_ids)
 
     @abstractmethod
     def read_turn(self, ids: list[int], prefix: list[int], schemas: list) -> tuple[Message, list[ToolCall]]:
@@ -36,10 +44,6 @@ class ToolProtocol(ABC):
         """
 
     @abstractmethod
-    def is_complete(self, ids: list[int]) -> bool:
-        """Whether the model itself ended a turn, not a budget."""
-
-    @abstractmethod
     def observe(self, messages: list[Message], max_tokens: int | None = None) -> tuple[list[Message], list[int]]:
         """
         Write tool results. Nothing in them is a control token or a tag to the model.
@@ -53,13 +57,29 @@ class ToolProtocol(ABC):
             goes on writing.
         """
 
+    def is_complete(self, ids: list[int]) -> bool:
+        """Whether the model itself ended a turn, not a budget."""
+        return bool(ids) and (ids[-1] in self._eos_token_ids or self._stops(ids))
+
     def cut_turn(self, ids: list[int]) -> int:
-        """Number of tokens of a turn, what a backend left behind its end not counted."""
-        return len(ids)
+        """Number of tokens of a turn, what a backend left behind a stop string not counted."""
+        if not self._stops(ids):
+            return len(ids)
+        shortest, longest = 1, len(ids)
+        while shortest < longest:  # whether a prefix holds a stop string is monotone in its length
+            middle = (shortest + longest) // 2
+            shortest, longest = (shortest, middle) if self._stops(ids[:middle]) else (middle + 1, longest)
+        return longest
 
     def completion(self, messages: list[Message]) -> list[Message] | str:
         """A completion in the form that reward functions get."""
         return messages
+
+    def _stops(self, ids: list[int]) -> bool:
+        if not self.stop_strings:
+            return False
+        text = self.tokenizer.decode(ids, skip_special_tokens=False)
+        return any(string in text for string in self.stop_strings)
 
 
 def choose_protocol(requested: str, tokenizer: PreTrainedTokenizerBase, conversational: bool) -> str:

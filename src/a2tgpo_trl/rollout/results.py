@@ -3,14 +3,15 @@
 from typing import Any
 
 from .calls import EndRollout, ToolResult
+from .contents import valid_text
 
 
 def returned(name: str, value: Any) -> ToolResult:
     """The result of a call that returned; raises what the value's own methods raise."""
     if isinstance(value, EndRollout):
         content = "" if value.content is None else _content(value.content)
-        return ToolResult(_encodable(name), content, ends_rollout=True)
-    return ToolResult(_encodable(name), _content(value))
+        return ToolResult(valid_text(name), content, ends_rollout=True)
+    return ToolResult(valid_text(name), _content(value))
 
 
 def raised(name: str, error: BaseException) -> ToolResult:
@@ -26,21 +27,16 @@ def raised(name: str, error: BaseException) -> ToolResult:
 
 def failure(name: str, error: str) -> ToolResult:
     """The result of a call that failed for a known reason."""
-    return ToolResult(_encodable(name), str({"error": _encodable(error)}), failed=True)
+    return ToolResult(valid_text(name), str({"error": valid_text(error)}), failed=True)
 
 
 def _content(value: Any) -> str | list:
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
     if isinstance(value, list) and value and all(isinstance(item, dict) and "type" in item for item in value):
-        return [_encodable_block(block) for block in value]
-    return _encodable(value if isinstance(value, str) else str(value))
+        return [_valid_block(block) for block in value]
+    return valid_text(value if isinstance(value, str) else str(value))
 
 
-def _encodable_block(block: dict) -> dict:
-    return {**block, "text": _encodable(block["text"])} if isinstance(block.get("text"), str) else block
-
-
-def _encodable(text: str) -> str:
-    # Tokenizers crash on lone surrogates
-    return text.encode("utf-16-le", errors="surrogatepass").decode("utf-16-le", errors="replace")
+def _valid_block(block: dict) -> dict:
+    return {**block, "text": valid_text(block["text"])} if isinstance(block.get("text"), str) else block

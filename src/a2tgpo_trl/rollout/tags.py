@@ -41,11 +41,9 @@ class TagProtocol(ToolProtocol):
         conversational: bool = False,
         eos_token_ids: list[int] | None = None,
     ):
-        super().__init__()
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer, eos_token_ids)
         self.result_tag = result_tag
         self.conversational = conversational
-        self._eos_token_ids = {tokenizer.eos_token_id} if eos_token_ids is None else set(eos_token_ids)
         parameters = {tool.__name__: _one_string_parameter(tool) for tool in tools}
         unknown = sorted(set(tool_tags or {}) - set(parameters))
         if unknown:
@@ -75,21 +73,9 @@ class TagProtocol(ToolProtocol):
         message["tool_calls"] = [{"type": "function", "function": {"name": name, "arguments": arguments}}]
         return message, [ToolCall(name, arguments)]
 
-    def is_complete(self, ids: list[int]) -> bool:
-        return bool(ids) and (ids[-1] in self._eos_token_ids or self._stops(ids))
-
     def observe(self, messages: list[Message], max_tokens: int | None = None) -> tuple[list[Message], list[int]]:
         messages = [{**message, "content": as_text(message["content"])} for message in messages]
         return fit(messages, max_tokens, self._write, self._quote, self.tokenizer)
-
-    def cut_turn(self, ids: list[int]) -> int:
-        if not self._stops(ids):
-            return len(ids)
-        shortest, longest = 1, len(ids)
-        while shortest < longest:  # whether a prefix holds a stop string is monotone in its length
-            middle = (shortest + longest) // 2
-            shortest, longest = (shortest, middle) if self._stops(ids[:middle]) else (middle + 1, longest)
-        return longest
 
     def completion(self, messages: list[Message]) -> list[Message] | str:
         if self.conversational:
@@ -123,10 +109,6 @@ class TagProtocol(ToolProtocol):
 
     def _observation(self, message: Message) -> tuple[str, str, str]:
         return f"\n<{self.result_tag}>", self._quote(as_text(message["content"])), f"</{self.result_tag}>\n"
-
-    def _stops(self, ids: list[int]) -> bool:
-        text = self._decode(ids)
-        return any(string in text for string in self.stop_strings)
 
     def _encode(self, text: str, **options) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, **options)["input_ids"]

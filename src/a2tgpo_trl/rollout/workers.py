@@ -18,15 +18,17 @@ class WorkerPool:
 
     Args:
         size (`int`): Tasks that run at once at most; abandoned ones do not count.
+        initializer (`Callable`): Called in each thread before its first task.
 
     Raises:
         ValueError: If no task could ever run.
     """
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, initializer: Callable[[], None]):
         if size < 1:
             raise ValueError(f"A pool needs at least one worker, got {size}.")
         self._size = size
+        self.initializer = initializer
         self._lock = threading.RLock()  # re-entrant, as garbage collection may call `close` anywhere
         self._queue: deque[tuple[Callable[[Any], None], Hashable]] = deque()
         self._busy: set[Hashable] = set()
@@ -92,6 +94,7 @@ class _Worker(threading.Thread):
         self._bell.put(None)
 
     def run(self) -> None:
+        self._pool.initializer()
         while self._is_employed:
             try:
                 self._work()
