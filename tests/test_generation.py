@@ -187,15 +187,13 @@ def test_what_is_logged_belongs_to_the_mode_before_generation(trainers, monkeypa
     assert "rollout/stop/answered" not in trainer._metrics["train"]
 
 
-def test_completions_end_with_the_context_of_the_model(trainers):
-    prompt = trainers()._tokenize_prompts([row["prompt"] for row in rows()])[0]
-    context = max(map(len, prompt)) + 12
-    model = tiny.model(max_position_embeddings=context)
-    trainer = trainers(model=model, max_completion_length=160, generation_kwargs={"eos_token_id": None})
-    prompt_ids, completion_ids, *_ = rolled_out(trainer)
-    lengths = [len(p) + len(c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
-    assert max(lengths) <= context
-    assert trainer._metrics["eval"]["rollout/stop/length"][0] > 0
+def test_the_first_turn_ends_with_the_context_of_the_model(trainers):
+    prompts, *_ = trainers()._tokenize_prompts([row["prompt"] for row in rows()])
+    context = max(map(len, prompts)) + 1
+    trainer = trainers(model=tiny.model(max_position_embeddings=context))
+    turns, _ = trainer._generate_single_turn(prompts, None, {}, 2)
+    assert all(len(prompt) + len(turn) <= context for prompt, turn in zip(prompts, turns, strict=True))
+    assert min(map(len, turns)) == 1 < max(map(len, turns))
 
 
 @pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"lora": True}, {"pad_to_multiple_of": 8}])
