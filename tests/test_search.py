@@ -130,3 +130,10 @@ def test_the_leaves_import_nothing_heavy():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_searches_on_many_threads_find_what_one_finds():
+    tool = BM25Search([f"city {i} lies by river {i % 7} in land {i % 13}" for i in range(200)])
+    queries = [f"city {i} river {i % 5}" for i in range(200)]
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(tool.search, queries)) == list(map(tool.search, queries))

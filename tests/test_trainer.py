@@ -15,7 +15,7 @@ import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.functional import spread_turns, turn_ids, turn_log_ratio
 from a2tgpo_trl.scoring import BeliefScorer
-from conftest import GROUP, QUESTION, correct
+from conftest import GROUP, QUESTION, correct, search
 
 ANSWER_ONLY = [
     ["<answer>Paris</answer><|im_end|>"],
@@ -514,6 +514,13 @@ def test_warning_of_a_clip_range_for_tokens(build, caplog, monkeypatch, options,
     with caplog.at_level(logging.WARNING):
         build(**options)
     assert any("suit the ratio of a token" in record.message for record in caplog.records) == warns
+
+
+@pytest.mark.parametrize(("tools", "warns"), [([], True), ([search], False)])
+def test_warning_of_tool_options_without_tools(build, caplog, tools, warns):
+    build(None, tools=tools, max_turn_tokens=50, lockstep=True)
+    found = [r.message for r in caplog.records if "Without tools max_turn_tokens, lockstep do nothing" in r.message]
+    assert bool(found) == warns
 
 
 def test_warning_of_masked_stops(build, caplog, monkeypatch):

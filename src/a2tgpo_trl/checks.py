@@ -1,6 +1,7 @@
 """Errors of bad input, and warnings of settings that rarely make sense, before a model is loaded."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from transformers import ProcessorMixin
@@ -12,6 +13,16 @@ from .belief import scored_answer
 from .config import A2TGPOConfig
 
 logger = logging.get_logger(__name__)
+
+_TOOL_OPTIONS = (
+    "tool_concurrency",
+    "tool_timeout",
+    "max_abandoned_calls",
+    "max_turn_tokens",
+    "max_observation_tokens",
+    "reuse_history",
+    "lockstep",
+)
 
 
 def check_arguments(
@@ -108,6 +119,10 @@ def warn_of_settings(args: A2TGPOConfig, protocol: str | None) -> None:
             f"{args.importance_sampling_level} moves far less and will hardly ever reach them. Leave them unset, or set "
             "importance_sampling_level='token'."
         )
+    defaults = {option.name: option.default for option in fields(args)}
+    unread = [option for option in _TOOL_OPTIONS if getattr(args, option) != defaults[option]]
+    if protocol is None and unread:
+        logger.warning(f"Without tools {', '.join(unread)} do nothing: a completion is one turn.")
     if protocol == "tags" and args.mask_truncated_completions:
         logger.warning(
             "mask_truncated_completions leaves out every completion that does not end with the end-of-sequence token; "
