@@ -421,12 +421,13 @@ def test_patience_is_what_the_last_generation_took(monkeypatch):
 
 def test_results_that_came_during_a_generation_are_used_at_once(monkeypatch):
     turns, _ = timeline(monkeypatch, [1.0, 0.0], [3.0], generation_seconds=4.0)
-    assert turns == [(1.1, [0]), (5.1, [0, 1])]
+    assert turns == [(1.0, [0]), (5.0, [0, 1])]
 
 
-def test_a_moment_of_patience_even_where_generation_takes_no_time(monkeypatch):
-    turns, _ = timeline(monkeypatch, [1.0], [1.05], [2.0], [3.0], generation_seconds=0.0)
-    assert turns == [(1.1, [0, 1]), (2.0, [2]), (3.0, [3])]
+def test_rollouts_with_instant_tools_stay_together_even_where_generation_takes_no_time(monkeypatch):
+    turns, _ = timeline(monkeypatch, [0.01] * 2, [0.09] * 2, [0.3], [0.2], generation_seconds=0.0)
+    # From 0.1 on nobody waits for the slow ones; those that called at 0.1 are together again
+    assert turns == [(0.1, [0, 1]), (0.19, [0, 1]), (0.2, [3]), (0.3, [2])]
 
 
 def test_a_slow_tool_is_waited_for_only_once(monkeypatch):

@@ -1,6 +1,6 @@
 """Turns: generate, parse, execute, observe, until the model answers or a limit is reached."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -105,8 +105,8 @@ class RolloutLimits:
         return max(room if self.max_turn_tokens is None else min(room, self.max_turn_tokens), 0)
 
 
-MIN_PATIENCE = 0.1
-"""Seconds that ready rollouts wait for others even where a generation takes less."""
+INSTANT = 0.1
+"""Seconds in which calls that were made together may end apart, and their rollouts still go on together."""
 
 Generate = Callable[[list[int], list[list[int]], list[int], int], tuple[list[list[int]], list[list[float]] | None]]
 """
@@ -152,6 +152,7 @@ class ToolLoop:
         self.num_generations = 0
         # Rollouts by their index
         self._calling: set[int] = set()
+        self._called_at: dict[int, float] = {}  # the same for those that were written together
         self._ready: list[int] = []  # have read their tool results
 
     def play(self, patience: float = 0.0) -> None:
@@ -159,7 +160,7 @@ class ToolLoop:
         Rollouts that have read their tool results take their next turn together once none is missing, or once they have
         waited as long as the last generation took. What was missing then is not waited for again: a slow tool costs the
         others at most one such wait, and hardly any generation is made for a few rollouts that others were about to
-        join.
+        join. Rollouts that were written together also stay together if their tools are instant.
 
         Args:
             patience (`float`): Seconds that the last generation took, before this loop.
@@ -171,7 +172,7 @@ class ToolLoop:
                 if not self._ready:
                     self._observe(None)
                     ready_since = perf_counter()
-                elif self._calling - late and (left := ready_since + max(patience, MIN_PATIENCE) - perf_counter()) > 0:
+                elif (left := self._time_to_wait(ready_since + patience, late)) > 0:
                     self._observe(left)
                 else:
                     late = set(self._calling)
@@ -197,24 +198,34 @@ class ToolLoop:
                     break
                 self._take_turns(batch_size)
 
+    def _time_to_wait(self, end: float, late: set[int]) -> float:
+        """Seconds that ready rollouts wait for others, until `end` at most, and for those that called with them."""
+        missing = self._calling - late
+        called_together = {self._called_at[index] for index in self._ready}
+        ends = [self._called_at[index] + INSTANT for index in missing if self._called_at[index] in called_together]
+        return max([end, *ends]) - perf_counter() if missing else 0.0
+
     @contextmanager
     def _executing(self):
         try:
-            for index, rollout in enumerate(self.rollouts):
-                if rollout.calls:
-                    self._call_tools(index)
+            self._call_tools(range(len(self.rollouts)))
             yield
         except BaseException:
             self.executor.discard()
             raise
 
-    def _call_tools(self, index: int) -> None:
-        rollout = self.rollouts[index]
-        if rollout.num_tool_turns < self.limits.max_tool_turns:
-            self._calling.add(index)
-            self.executor.submit(index, rollout.calls, rollout.tools, rollout.environment)
-        else:
-            rollout.stop_reason = "max_turns"
+    def _call_tools(self, indices: Iterable[int]) -> None:
+        now = perf_counter()
+        for index in indices:
+            rollout = self.rollouts[index]
+            if not rollout.calls:
+                continue
+            if rollout.num_tool_turns < self.limits.max_tool_turns:
+                self._calling.add(index)
+                self._called_at[index] = now
+                self.executor.submit(index, rollout.calls, rollout.tools, rollout.environment)
+            else:
+                rollout.stop_reason = "max_turns"
 
     def _observe(self, timeout: float | None) -> None:
         """Append the results of rollouts whose calls are finished, after waiting for one at most `timeout` seconds."""
@@ -242,7 +253,6 @@ class ToolLoop:
         contexts, rooms = [rollout.context_ids for rollout in rollouts], list(map(self.limits.room, rollouts))
         turns, logprobs = self.generate(indices, contexts, rooms, batch_size)
         self.num_generations += 1
-        for i, (index, rollout) in enumerate(zip(indices, rollouts, strict=True)):
+        for i, rollout in enumerate(rollouts):
             rollout.add_turn(turns[i], None if logprobs is None else logprobs[i], self.protocol)
-            if rollout.calls:
-                self._call_tools(index)
+        self._call_tools(indices)
