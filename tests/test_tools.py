@@ -205,8 +205,8 @@ def test_tokens_fed_are_left_out_where_the_backend_does_not_tell():
 
 
 INTERRUPTED = """
-import time, sys
-import torch
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background processes with SIGINT ignored
 from datasets import Dataset
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer

@@ -1097,7 +1097,15 @@ def test_discarded_coroutines_do_not_stand_in_the_way(timeout, gate, impatient):
     assert not executor._handed_over
 
 
-def test_an_interrupt_is_heard_at_once_and_discards_everything(gate):
+@pytest.fixture
+def interrupts():
+    """Ctrl-C raises, even where the tests were started with SIGINT ignored, as shells do in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_is_heard_at_once_and_discards_everything(gate, interrupts):
     began = threading.Event()
 
     def hang():
