@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "estimators": {"functional", "config"},
     "metrics": {"functional", "estimators", "config", "rollout"},
     "scoring": {"architecture", "belief", "config"},
-    "checks": {"belief", "config"},
+    "checks": {"belief", "config", "rollout"},
     "trainer": TRAINING_PATH - {"trainer"},
 }
 

@@ -11,6 +11,7 @@ from trl.data_utils import is_conversational
 
 from .belief import scored_answer
 from .config import A2TGPOConfig
+from .rollout import ToolProtocol
 
 logger = logging.get_logger(__name__)
 
@@ -94,6 +95,26 @@ def _check_tools(tools: list[Callable]) -> None:
             raise ValueError(
                 f"Tool {name!r} needs type hints and a Google-style docstring that describes each argument: {error}"
             ) from error
+
+
+def check_observation_limit(limit: int, protocol: ToolProtocol, tool_name: str) -> None:
+    """
+    Refuse a limit that no observation can keep.
+
+    Args:
+        limit (`int`): The option `max_observation_tokens`.
+        protocol ([`~rollout.ToolProtocol`]): Writes observations.
+        tool_name (`str`): A tool whose results there will be.
+
+    Raises:
+        ValueError: If markup and the note of a cut take more tokens.
+    """
+    _, ids = protocol.observe([{"role": "tool", "name": tool_name, "content": "long " * 10 * limit}], limit)
+    if len(ids) > limit:
+        raise ValueError(
+            f"max_observation_tokens={limit} has no room for the markup of a result and the note that it was cut, which "
+            f"take {len(ids)} tokens: set it well above, or to None."
+        )
 
 
 def warn_of_settings(args: A2TGPOConfig, protocol: str | None) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .estimators import TurnCredit
-from .rollout import STOP_REASONS
+from .rollout import STOP_REASONS, ToolLoop
 
 
 def credit_metrics(credit: TurnCredit, num_generations: int) -> dict[str, float]:
@@ -87,6 +87,19 @@ class RolloutRecord:
     num_abandoned: int
     num_tokens: int
     tokens_fed: int | None
+
+    @classmethod
+    def of(cls, loop: ToolLoop, num_abandoned: int, tokens_fed: int | None) -> "RolloutRecord":
+        """The record of a loop that has been played."""
+        names = {name for rollout in loop.rollouts for name in rollout.tools}  # a model can call what there is not
+        return cls(
+            stop_reasons=[rollout.stop_reason for rollout in loop.rollouts],
+            tool_calls=[(r.name if r.name in names else "unknown", r.failed, r.seconds) for r in loop.results],
+            num_generations=loop.num_generations,
+            num_abandoned=num_abandoned,
+            num_tokens=sum(len(rollout.context_ids) for rollout in loop.rollouts),
+            tokens_fed=tokens_fed,
+        )
 
 
 def rollout_metrics(records: Sequence[RolloutRecord]) -> dict[str, float]:

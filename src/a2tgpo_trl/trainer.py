@@ -17,7 +17,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from .belief import scored_answer, shared_beliefs
-from .checks import check_arguments, prompts_are_conversational, warn_of_settings
+from .checks import check_arguments, check_observation_limit, prompts_are_conversational, warn_of_settings
 from .config import A2TGPOConfig
 from .estimators import TurnCredit, assign_credit
 from .functional import observation_ends, spread_turns, turn_ids, turn_level_old_logps
@@ -151,17 +151,8 @@ class A2TGPOTrainer(GRPOTrainer):
             initializer = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
             limits = args.tool_concurrency, args.tool_timeout, args.max_abandoned_calls
             self._executor = ToolExecutor(*limits, initializer)
-            self._check_observation_limit(args.max_observation_tokens)
-
-    def _check_observation_limit(self, limit: int | None) -> None:
-        if limit is not None and self.tools:
-            result = {"role": "tool", "name": self.tools[0].__name__, "content": "long " * 10 * limit}
-            _, ids = self._protocol.observe([result], limit)
-            if len(ids) > limit:
-                raise ValueError(
-                    f"max_observation_tokens={limit} has no room for the markup of a result and the note that it was cut, "
-                    f"which take {len(ids)} tokens: set it well above, or to None."
-                )
+            if self.tools and args.max_observation_tokens is not None:
+                check_observation_limit(args.max_observation_tokens, self._protocol, self.tools[0].__name__)
 
     def _tokenize_prompts(self, prompts: list):
         if not isinstance(self._protocol, TagProtocol):
@@ -246,15 +237,7 @@ class A2TGPOTrainer(GRPOTrainer):
             pool[:] = [environment for environment in pool if not self._executor.is_busy(environment)]
 
     def _log_rollouts(self, loop: ToolLoop) -> None:
-        names = {name for rollout in loop.rollouts for name in rollout.tools}  # a model can call what there is not
-        record = RolloutRecord(
-            stop_reasons=[rollout.stop_reason for rollout in loop.rollouts],
-            tool_calls=[(r.name if r.name in names else "unknown", r.failed, r.seconds) for r in loop.results],
-            num_generations=loop.num_generations,
-            num_abandoned=self._executor.num_abandoned,
-            num_tokens=sum(len(rollout.context_ids) for rollout in loop.rollouts),
-            tokens_fed=self._turns.tokens_fed,
-        )
+        record = RolloutRecord.of(loop, self._executor.num_abandoned, self._turns.tokens_fed)
         metrics = self._metrics["train" if self._is_training else "eval"]
         for name, value in rollout_metrics(gather_object([record])).items():
             metrics[name].append(value)

@@ -6,6 +6,7 @@ from collections import Counter
 from functools import cache
 
 import pytest
+from jinja2 import TemplateError
 from templates import make_protocol, make_tokenizer, result, source_tags, template_names, trl_observation_ids
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -374,7 +375,7 @@ def test_clean_observations_are_trls(name, kind):
         messages = [result(content), result("Lyon")]
         try:
             expected = observation_ids(messages)
-        except Exception:
+        except (TemplateError, TypeError):
             continue  # not a content of this template
         assert protocol.observe(messages) == (messages, expected)
 
@@ -637,3 +638,13 @@ def test_looking_at_the_template_is_done_once():
         for content in ("Paris", END, "東京"):
             protocol.observe([result(content, name)], max_tokens=200)
     assert len(asked) == 6
+
+
+def test_a_parser_that_fails_in_its_own_way_is_told_of(monkeypatch, caplog):
+    def fail(*args, **kwargs):
+        raise LookupError
+
+    monkeypatch.setattr(chat, "parse_response", fail)
+    message, calls = read(qwen()[1], "I know." + END)
+    assert (message["content"], calls) == ("I know.", [])
+    assert "plain text, because its parser raised LookupError" in caplog.text

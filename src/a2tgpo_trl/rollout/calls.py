@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from transformers.utils import get_json_schema
+from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException
 
 
 class EndRollout(Exception):
@@ -92,6 +93,8 @@ _TYPES = {
     "null": (type(None), "null"),
 }
 _MAX_VALUE = 60
+_NO_SCHEMA = (DocstringParsingException, TypeHintParsingException, AttributeError, NameError, TypeError, ValueError)
+"""What a tool without types, without a description, with types that do not resolve, or without a signature raises."""
 
 
 @lru_cache(maxsize=1024)
@@ -100,7 +103,7 @@ def _parameter_schemas(function: Callable) -> dict[str, dict[str, Any]]:
     try:
         schemas = get_json_schema(function)["function"]["parameters"]["properties"]
         parameters = inspect.signature(function).parameters
-    except Exception:  # of annotations and docstrings of all kinds
+    except _NO_SCHEMA:
         return {}
     named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     # Whatever its type, a parameter takes its own default
@@ -172,7 +175,7 @@ def _shown(value: Any) -> str:
     kind = next((name for name in _TYPES if _has_type(value, name)), type(value).__name__)
     try:
         text = json.dumps(value, ensure_ascii=False)
-    except Exception:  # too deep, too many digits, no JSON
+    except (TypeError, ValueError, RecursionError):  # no JSON, too many digits, too deep
         return f"something of type {kind}"
     text = text if len(text) <= _MAX_VALUE else text[:_MAX_VALUE] + "…"
     return text if value is None else f"{text} ({kind})"

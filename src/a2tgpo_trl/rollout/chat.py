@@ -11,6 +11,7 @@ from trl.chat_template_utils import parse_response
 from .calls import ToolCall
 from .contents import as_text, fit, joined_blocks, map_texts, valid_text
 from .markup import TOOL, WORD, CallForm, Markup, control_tokens, render_call, safe_name, tags_in, without_brackets
+from .parsing import warn_unparsable
 from .protocol import Message, ToolProtocol
 
 
@@ -41,7 +42,8 @@ class ChatProtocol(ToolProtocol):
         try:
             message = parse_response(self.tokenizer, ids, prefix=prefix, tools=schemas)
             calls = [_read_call(call) for call in message.get("tool_calls") or []]
-        except Exception:  # deep nesting raises RecursionError, other surprises of the parser whatever they raise
+        except Exception as error:  # a model writes what it likes, and no turn may end the run
+            warn_unparsable(error)
             message, calls = text, []
         if not calls and self._call_form is not None and self.is_complete(ids):
             # What was not parsed has lost its special tokens, the tags of the call among them. What was parsed counts as

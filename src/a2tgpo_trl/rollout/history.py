@@ -1,6 +1,6 @@
 """Keys and values of each rollout's tokens, kept from turn to turn: the model reads its history once."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -36,10 +36,13 @@ def history_obstacle(model: PreTrainedModel, config: GenerationConfig) -> str | 
 
 @dataclass
 class _History:
-    """Tokens that the model has read, and for each layer their keys and values, `(heads, tokens, dim)`."""
+    """
+    Tokens that the model has read, and for each layer their keys and values, `(heads, tokens, dim)`; `None` once they
+    are in a batch.
+    """
 
     ids: list[int]
-    layers: list[tuple[Tensor, Tensor]]
+    layers: list[tuple[Tensor, Tensor] | None]
 
     def length_in(self, context: list[int]) -> int:
         """How much of a context was read; its last token is always to be read, for the model to go on from."""
@@ -85,7 +88,7 @@ class HistoryCache:
         self._last: _Generation | None = None
         self.tokens_fed = 0
 
-    def drop(self, rows: Sequence[Hashable]) -> None:
+    def drop(self, rows: Iterable[Hashable]) -> None:
         """Forget rollouts that are over."""
         for row in rows:
             self._histories.pop(row, None)

@@ -105,9 +105,10 @@ def render_call(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, message: dict[str, Any]) -> str:
+    """The rendered conversation; empty where the template, whose code is not ours, fails over it."""
     try:
         return tokenizer.apply_chat_template([{"role": "user", "content": WORD}, message], tokenize=False)
-    except Exception:  # templates raise whatever they like
+    except Exception:  # Jinja's own, or whatever its expressions raise
         return ""
 
 
