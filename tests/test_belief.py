@@ -1,26 +1,22 @@
-"""Beliefs: which tokens are scored, and that packed and prefix-by-prefix scoring are the same number."""
+"""Beliefs: which tokens are scored, in which contexts, and what to run a model over for it."""
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, FalconConfig, MambaConfig
-from trl.trainer.utils import add_fused_lm_head
 
 import tiny
-from a2tgpo_trl.architecture import attention_obstacle
 from a2tgpo_trl.belief import (
     Probe,
     ProbedRow,
+    Query,
     make_probe,
-    packed_beliefs,
-    packed_length,
-    prefix_beliefs,
+    mean_logps,
     probed_rows,
+    queries,
     scored_answer,
     share_contexts,
     shared_beliefs,
 )
 
-CPU = torch.device("cpu")
 TEMPLATE = "<answer>{answer}</answer>"
 
 
@@ -82,120 +78,28 @@ def test_an_answer_that_is_no_text_is_refused():
         scored_answer(7, "'answer' of row 3")
 
 
-def score_with(model):
-    add_fused_lm_head(model)
-
-    def score(**inputs):
-        with torch.no_grad():
-            return model(**inputs, fused_lm_head=True).log_probs
-
-    return score
-
-
-def ragged_rows(seed=0, template=TEMPLATE):
-    """Rows of 3, 0 and 1 probes after the prompt, one without an answer, of very different lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    tokenizer = tiny.tokenizer()
-
-    def ids(n):
-        return torch.randint(5, 399, (n,), generator=generator).tolist()
-
-    return [
-        ProbedRow(ids(40), [7, 15, 29, 40], make_probe(tokenizer, template, "Paris")),
-        ProbedRow(ids(5), [5, None, None, None], make_probe(tokenizer, template, "東京 12")),
-        ProbedRow(ids(80), [9, 60, None, None], make_probe(tokenizer, template, "x")),
-        ProbedRow(ids(12), [3, 8, None, None], None),
+def test_queries():
+    probe = Probe([7, 8, 9, 3], [False, True, True, False])
+    rows = [
+        ProbedRow([1, 2, 3], [2, None], probe),
+        ProbedRow([1], [1, None], None),
+        ProbedRow([4, 5], [1, 2], probe),
+        ProbedRow([1], [1, None], Probe([7], [False])),
     ]
+    # up to the token that predicts the last of the answer: neither that token nor what follows it is read
+    assert queries(rows) == [
+        Query(0, 0, 2, [1, 2, 7, 8], [2, 3], [8, 9]),
+        Query(2, 0, 1, [4, 7, 8], [1, 2], [8, 9]),
+        Query(2, 1, 2, [4, 5, 7, 8], [2, 3], [8, 9]),
+    ]
+    first = ProbedRow([1, 2], [2], Probe([5], [True]))
+    assert queries([first]) == [Query(0, 0, 2, [1, 2], [1], [5])]  # predicted by the context itself
 
 
-def naive_beliefs(model, rows):
-    """One unpadded forward per context, log-softmax over full logits."""
-    table = torch.full((len(rows), len(rows[0].ends)), torch.nan, dtype=torch.float64)
-    for i, row in enumerate(rows):
-        for k, end in enumerate(row.ends):
-            if end is None or row.probe is None:
-                continue
-            ids = torch.tensor([row.context[:end] + row.probe.ids])
-            with torch.no_grad():
-                logps = model(ids).logits.double().log_softmax(-1)[0]
-            scored = [
-                logps[end + j - 1, token].item()
-                for j, (token, on) in enumerate(zip(row.probe.ids, row.probe.scored, strict=True))
-                if on
-            ]
-            table[i, k] = sum(scored) / len(scored)
-    return table
-
-
-@pytest.mark.parametrize("template", [TEMPLATE, "{answer}"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma", "gpt2"])
-def test_packed_prefix_and_naive_scoring_agree(architecture, attention, template):
-    model = tiny.model(architecture, attn_implementation=attention).eval()
-    rows = ragged_rows(template=template)
-    expected = naive_beliefs(model, rows)
-    score = score_with(model)
-    assert attention_obstacle(model) is None
-    packed = packed_beliefs(score, rows, torch.float32 if attention == "eager" else None, CPU)
-    prefix = prefix_beliefs(score, rows, CPU)
-    torch.testing.assert_close(packed.double(), expected, atol=1e-4, rtol=0, equal_nan=True)
-    torch.testing.assert_close(prefix.double(), expected, atol=1e-4, rtol=0, equal_nan=True)
-    assert expected.nan_to_num().unique().numel() > 5  # the contexts differ, and so do the beliefs
-
-
-def test_prefix_scoring_serves_a_sliding_window_model():
-    model = tiny.model("gemma2", attn_implementation="eager").eval()
-    rows = ragged_rows()
-    expected = naive_beliefs(model, rows)
-    assert "sliding_attention" in attention_obstacle(model)
-    torch.testing.assert_close(
-        prefix_beliefs(score_with(model), rows, CPU).double(), expected, atol=1e-4, rtol=0, equal_nan=True
-    )
-
-
-def test_flash_attention_and_prompt_learning_cannot_be_packed():
-    model = tiny.model()
-    model.config._attn_implementation = "flash_attention_2"
-    assert "flash_attention_2" in attention_obstacle(model)
-    model.config._attn_implementation, model.config.rope_parameters = "sdpa", {"rope_type": "longrope"}
-    assert "longrope" in attention_obstacle(model)
-    falcon = AutoModelForCausalLM.from_config(
-        FalconConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, alibi=True)
-    )
-    assert "ALiBi" in attention_obstacle(falcon)
-    mamba = AutoModelForCausalLM.from_config(MambaConfig(hidden_size=32, num_hidden_layers=1))
-    assert attention_obstacle(mamba) is not None
-    peft = pytest.importorskip("peft")
-    adapted = peft.get_peft_model(
-        tiny.model(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, tokenizer_name_or_path=None)
-    )
-    assert "virtual tokens" in attention_obstacle(adapted)
-
-
-def test_number_of_forwards():
-    model = tiny.model().eval()
-    rows, calls = ragged_rows(), []
-
-    def counting(**inputs):
-        calls.append(inputs["input_ids"].shape)
-        return score_with(model)(**inputs)
-
-    packed_beliefs(counting, rows, None, CPU)
-    assert len(calls) == 1
-    assert calls[0] == (4, max(map(packed_length, rows)))
-    calls.clear()
-    prefix_beliefs(counting, rows, CPU)
-    assert len(calls) == len(rows[0].ends)
-
-
-def test_a_probe_sees_neither_other_probes_nor_what_comes_later():
-    score = score_with(tiny.model().eval())
-    rows = ragged_rows()[:1]
-    before = packed_beliefs(score, rows, None, CPU)
-    changed = [ProbedRow(rows[0].context[:29] + [9] * 11, rows[0].ends, rows[0].probe)]
-    after = packed_beliefs(score, changed, None, CPU)
-    torch.testing.assert_close(after[:, :3], before[:, :3], atol=1e-5, rtol=0)
-    assert (after[:, 3] - before[:, 3]).abs() > 1e-3
+def test_mean_logps():
+    logps, owner = torch.tensor([-1.0, -3.0, -5.0, -torch.inf]), torch.tensor([0, 0, 2, 3])
+    assert mean_logps(logps, owner, 5).tolist()[::2] == [-2.0, -5.0, pytest.approx(torch.nan, nan_ok=True)]
+    assert mean_logps(logps, owner, 5).isnan().tolist() == [False, True, False, True, True]
 
 
 def test_rows_of_a_batch():

@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import LlamaModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.belief import BeliefScorer
 from a2tgpo_trl.functional import spread_turns, turn_ids, turn_log_ratio
-from a2tgpo_trl.scoring import BeliefScorer
 from conftest import GROUP, QUESTION, correct, search
 
 ANSWER_ONLY = [
@@ -152,27 +152,100 @@ def test_a_packed_sequence_may_be_longer_than_the_context(score, architecture):
     torch.testing.assert_close(long["information_gain"], short["information_gain"], atol=1e-4, rtol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("elements", [1, 11000])
-def test_a_mask_that_takes_too_much_memory(score, monkeypatch, elements):
-    """Smaller micro-batches, and one prefix per turn where a single row is too long: the same gains."""
-    expected, _ = score()
-    shapes = []
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_the_token_budget_changes_the_forwards_and_no_gain(score, monkeypatch, architecture):
+    """Token trees, and padded prefixes where a model cannot take them."""
+    sizes = []
     original = BeliefScorer._score
 
     def recording(self, model, **inputs):
-        shapes.append(inputs["attention_mask"].shape)
+        sizes.append(inputs["input_ids"].numel())
         return original(self, model, **inputs)
 
     monkeypatch.setattr(BeliefScorer, "_score", recording)
-    monkeypatch.setattr("a2tgpo_trl.scoring.MAX_MASK_ELEMENTS", elements)
-    batch, _ = score()
+    gains, forwards = [], []
+    for budget in (1000, 130, 1):
+        sizes.clear()
+        model = tiny.model(architecture, attn_implementation="eager")
+        batch, _ = score(model=model, ig_tokens_per_batch=budget, gradient_accumulation_steps=2)
+        gains.append(batch["information_gain"])
+        forwards.append(len(sizes))
+        assert budget == 1 or max(sizes) <= budget
+    # the prompt, and one context less than there are gains: two rollouts make the same first search
+    assert forwards[2] == (~gains[0].isnan()).sum() > forwards[1] > forwards[0]
+    for other in gains[1:]:
+        torch.testing.assert_close(gains[0], other, atol=1e-4, rtol=0, equal_nan=True)
+
+
+def adapter(**options):
+    peft = pytest.importorskip("peft")
+    return peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **options)
+
+
+def recorded_forwards(monkeypatch):
+    """Tokens of each forward of the tiny model, its log-probabilities and beliefs alike."""
+    sizes = []
+    original = LlamaModel.forward
+
+    def recording(self, input_ids=None, **kwargs):
+        sizes.append(tuple(input_ids.shape))
+        return original(self, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(LlamaModel, "forward", recording)
+    return sizes
+
+
+def test_beliefs_ride_on_the_old_log_probabilities(score, monkeypatch):
+    """The forwards of GRPO, each followed by its probes alone; its old log-probabilities, and the gains of a run without."""
+    sizes = recorded_forwards(monkeypatch)
+    grpo, _ = score(advantage_estimator="grpo")
+    theirs = sizes.copy()
+    sizes.clear()
+    riding, trainer = score()
+    assert sizes[::2] == theirs and len(theirs) == 2
+    longest_probe = len(trainer._tokenizer("<answer>Paris")["input_ids"])
+    assert all(rows == 2 and tokens <= 4 * longest_probe for rows, tokens in sizes[1::2])
+    assert torch.equal(riding["old_per_token_logps"], grpo["old_per_token_logps"])
+    sizes.clear()
+    alone, _ = score(gradient_accumulation_steps=2)
+    assert "old_per_token_logps" not in alone and len(sizes) == 1 and sizes[0][0] == 1
     torch.testing.assert_close(
-        batch["information_gain"], expected["information_gain"], atol=1e-4, rtol=0, equal_nan=True
+        riding["information_gain"], alone["information_gain"], atol=1e-4, rtol=0, equal_nan=True
     )
-    if elements == 1:
-        assert all(len(shape) == 2 for shape in shapes)
-    else:
-        assert all(shape.numel() <= elements for shape in shapes) and len(shapes) > 2
+    torch.testing.assert_close(riding["advantages"], alone["advantages"], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(pad_to_multiple_of=16), dict(mask_truncated_completions=True), dict(beta=0.1)]
+)
+def test_beliefs_ride_whatever_else_trl_does(score, options):
+    cut = [*GROUP[:3], ["<search>Lyon</search>", "and on and on without an end"]]
+    riding, trainer = score(cut, peft_config=adapter(), **options)
+    alone, _ = score(cut, peft_config=adapter(), gradient_accumulation_steps=2, **options)
+    assert trainer._riding is None and trainer._answers is None
+    torch.testing.assert_close(
+        riding["information_gain"], alone["information_gain"], atol=1e-4, rtol=0, equal_nan=True
+    )
+
+
+def test_a_reference_forward_carries_no_beliefs(score, monkeypatch):
+    """With every update on-policy the first log-probabilities that TRL computes are the reference's."""
+    monkeypatch.setattr(BeliefScorer, "ride", lambda *args: pytest.fail("that model is not the policy"))
+    batch, _ = score(gradient_accumulation_steps=2, beta=0.1, peft_config=adapter())
+    assert "ref_per_token_logps" in batch and (~batch["information_gain"].isnan()).any()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_beliefs_do_not_ride_on_dropout(score, caplog, monkeypatch, dropout):
+    monkeypatch.setattr(logging.getLogger("a2tgpo_trl"), "propagate", True)
+    rides, original = [], BeliefScorer.ride
+    monkeypatch.setattr(BeliefScorer, "ride", lambda *args: rides.append(1) or original(*args))
+    with caplog.at_level(logging.WARNING):
+        batch, _ = score(peft_config=adapter(lora_dropout=dropout))
+    told = any("takes forwards of its own" in r.message and "lora_dropout" in r.message for r in caplog.records)
+    assert (len(rides), told) == ((0, True) if dropout else (1, False))
+    plain, _ = score(gradient_accumulation_steps=2)  # LoRA begins as the model itself
+    torch.testing.assert_close(batch["information_gain"], plain["information_gain"], atol=1e-4, rtol=0, equal_nan=True)
 
 
 def test_the_same_context_has_the_same_belief(score):

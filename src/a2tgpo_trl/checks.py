@@ -125,8 +125,7 @@ def warn_of_settings(args: A2TGPOConfig, protocol: str | None) -> None:
         args ([`A2TGPOConfig`]): The options.
         protocol (`str`, *optional*): The tool protocol, `"chat"` or `"tags"`, if there are tools.
     """
-    generate_every = args.steps_per_generation * args.num_iterations
-    if args.advantage_estimator != "grpo" and args.gradient_accumulation_steps % generate_every == 0:
+    if args.advantage_estimator != "grpo" and args.every_update_is_on_policy:
         logger.warning(
             "Every update will be on-policy: the importance ratio is 1 and no clip range ever binds, so epsilon and "
             "turn_clip_strength do nothing. For several updates per rollout batch set steps_per_generation "

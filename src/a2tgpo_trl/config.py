@@ -25,6 +25,7 @@ _UNREAD = {
         "turn_gamma",
         "belief_measure",
         "answer_template",
+        "ig_tokens_per_batch",
     ),
 }
 
@@ -120,6 +121,14 @@ class A2TGPOConfig(GRPOConfig):
             "model is to answer."
         },
     )
+    ig_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of a micro-batch where beliefs are scored in forwards of their own. Default: as many as "
+            "per_device_train_batch_size (in evaluation per_device_eval_batch_size) of the longest completions with their prompts. Beliefs that are scored along with the "
+            "old log-probabilities come in TRL's micro-batches."
+        },
+    )
     tool_protocol: str = field(
         default="auto",
         metadata={
@@ -211,6 +220,10 @@ class A2TGPOConfig(GRPOConfig):
                 f"answer_template must contain {{answer}} exactly once, got {self.answer_template!r} with "
                 f"{self.answer_template.count('{answer}')}. For example: '<answer>{{answer}}</answer>'."
             )
+        if self.ig_tokens_per_batch is not None and self.ig_tokens_per_batch < 1:
+            raise ValueError(
+                f"ig_tokens_per_batch must be at least 1, or None for TRL's batch size, got {self.ig_tokens_per_batch}."
+            )
         self._check_rollouts()
         self._check_unread()
         if self.loss_type == "cispo" and self.epsilon_high is None:
@@ -222,6 +235,11 @@ class A2TGPOConfig(GRPOConfig):
             self.epsilon, default_high = _CLIP_RANGES[self.importance_sampling_level]
             self.epsilon_high = default_high if self.epsilon_high is None else self.epsilon_high
         super().__post_init__()
+
+    @property
+    def every_update_is_on_policy(self) -> bool:
+        """Whether no weight changes between a generation batch and its last update."""
+        return self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0
 
     def _check_choice(self, option: str, choices: tuple[str, ...]) -> None:
         value = getattr(self, option)

@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 from trl import GRPOTrainer
+from trl.extras.profiling import profiling_context
 from trl.trainer.utils import get_config_model_id
 
-from .belief import scored_answer, shared_beliefs
+from .belief import BeliefScorer, RidingModel, scored_answer, shared_beliefs
 from .checks import check_arguments, check_observation_limit, prompts_are_conversational, warn_of_settings
 from .config import A2TGPOConfig
 from .estimators import TurnCredit, assign_credit
@@ -35,7 +36,6 @@ from .rollout import (
     raising_value_errors,
     with_named_resets,
 )
-from .scoring import BeliefScorer
 from .updates import SkipEmptyUpdates
 
 logger = logging.get_logger(__name__)
@@ -111,7 +111,7 @@ class A2TGPOTrainer(GRPOTrainer):
             # GRPOTrainer takes tools for calls of the chat template, which may not know any
             template_tools = None
             TagProtocol(processing_class, tools, args.tool_tags, args.result_tag)  # refuses what it cannot call
-        self._loss_inputs = None
+        self._loss_inputs = self._answers = self._riding = None
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -168,7 +168,9 @@ class A2TGPOTrainer(GRPOTrainer):
         self._is_training = self.model.training  # generation may change it
         try:
             with replaced(self._tokenizer, parse_response=raising_value_errors(self._tokenizer.parse_response)):
-                return super()._generate(prompts)
+                output = super()._generate(prompts)
+            self._generated_tool_mask = output[2]
+            return output
         finally:
             if self._turns is not None:
                 self._turns.clear()
@@ -311,12 +313,19 @@ class A2TGPOTrainer(GRPOTrainer):
         training = self.model.training  # generation may change it
         column = self.args.answer_column
         answers = [scored_answer(row.get(column), f"{column!r} of {row.get('prompt')!r}") for row in inputs]
-        batch = super()._generate_and_score_completions(inputs)
+        with replaced(self, _answers=answers if self._beliefs_ride() else None, _riding=None):
+            batch = super()._generate_and_score_completions(inputs)
+            riding = self._riding
         masks = batch["completion_mask"], batch.get("tool_mask")
         ids, ends = turn_ids(*masks), observation_ends(*masks)
-        size = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
-        beliefs, keys = self._scorer.measure(self.model, batch, ends, answers, size)
-        credit = self._assign_credit(batch["advantages"], beliefs, keys, ids, ends, training)
+        if riding is None:
+            plan = self._scorer.plan(batch, ends, answers)
+            size = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
+            with profiling_context(self, "information_gain"):
+                beliefs = self._scorer.measure(self.model, plan, size)
+        else:
+            plan, beliefs = riding.plan, torch.cat(riding.beliefs)
+        credit = self._assign_credit(batch["advantages"], beliefs, plan.keys, ids, ends, training)
         local = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
         batch["turn_ids"] = ids
         batch["advantages"] = spread_turns(credit.advantages[local], ids, fill=0.0)
@@ -325,6 +334,32 @@ class A2TGPOTrainer(GRPOTrainer):
         self._log_credit(credit, batch["advantages"], ids, answers.count(None), training)
         return batch
 
+    def _beliefs_ride(self) -> bool:
+        """Whether beliefs are scored along with the old log-probabilities, if TRL computes these."""
+        corrected = self.use_vllm and self.vllm_importance_sampling_correction
+        if self.args.every_update_is_on_policy and not corrected:
+            return False
+        if obstacle := self._scorer.riding_obstacle(self.model):
+            logger.warning_once(
+                f"Information gain takes forwards of its own, beside that of the old log-probabilities: {obstacle}."
+            )
+        return not obstacle
+
+    def _ride(self, model, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int) -> RidingModel:
+        """The policy, scoring beliefs along with the log-probabilities of a generation batch."""
+        prompt, completion = slice(None, -logits_to_keep), slice(-logits_to_keep, None)
+        batch = {
+            "prompt_ids": input_ids[:, prompt],
+            "prompt_mask": attention_mask[:, prompt],
+            "completion_ids": input_ids[:, completion],
+            "completion_mask": attention_mask[:, completion],
+        }
+        tool_mask = torch.ones_like(batch["completion_mask"])
+        for row, mask in zip(tool_mask, self._generated_tool_mask or [], strict=False):
+            row[: len(mask)] = torch.tensor(mask)
+        plan = self._scorer.plan(batch, observation_ends(batch["completion_mask"], tool_mask), self._answers)
+        return self._scorer.ride(model, plan)
+
     def _assign_credit(
         self, outcome: Tensor, beliefs: Tensor, keys: Tensor, ids: Tensor, ends: Tensor, training: bool
     ) -> TurnCredit:
@@ -332,6 +367,7 @@ class A2TGPOTrainer(GRPOTrainer):
         num_turns, num_tool_turns = ids.amax(dim=1) + 1, (ends >= 0).sum(dim=1)
         local = (beliefs, keys, outcome, num_turns, num_tool_turns)
         beliefs, keys, *gathered = self.accelerator.gather(local)
+        beliefs = beliefs.exp() if self.args.belief_measure == "prob" else beliefs
         num_generations = self.num_generations if training else self.num_generations_eval
         return assign_credit(shared_beliefs(beliefs, keys), *gathered, num_generations, self.args)
 
@@ -374,8 +410,11 @@ class A2TGPOTrainer(GRPOTrainer):
         ):
             return super()._compute_loss(model, inputs)
 
-    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        batch = input_ids, attention_mask, logits_to_keep
+        if self._answers is not None and self._riding is None:  # TRL's first are the old log-probabilities
+            model = self._riding = self._ride(model, *batch)
+        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(model, *batch, *args, **kwargs)
         batch = self._loss_inputs
         if batch is not None and "old_per_token_logps" in batch:
             ids = batch.get("turn_ids")

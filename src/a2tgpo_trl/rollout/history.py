@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from ..architecture import attention_obstacle
+from ..architecture import mask_obstacle
 
 
 def history_obstacle(model: PreTrainedModel, config: GenerationConfig) -> str | None:
     """Why a model's keys and values cannot be kept and put together in other batches, or `None` if they can."""
-    if obstacle := attention_obstacle(model):
+    if obstacle := mask_obstacle(model):
         return obstacle
     if model.config.get_text_config() is not model.config:
         return f"{model.config.model_type} takes more than text, and keeps state of its own between calls"

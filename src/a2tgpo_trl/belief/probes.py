@@ -1,26 +1,16 @@
-"""Belief in the true answer (equation 1): where to probe a completion, and how to score all probes at once.
+"""Belief in the true answer (equation 1): where to probe a completion, and what to run the model over for it.
 
 A *probe* is the answer, filled into the answer template, appended to a context: the prompt, or the prompt and the
 completion up to the end of an observation. The belief at that context is the mean log-probability of the answer's
 tokens.
-
-[`packed_beliefs`] lays a completion and all of its probes in one sequence
-
-    prompt | completion | probe_0 | probe_1 | … | probe_n
-
-where each probe sees its own context and itself only, and its positions go on from the end of that context.
-[`prefix_beliefs`] scores one context after the other, for models whose attention cannot take such a mask.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-
-Score = Callable[..., Tensor]
-"""`score(input_ids, attention_mask, position_ids, shift_labels)` → log-probabilities of the labels, `(B, L)`."""
 
 
 @dataclass(frozen=True)
@@ -179,112 +169,71 @@ def shared_beliefs(beliefs: Tensor, keys: Tensor) -> Tensor:
     return beliefs.flatten()[first[context]].view_as(beliefs)
 
 
-def packed_length(row: ProbedRow) -> int:
-    """Tokens of the packed sequence of a row."""
-    num_probes = sum(end is not None for end in row.ends)
-    return len(row.context) + (num_probes * len(row.probe.ids) if row.probe else 0)
-
-
-def packed_beliefs(score: Score, rows: Sequence[ProbedRow], dtype: torch.dtype | None, device: torch.device) -> Tensor:
+@dataclass(frozen=True)
+class BeliefPlan:
     """
-    Beliefs of a micro-batch in one forward.
+    What to score for a batch of `B` completions.
+
+    Attributes:
+        rows (`list[ProbedRow]`, length `B`): Each with `K + 1` ends, every distinct context in one row only.
+        keys (`Tensor`, shape `(B, K + 1)`): By which [`shared_beliefs`] tells equal contexts.
+        first_columns (`list[int]`, length `B`): Padding to the left of each prompt.
+    """
+
+    rows: list[ProbedRow]
+    keys: Tensor
+    first_columns: list[int]
+
+
+@dataclass(frozen=True)
+class Query:
+    """
+    What to run the model over for one belief.
+
+    Attributes:
+        row (`int`), end (`int`): Which belief: that of a row, at the context with this index.
+        context_length (`int`): Tokens of the context.
+        ids (`list[int]`): The context and the probe, up to the last token that predicts one of the answer.
+        predictors (`list[int]`): Places in `ids` that predict a token of the answer.
+        labels (`list[int]`): These tokens.
+    """
+
+    row: int
+    end: int
+    context_length: int
+    ids: list[int]
+    predictors: list[int]
+    labels: list[int]
+
+
+def queries(rows: Sequence[ProbedRow]) -> list[Query]:
+    """One query for each context that is to be probed; none for a probe without a token of the answer."""
+    found = []
+    for i, row in enumerate(rows):
+        if row.probe is None or not any(row.probe.scored):
+            continue
+        scored = [offset for offset, on in enumerate(row.probe.scored) if on]
+        labels = [row.probe.ids[offset] for offset in scored]
+        for k, end in enumerate(row.ends):
+            if end is not None:
+                ids = row.context[:end] + row.probe.ids[: scored[-1]]
+                found.append(Query(i, k, end, ids, [end - 1 + offset for offset in scored], labels))
+    return found
+
+
+def mean_logps(logps: Tensor, owner: Tensor, num_owners: int) -> Tensor:
+    """
+    Belief of each owner: the mean of its log-probabilities.
 
     Args:
-        score (`Callable`): Runs the model, see [`Score`].
-        rows (`Sequence[ProbedRow]`, length `B`): Completions, all with `K + 1` ends.
-        dtype (`torch.dtype`, *optional*): Of the additive mask that eager attention takes; a boolean mask without it.
-        device (`torch.device`): Where the model is.
+        logps (`Tensor`, shape `(M,)`): Log-probabilities of tokens, in nats.
+        owner (`Tensor`, shape `(M,)`, long): Whose token each is.
+        num_owners (`int`): How many owners there are.
 
     Returns:
-        `Tensor`, shape `(B, K + 1)`: mean log-probability of the answer's tokens, in nats; NaN where there is no
-        context or no probe.
+        `Tensor`, shape `(num_owners,)`, in nats per answer token; NaN without tokens, or where the answer has
+        probability 0, which says nothing either.
     """
-    layouts = [_lay_out(row) for row in rows]
-    batch = _pad(layouts, device)
-    mask = _block_mask(batch["segment"], batch["limit"], batch["index"])  # (B, L, L)
-    if dtype is not None:
-        mask = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, torch.finfo(dtype).min)
-    return _mean_by_owner(score, batch, mask.unsqueeze(1), num_owners=len(rows[0].ends))
-
-
-def prefix_beliefs(score: Score, rows: Sequence[ProbedRow], device: torch.device) -> Tensor:
-    """
-    Beliefs of a micro-batch in one forward per context, `K + 1` in all.
-
-    Takes and returns what [`packed_beliefs`] does. A row without the context of a forward takes part with one
-    token, so that the number of forwards depends on `K` alone.
-    """
-    columns = []
-    for k in range(len(rows[0].ends)):
-        prefixes = []
-        for row in rows:
-            end = row.ends[k]
-            prefixes.append(ProbedRow(row.context[: end or 1], [end], row.probe))
-        batch = _pad([_lay_out(prefix) for prefix in prefixes], device)
-        columns.append(_mean_by_owner(score, batch, (batch["segment"] >= 0).long(), num_owners=1))
-    return torch.cat(columns, dim=1)
-
-
-def _lay_out(row: ProbedRow) -> dict[str, list[int]]:
-    """One sequence of a context and its probes, token by token; see `_pad` for the meaning of each list."""
-    length = len(row.context)
-    ids, position, limit = list(row.context), list(range(length)), list(range(1, length + 1))
-    segment, labels, owner = [0] * length, [-100] * length, [-1] * length
-    for k, end in enumerate(row.ends):
-        if end is None or row.probe is None:
-            continue
-        predictor = end - 1  # the first probe token is predicted at the end of its context, which is no other probe's
-        for offset, (token, scored) in enumerate(zip(row.probe.ids, row.probe.scored, strict=True)):
-            if scored:
-                labels[predictor], owner[predictor] = token, k
-            predictor = len(ids)
-            ids.append(token)
-            position.append(end + offset)
-            limit.append(end)
-            segment.append(k + 1)
-            labels.append(-100)
-            owner.append(-1)
-    return {"ids": ids, "position": position, "limit": limit, "segment": segment, "labels": labels, "owner": owner}
-
-
-_PADDING = {"ids": 0, "position": 0, "limit": 0, "segment": -1, "labels": -100, "owner": -1}
-
-
-def _pad(layouts: list[dict[str, list[int]]], device: torch.device) -> dict[str, Tensor]:
-    """
-    Right-padded `(B, L)` tensors: `ids`; `position` ids; `limit`, the number of context tokens a token sees;
-    `segment`, 0 for the context, k + 1 for probe k, -1 for padding; `labels`, what the token predicts, -100 where it
-    is not scored; `owner`, the context whose belief that is; and `index`, the place in the sequence.
-    """
-    length = max(len(layout["ids"]) for layout in layouts)
-    batch = {
-        name: torch.tensor([layout[name] + [fill] * (length - len(layout[name])) for layout in layouts], device=device)
-        for name, fill in _PADDING.items()
-    }
-    return {**batch, "index": torch.arange(length, device=device).expand(len(layouts), length)}
-
-
-def _block_mask(segment: Tensor, limit: Tensor, index: Tensor) -> Tensor:
-    """`(B, L, L)`, True where the query (dim 1) may attend to the key (dim 2)."""
-    in_context = (segment == 0).unsqueeze(1) & (index.unsqueeze(1) < limit.unsqueeze(2))
-    in_segment = (segment.unsqueeze(1) == segment.unsqueeze(2)) & (index.unsqueeze(1) <= index.unsqueeze(2))
-    is_key = (segment >= 0).unsqueeze(1)
-    # Padding attends to itself: a query that attends to nothing is NaN, and spreads
-    itself = index.unsqueeze(1) == index.unsqueeze(2)
-    return (is_key & (in_context | in_segment)) | itself
-
-
-def _mean_by_owner(score: Score, batch: dict[str, Tensor], attention_mask: Tensor, num_owners: int) -> Tensor:
-    logps = score(
-        input_ids=batch["ids"],
-        attention_mask=attention_mask,
-        position_ids=batch["position"],
-        shift_labels=batch["labels"],
-    )  # (B, L)
-    scored = batch["owner"] >= 0
-    slot = batch["owner"].clamp(min=0)
-    empty = logps.new_zeros(logps.size(0), num_owners)
-    sums = empty.scatter_add(1, slot, logps.where(scored, 0.0))
-    counts = empty.scatter_add(1, slot, scored.to(logps.dtype))
-    means = sums / counts  # 0 / 0 is NaN: no context, no belief
-    return means.where(means.isfinite(), torch.nan)  # an answer of probability 0 says nothing either
+    empty = logps.new_zeros(num_owners)
+    means = empty.scatter_add(0, owner, logps) / empty.scatter_add(0, owner, torch.ones_like(logps))
+    return means.where(means.isfinite(), torch.nan)

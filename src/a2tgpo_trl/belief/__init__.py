@@ -1,0 +1,33 @@
+"""Belief in the true answer (equation 1): what to probe, and how to score it at the cost of the probes."""
+
+from .probes import (
+    BeliefPlan,
+    Probe,
+    ProbedRow,
+    Query,
+    make_probe,
+    mean_logps,
+    probed_rows,
+    queries,
+    scored_answer,
+    share_contexts,
+    shared_beliefs,
+)
+from .riding import RidingModel
+from .scoring import BeliefScorer
+
+__all__ = [
+    "BeliefPlan",
+    "BeliefScorer",
+    "Probe",
+    "ProbedRow",
+    "Query",
+    "RidingModel",
+    "make_probe",
+    "mean_logps",
+    "probed_rows",
+    "queries",
+    "scored_answer",
+    "share_contexts",
+    "shared_beliefs",
+]

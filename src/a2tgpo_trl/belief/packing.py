@@ -1,0 +1,155 @@
+"""Sequences laid out so that nothing is computed twice and no padding at all.
+
+Sequences that begin alike form a tree: a [`TokenTree`] holds each distinct beginning once, one branch after the other in
+one row,
+
+    prompt | turn, observation | probe | turn, observation | probe | …
+
+and a token sees the tokens on its way from the root. In depth-first order that is one inequality: token `i` sees token `j`
+where `j <= i < ends[j]`, with `ends[j]` one past the last token below `j`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Span = tuple[int, int]
+"""First token, and one past the last, in the row of a tree."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """
+    One sequence of a tree.
+
+    Attributes:
+        spans (`list[Span]`): Where its tokens lie, from the root on.
+        shared (`int`): How many of its first tokens belong to an earlier sequence as well; the others are its own and lie
+            together.
+        length (`int`): How many tokens it has.
+    """
+
+    spans: list[Span]
+    shared: int
+    length: int
+
+    def place(self, depth: int) -> int:
+        """Where in the row the token lies that `depth` tokens come before."""
+        for start, stop in self.spans:
+            if depth < stop - start:
+                return start + depth
+            depth -= stop - start
+        raise IndexError(f"the sequence has {self.length} tokens")
+
+
+class TokenTree:
+    """
+    Sequences in one row, each distinct beginning once.
+
+    Attributes:
+        ids (`list[int]`, length `N`): Token ids.
+        positions (`list[int]`, length `N`): Tokens before each in its sequence.
+        ends (`list[int]`, length `N`): One past the last token that sees it.
+        branches (`dict[int, Branch]`): Each sequence by its key, in the order of the row.
+
+    Example:
+        >>> tree = TokenTree()
+        >>> tree.add(0, [5, 6, 7])
+        >>> tree.add(1, [5, 6, 8, 9])
+        >>> tree.ids, tree.positions, tree.ends
+        ([5, 6, 7, 8, 9], [0, 1, 2, 2, 3], [5, 5, 3, 5, 5])
+        >>> tree.branches[1]
+        Branch(spans=[(0, 2), (3, 5)], shared=2, length=4)
+    """
+
+    def __init__(self):
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.ends: list[int] = []
+        self.branches: dict[int, Branch] = {}
+        self._last: Sequence[int] = ()
+        self._path: list[Span] = []
+
+    def num_new(self, sequence: Sequence[int]) -> int:
+        """Tokens by which [`TokenTree.add`] would lengthen the row."""
+        return len(sequence) - common_prefix(sequence, self._last)
+
+    def add(self, key: int, sequence: Sequence[int]) -> None:
+        """Add a sequence. In lexicographic order all that sequences have in common is shared."""
+        shared, start = common_prefix(sequence, self._last), len(self.ids)
+        self.ids.extend(sequence[shared:])
+        self.positions.extend(range(shared, len(sequence)))
+        stop = len(self.ids)
+        self.ends.extend([stop] * (stop - start))
+        self._path, self._last = _beginning(self._path, shared) + [(start, stop)] * (stop > start), sequence
+        for first, last in self._path:
+            self.ends[first:last] = [stop] * (last - first)
+        self.branches[key] = Branch(self._path, shared, len(sequence))
+
+    def pad_to_multiple_of(self, multiple: int) -> None:
+        """Lengthen the row by tokens that see themselves only."""
+        start = len(self.ids)
+        stop = -(-start // multiple) * multiple
+        self.ids.extend([0] * (stop - start))
+        self.positions.extend([0] * (stop - start))
+        self.ends.extend(range(start + 1, stop + 1))
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _beginning(path: list[Span], length: int) -> list[Span]:
+    """Where the first tokens of a path lie."""
+    spans = []
+    for start, stop in path:
+        if length > 0:
+            spans.append((start, min(start + length, stop)))
+        length -= stop - start
+    return spans
+
+
+def pack(sequences: Sequence[Sequence[int]], max_tokens: int) -> list[TokenTree]:
+    """
+    Trees of at most so many tokens; a longer sequence has a tree of its own.
+
+    Args:
+        sequences (`Sequence[Sequence[int]]`): Token ids. Their order makes no difference.
+        max_tokens (`int`): Tokens of a tree.
+
+    Returns:
+        `list[TokenTree]`: with the index in `sequences` as key of each branch.
+    """
+    trees = []
+    for index in sorted(range(len(sequences)), key=sequences.__getitem__):
+        if not trees or len(trees[-1].ids) + trees[-1].num_new(sequences[index]) > max_tokens:
+            trees.append(TokenTree())
+        trees[-1].add(index, sequences[index])
+    return trees
+
+
+def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """
+    Micro-batches of sequences of like length, of at most so many tokens with their padding.
+
+    Args:
+        lengths (`Sequence[int]`): Of the sequences.
+        max_tokens (`int`): Rows of a micro-batch times the longest of them; a longer sequence is alone.
+
+    Returns:
+        `list[list[int]]`: indices, the longest first.
+    """
+    batches = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        longest = lengths[batches[-1][0]] if batches else 0
+        if not batches or (len(batches[-1]) + 1) * longest > max_tokens:
+            batches.append([])
+        batches[-1].append(index)
+    return batches

@@ -1,0 +1,207 @@
+"""Runs a model over what [`probes`] ask for, the same number of times on every process."""
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import is_torch_flex_attn_available, logging
+
+from ..architecture import dropout_obstacle, packing_obstacle, shift_obstacle
+from ..config import A2TGPOConfig
+from .attention import BLOCK, attention_over
+from .packing import TokenTree, batches_by_length, pack
+from .probes import BeliefPlan, Query, make_probe, mean_logps, probed_rows, queries, share_contexts
+from .riding import RidingModel
+
+logger = logging.get_logger(__name__)
+
+_SPARE = Query(row=0, end=0, context_length=1, ids=[0], predictors=[0], labels=[0])
+"""What a process scores while others have more to score, so that all make the same forwards."""
+
+
+class BeliefScorer:
+    """
+    Measures beliefs in the answers of a batch.
+
+    Args:
+        model (`nn.Module`): The policy with TRL's fused LM head; its architecture decides how it is run.
+        tokenizer (`PreTrainedTokenizerBase`): A fast tokenizer.
+        accelerator (`Accelerator`): Of the trainer.
+        args ([`A2TGPOConfig`]): `answer_template` and `ig_tokens_per_batch` are read.
+        context_length (`int`): Most tokens that a context and its probe may have.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        accelerator: Accelerator,
+        args: A2TGPOConfig,
+        context_length: int,
+    ):
+        self.tokenizer = tokenizer
+        self.accelerator = accelerator
+        self.args = args
+        self.context_length = context_length
+        self.config = model.config.get_text_config()
+        base = accelerator.unwrap_model(model)
+        self.base = base.get_base_model() if hasattr(base, "get_base_model") else base
+        on_cuda = accelerator.device.type == "cuda" and is_torch_flex_attn_available()
+        self.attention = "flex" if on_cuda and self.base._supports_flex_attn else "branches"
+        self.obstacle = packing_obstacle(base)
+        if self.obstacle:
+            logger.warning(f"Information gain reads each context from its beginning: {self.obstacle}.")
+
+    def plan(self, batch: dict[str, Any], ends: Tensor, answers: list[str | None]) -> BeliefPlan:
+        """
+        What to score, with as many columns on every process.
+
+        Args:
+            batch (`dict`): TRL's prompts and completions with their masks.
+            ends (`Tensor`, shape `(B, K)`): Where observations end.
+            answers (`list[str | None]`, length `B`): The true answers, `None` where there is none.
+
+        Returns:
+            [`BeliefPlan`]
+        """
+        template = self.args.answer_template
+        probes = {answer: make_probe(self.tokenizer, template, answer) for answer in set(answers) - {None}}
+        rows = probed_rows(batch, ends, [probes.get(answer) for answer in answers], self.context_length)
+        num_turns = int(self._on_all(ends.size(1)).max())
+        rows, keys = share_contexts([row.padded_to(num_turns) for row in rows])
+        first_columns = batch["prompt_mask"].size(1) - batch["prompt_mask"].sum(dim=1)
+        return BeliefPlan(rows, torch.tensor(keys, device=ends.device), first_columns.tolist())
+
+    def riding_obstacle(self, model: nn.Module) -> str | None:
+        """Why beliefs cannot be scored along with the old log-probabilities, or `None` if they can."""
+        return self.obstacle or shift_obstacle(self.base) or dropout_obstacle(model)
+
+    def ride(self, model: nn.Module, plan: BeliefPlan) -> RidingModel:
+        """The model, scoring beliefs as TRL runs it over the batch of a plan."""
+        return RidingModel(model, plan, self.config, self._score)
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, plan: BeliefPlan, batch_size: int) -> Tensor:
+        """
+        Beliefs at the prompt and after each observation, in forwards of their own.
+
+        Args:
+            model (`nn.Module`): The policy, as the trainer has wrapped it.
+            plan ([`BeliefPlan`]): What to score.
+            batch_size (`int`): Rows of a micro-batch, which without `ig_tokens_per_batch` has as many tokens as so many of
+                the longest.
+
+        Returns:
+            `Tensor`, shape `(B, K + 1)`: mean log-probabilities, NaN where there is nothing to score or another row has it.
+        """
+        num_ends = len(plan.rows[0].ends)
+        found = queries(plan.rows)
+        max_tokens = self.args.ig_tokens_per_batch or batch_size * max(len(row.context) for row in plan.rows)
+        with _in_eval_mode(model):  # without dropout, and without a trace in the random state
+            score_all = self._score_prefixes if self.obstacle else self._score_trees
+            means = score_all(model, found, max_tokens)
+        table = means.new_full((len(plan.rows), num_ends), torch.nan)
+        table[[query.row for query in found], [query.end for query in found]] = means
+        return table
+
+    def _score_trees(self, model: nn.Module, found: list[Query], max_tokens: int) -> Tensor:
+        trees = pack([query.ids for query in found], max_tokens)
+        spare = TokenTree()
+        spare.add(len(found), _SPARE.ids)
+        return self._in_turn(partial(self._score_tree, model, [*found, _SPARE]), trees, spare, len(found))
+
+    def _score_tree(self, model: nn.Module, found: Sequence[Query], tree: TokenTree) -> tuple[list[int], Tensor]:
+        """The queries in a tree, and their beliefs."""
+        device = self.accelerator.device
+        keys = list(tree.branches)
+        labels, predictors, owner = [], [], []
+        for i, key in enumerate(keys):
+            query, branch = found[key], tree.branches[key]
+            labels += query.labels
+            predictors += [branch.place(depth) for depth in query.predictors]
+            owner += [i] * len(query.labels)
+        if self.attention == "flex":
+            tree.pad_to_multiple_of(BLOCK)
+        with attention_over(tree, self.config, self.attention, device) as mask, self._predicting_at(predictors):
+            logps = self._score(
+                model,
+                input_ids=torch.tensor([tree.ids], device=device),
+                position_ids=torch.tensor([tree.positions], device=device),
+                attention_mask=mask,
+                shift_labels=torch.tensor([labels], device=device),
+            )
+        return keys, mean_logps(logps[0], torch.tensor(owner, device=device), len(keys))
+
+    @contextmanager
+    def _predicting_at(self, places: list[int]):
+        """
+        Let the LM head see these places of a row only, in this order.
+
+        A token that several sequences go on from predicts something else in each.
+        """
+
+        def select(backbone, args, output):
+            output.last_hidden_state = output.last_hidden_state[:, places]
+            return output
+
+        handle = self.base.base_model.register_forward_hook(select)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _score_prefixes(self, model: nn.Module, found: list[Query], max_tokens: int) -> Tensor:
+        batches = batches_by_length([len(query.ids) for query in found], max_tokens)
+        return self._in_turn(partial(self._score_batch, model, [*found, _SPARE]), batches, [len(found)], len(found))
+
+    def _score_batch(self, model: nn.Module, found: Sequence[Query], keys: list[int]) -> tuple[list[int], Tensor]:
+        """Some queries, and their beliefs, each in a row of its own."""
+        device = self.accelerator.device
+        chosen = [found[key] for key in keys]
+        width = max(len(query.ids) for query in chosen)
+        ids = torch.tensor([query.ids + [0] * (width - len(query.ids)) for query in chosen], device=device)
+        lengths = torch.tensor([len(query.ids) for query in chosen], device=device)
+        index = torch.arange(width, device=device).expand_as(ids)
+        labels = torch.full_like(ids, -100)
+        for i, query in enumerate(chosen):
+            labels[i, query.predictors] = torch.tensor(query.labels, device=device)
+        mask = (index < lengths.unsqueeze(1)).long()
+        logps = self._score(model, input_ids=ids, attention_mask=mask, position_ids=index, shift_labels=labels)
+        owner = torch.arange(len(chosen), device=device).unsqueeze(1).expand_as(ids)
+        scored = labels >= 0
+        return keys, mean_logps(logps[scored], owner[scored], len(chosen))
+
+    def _in_turn(
+        self, score: Callable[[Any], tuple[list[int], Tensor]], batches: list[Any], spare: Any, num_queries: int
+    ) -> Tensor:
+        """Beliefs of all queries, in as many forwards as the process with most batches needs."""
+        means = torch.full((num_queries + 1,), torch.nan, device=self.accelerator.device)
+        for batch in batches + [spare] * (int(self._on_all(len(batches)).max()) - len(batches)):
+            keys, beliefs = score(batch)
+            means[keys] = beliefs.to(means.dtype)
+        return means[:num_queries]
+
+    def _on_all(self, number: int) -> Tensor:
+        return self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
+
+    def _score(self, model: nn.Module, **inputs: Any) -> Tensor:
+        """Log-probabilities of `shift_labels`, through TRL's fused LM head."""
+        if hasattr(self.config, "output_router_logits"):
+            inputs["output_router_logits"] = False  # the router's auxiliary loss cannot read a mask of ours
+        with self.accelerator.autocast():
+            return model(**inputs, fused_lm_head=True).log_probs
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module):
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

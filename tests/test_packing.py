@@ -1,0 +1,93 @@
+"""Token trees: every distinct beginning once, and each token under exactly those it follows."""
+
+import random
+
+import pytest
+
+from a2tgpo_trl.belief.packing import TokenTree, batches_by_length, common_prefix, pack
+
+
+def family(seed: int) -> list[list[int]]:
+    """Sequences over three tokens, many of which begin alike, some of which are the beginning of another or the same."""
+    rng = random.Random(seed)
+    sequences = [[rng.randrange(3) for _ in range(rng.randrange(1, 9))] for _ in range(12)]
+    return [*sequences, sequences[0][: len(sequences[0]) // 2 + 1], sequences[1], [*sequences[2], 1, 2]]
+
+
+def tokens_of(tree, key):
+    return [token for start, stop in tree.branches[key].spans for token in tree.ids[start:stop]]
+
+
+def places_of(tree, key):
+    return [place for start, stop in tree.branches[key].spans for place in range(start, stop)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_tree_holds_each_beginning_once(seed):
+    sequences = family(seed)
+    (tree,) = pack(sequences, max_tokens=10_000)
+    assert len(tree.ids) == len({tuple(s[:n]) for s in sequences for n in range(1, len(s) + 1)})
+    for key, sequence in enumerate(sequences):
+        assert tokens_of(tree, key) == sequence
+        places = places_of(tree, key)
+        assert [tree.positions[place] for place in places] == list(range(len(sequence)))
+        branch = tree.branches[key]
+        assert [branch.place(depth) for depth in range(len(sequence))] == places
+        assert branch.length == len(sequence)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_token_sees_what_it_follows(seed):
+    """Judge: the beginning that each token stands for, built from the sequences."""
+    sequences = family(seed)
+    (tree,) = pack(sequences, max_tokens=10_000)
+    beginning = {}
+    for key, sequence in enumerate(sequences):
+        for depth, place in enumerate(places_of(tree, key)):
+            beginning[place] = sequence[: depth + 1]
+    for i in range(len(tree.ids)):
+        for j in range(len(tree.ids)):
+            follows = beginning[i][: len(beginning[j])] == beginning[j]
+            assert (j <= i < tree.ends[j]) == follows
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_own_tokens_lie_together_in_the_order_of_the_branches(seed):
+    (tree,) = pack(family(seed), max_tokens=10_000)
+    own = [place for key, branch in tree.branches.items() for place in places_of(tree, key)[branch.shared :]]
+    assert own == list(range(len(tree.ids)))
+
+
+@pytest.mark.parametrize("budget", [1, 7, 15, 10_000])
+def test_trees_keep_to_the_budget_whatever_the_order(budget):
+    sequences = family(3)
+    trees = pack(sequences, budget)
+    assert all(
+        len(tree.ids) <= budget or len(set(map(tuple, (tokens_of(tree, k) for k in tree.branches)))) == 1
+        for tree in trees
+    )
+    assert sorted(key for tree in trees for key in tree.branches) == list(range(len(sequences)))
+    shuffled = list(range(len(sequences)))
+    random.Random(0).shuffle(shuffled)
+    assert [tree.ids for tree in pack([sequences[i] for i in shuffled], budget)] == [tree.ids for tree in trees]
+
+
+def test_padding_sees_itself_only():
+    tree = TokenTree()
+    tree.add(0, [4, 5, 6])
+    tree.pad_to_multiple_of(4)
+    tree.pad_to_multiple_of(4)
+    assert (tree.ids, tree.positions, tree.ends) == ([4, 5, 6, 0], [0, 1, 2, 0], [3, 3, 3, 4])
+
+
+@pytest.mark.parametrize(
+    "left, right, expected", [([], [1], 0), ([1, 2], [1, 2, 3], 2), ([1, 2, 4], [1, 2, 3], 2), ([2], [1], 0)]
+)
+def test_common_prefix(left, right, expected):
+    assert common_prefix(left, right) == common_prefix(right, left) == expected
+
+
+def test_batches_by_length():
+    # 9 | 5 4 | 2 2 1: rows times the longest of them are at most 10; 20 is too long for any company
+    assert batches_by_length([2, 5, 9, 1, 20, 4, 2], 10) == [[4], [2], [1, 5], [0, 6, 3]]
+    assert batches_by_length([], 10) == []

@@ -1,0 +1,290 @@
+"""Beliefs on every path against one unpadded forward per context in float64."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import AutoModelForCausalLM, FalconConfig, MambaConfig
+from trl.trainer.utils import add_fused_lm_head
+
+import tiny
+from a2tgpo_trl.architecture import dropout_obstacle, mask_obstacle, packing_obstacle, shift_obstacle
+from a2tgpo_trl.belief import (
+    BeliefPlan,
+    BeliefScorer,
+    Probe,
+    ProbedRow,
+    make_probe,
+    queries,
+    share_contexts,
+    shared_beliefs,
+)
+from a2tgpo_trl.belief.attention import BLOCK, tree_block_mask
+from a2tgpo_trl.belief.packing import pack
+
+TEMPLATE = "<answer>{answer}</answer>"
+NAN = torch.nan
+
+
+def make_rows(template=TEMPLATE, seed=0):
+    """Rows of 3, 0 and 1 probes after the prompt, one that shares a turn, one without an answer."""
+    generator = torch.Generator().manual_seed(seed)
+    tokenizer = tiny.tokenizer()
+
+    def ids(n):
+        return torch.randint(5, 399, (n,), generator=generator).tolist()
+
+    prompt, turn, paris = ids(7), ids(8), make_probe(tokenizer, template, "Paris")
+    return [
+        ProbedRow(prompt + turn + ids(25), [7, 15, 29, 40], paris),
+        ProbedRow(ids(5), [5, None, None, None], make_probe(tokenizer, template, "東京 12")),
+        ProbedRow(ids(140), [9, 60, 130, None], make_probe(tokenizer, template, "x")),
+        ProbedRow(prompt + turn + ids(9), [7, 15, 24, None], paris),
+        ProbedRow(ids(12), [3, 8, None, None], None),
+    ]
+
+
+def naive(model, rows):
+    """One unpadded forward per context, log-softmax over full logits, in float64."""
+    model = model.double()
+    table = torch.full((len(rows), len(rows[0].ends)), NAN, dtype=torch.float64)
+    for i, row in enumerate(rows):
+        for k, end in enumerate(row.ends):
+            if end is None or row.probe is None:
+                continue
+            with torch.no_grad():
+                logps = model(torch.tensor([row.context[:end] + row.probe.ids])).logits.log_softmax(-1)[0]
+            scored = [
+                logps[end + j - 1, token].item()
+                for j, (token, on) in enumerate(zip(row.probe.ids, row.probe.scored, strict=True))
+                if on
+            ]
+            table[i, k] = sum(scored) / len(scored)
+    return table
+
+
+def make_scorer(model, max_tokens=None, attention=None):
+    add_fused_lm_head(model)
+    args = SimpleNamespace(answer_template=TEMPLATE, ig_tokens_per_batch=max_tokens)
+    scorer = BeliefScorer(model, tiny.tokenizer(), Accelerator(cpu=True), args, 1024)
+    scorer.attention = attention or scorer.attention
+    return scorer
+
+
+def make_plan(rows, padding=0):
+    unique, keys = share_contexts(rows)
+    longest = max(row.ends[0] for row in rows)
+    return BeliefPlan(unique, torch.tensor(keys), [padding + longest - row.ends[0] for row in rows])
+
+
+def measured(scorer, model, rows, batch_size=2):
+    plan = make_plan(rows)
+    return shared_beliefs(scorer.measure(model, plan, batch_size), plan.keys)
+
+
+def ridden(scorer, model, rows, batch_size=2, padding=3):
+    """As TRL runs it: prompts padded on the left, completions on the right, in micro-batches."""
+    plan = make_plan(rows, padding)
+    riding = scorer.ride(model, plan)
+    width = max(first + len(row.context) for first, row in zip(plan.first_columns, rows, strict=True)) + 2
+    for start in range(0, len(rows), batch_size):
+        ids, mask = [], []
+        for first, row in list(zip(plan.first_columns, rows, strict=True))[start : start + batch_size]:
+            right = width - first - len(row.context)
+            ids.append([0] * first + row.context + [0] * right)
+            mask.append([0] * first + [1] * len(row.context) + [0] * right)
+        inputs = dict(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask))
+        with torch.no_grad():
+            riding(**inputs, labels=inputs["input_ids"], fused_lm_head=True)
+    return shared_beliefs(torch.cat(riding.beliefs), plan.keys)
+
+
+def agree(actual, expected, atol=1e-4):
+    torch.testing.assert_close(actual.double(), expected, atol=atol, rtol=0, equal_nan=True)
+    assert expected.nan_to_num().unique().numel() > 5  # the contexts differ, and so do the beliefs
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, "{answer}", "{answer} it is"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma", "gpt2"])
+def test_every_path_agrees_with_the_naive_loop(architecture, attention, template):
+    rows = make_rows(template)
+    model = tiny.model(architecture, attn_implementation=attention).eval()
+    assert packing_obstacle(model) is None
+    scorer = make_scorer(model)
+    trees = measured(scorer, model, rows)
+    scorer.obstacle = "as if"
+    prefixes = measured(scorer, model, rows)
+    riding = None if shift_obstacle(model) else ridden(scorer, model, rows)
+    assert model.config._attn_implementation == attention
+    expected = naive(tiny.model(architecture, attn_implementation=attention).eval(), rows)
+    agree(trees, expected)
+    agree(prefixes, expected)
+    assert (riding is None) == (architecture == "gpt2")
+    if riding is not None:
+        agree(riding, expected)
+
+
+@pytest.mark.parametrize("path", ["trees", "prefixes", "riding"])
+def test_agreement_is_not_a_matter_of_tolerance(path, monkeypatch):
+    """The same in double precision, where what is left is rounding of the LM head, which TRL computes in float32."""
+    rows, model = make_rows(), tiny.model(dtype=torch.float64).eval()
+    scorer = make_scorer(model)
+    scorer.obstacle = "as if" if path == "prefixes" else None
+    actual = ridden(scorer, model, rows) if path == "riding" else measured(scorer, model, rows)
+    agree(actual, naive(tiny.model(dtype=torch.float64).eval(), rows), atol=2e-6)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma"])
+def test_flex_attention_agrees(architecture):
+    """Its own code, not compiled, which takes the same mask."""
+    rows, model = make_rows(), tiny.model(architecture).eval()
+    scorer = make_scorer(model, attention="flex")
+    with torch.compiler.set_stance("force_eager"):
+        actual = measured(scorer, model, rows)
+    agree(actual, naive(tiny.model(architecture).eval(), rows))
+
+
+def test_the_block_mask_is_the_tree():
+    rows = make_rows()
+    (tree,) = pack([query.ids for query in queries(rows)], 10_000)
+    tree.pad_to_multiple_of(BLOCK)
+    ends = torch.tensor(tree.ends)
+    index = torch.arange(len(ends))
+    assert len(ends) > BLOCK
+    sees = (index.unsqueeze(0) <= index.unsqueeze(1)) & (index.unsqueeze(1) < ends.unsqueeze(0))
+    mask = tree_block_mask(ends)
+    blocks = sees.view(-1, BLOCK, len(ends) // BLOCK, BLOCK).transpose(1, 2)
+    partial = torch.zeros(blocks.shape[:2], dtype=torch.bool)
+    whole = partial.clone()
+    for target, count, listed in (
+        (partial, mask.kv_num_blocks, mask.kv_indices),
+        (whole, mask.full_kv_num_blocks, mask.full_kv_indices),
+    ):
+        for row, (number, columns) in enumerate(zip(count[0, 0], listed[0, 0], strict=True)):
+            target[row, columns[:number].long()] = True
+    assert not (partial & whole).any()
+    assert torch.equal(whole, blocks.all(-1).all(-1))
+    assert torch.equal(partial | whole, blocks.any(-1).any(-1))
+    assert torch.equal(mask.mask_mod(0, 0, index.unsqueeze(1), index.unsqueeze(0)), sees)
+
+
+def test_a_tree_is_scored_in_one_forward_of_its_distinct_tokens(monkeypatch):
+    rows, model = make_rows(), tiny.model().eval()
+    scorer = make_scorer(model)
+    sizes, original = [], model.forward
+
+    def counting(**inputs):
+        sizes.append((inputs["input_ids"].numel(), inputs["shift_labels"].numel()))
+        return original(**inputs)
+
+    monkeypatch.setattr(model, "forward", counting)
+    measured(scorer, model, rows, batch_size=8)
+    asked = queries(rows)
+    distinct = {tuple(query.ids[:n]) for query in asked for n in range(1, len(query.ids) + 1)}
+    scored = {(tuple(query.ids), label) for query in asked for label in query.labels}
+    # nothing is read twice, not even what follows the last observation; the LM head sees the answers' predictors alone
+    assert [size for size, _ in sizes] == [len(distinct)]
+    assert len(scored) <= sizes[0][1] == sum(len(q.labels) for q in queries(share_contexts(rows)[0]))
+
+
+def test_a_probe_that_repeats_what_the_model_wrote():
+    """The completion goes on as the probe does: they share the tokens, and the belief is the same as without."""
+    tokenizer, model = tiny.tokenizer(), tiny.model().eval()
+    probe = make_probe(tokenizer, TEMPLATE, "Paris")
+    context = [9, 8, 7, *probe.ids, 5, 6, 4]
+    rows = [ProbedRow(context, [3, len(context), None, None], probe)]
+    actual = measured(make_scorer(model), model, rows)
+    torch.testing.assert_close(actual.double(), naive(tiny.model().eval(), rows), atol=1e-4, rtol=0, equal_nan=True)
+
+
+def test_a_probe_sees_neither_other_probes_nor_what_comes_later():
+    model = tiny.model().eval()
+    scorer = make_scorer(model)
+    rows = make_rows()[:1]
+    changed = [ProbedRow(rows[0].context[:29] + [9] * 11, rows[0].ends, rows[0].probe)]
+    for score in (measured, ridden):
+        before, after = score(scorer, model, rows), score(scorer, model, changed)
+        torch.testing.assert_close(after[:, :3], before[:, :3], atol=1e-5, rtol=0)
+        assert (after[:, 3] - before[:, 3]).abs() > 1e-3
+
+
+def test_nothing_to_score():
+    model = tiny.model().eval()
+    empty = [ProbedRow([4, 5, 6], [2, 3], None), ProbedRow([4, 5], [2, None], Probe([7], [False]))]
+    scorer = make_scorer(model)
+    for obstacle in (None, "as if"):
+        scorer.obstacle = obstacle
+        assert measured(scorer, model, empty).isnan().all()
+    assert ridden(scorer, model, empty).isnan().all()
+
+
+def test_an_answer_of_probability_zero_has_no_belief():
+    model = tiny.model().eval()
+    rows = make_rows()[:1]
+    with torch.no_grad():  # the last label cannot be predicted: its logit is -inf
+        bias = torch.zeros(400)
+        bias[queries(rows)[0].labels[-1]] = -torch.inf
+        model.lm_head.bias = nn.Parameter(bias)
+    assert measured(make_scorer(model), model, rows).isnan().all()
+
+
+def test_beliefs_are_scored_without_dropout(monkeypatch):
+    model = tiny.model(attention_dropout=0.5).train()
+    rows = make_rows()
+    expected = naive(tiny.model().eval(), rows)
+    agree(measured(make_scorer(model), model, rows), expected)
+    assert model.training
+
+
+def test_prefixes_serve_a_model_that_cannot_be_packed(caplog):
+    model = tiny.model("gemma2", attn_implementation="eager").eval()
+    rows = make_rows()
+    with caplog.at_level(logging.WARNING):
+        scorer = make_scorer(model)
+    assert "reads each context from its beginning: gemma2 caps its attention scores" in caplog.text
+    agree(measured(scorer, model, rows), naive(tiny.model("gemma2", attn_implementation="eager").eval(), rows))
+
+
+def test_flash_attention_does_not_stand_in_the_way():
+    """Scoring uses an attention of its own, whatever the model is trained with."""
+    model = tiny.model()
+    model.config._attn_implementation = "flash_attention_2"
+    assert packing_obstacle(model) is None
+    assert "flash_attention_2" in mask_obstacle(model)
+
+
+def test_obstacles():
+    model = tiny.model()
+    model.config.rope_parameters = {"rope_type": "longrope"}
+    assert "longrope" in packing_obstacle(model) and "longrope" in mask_obstacle(model)
+    assert "sliding_attention" in packing_obstacle(
+        tiny.model("gemma2", attn_implementation="eager", attn_logit_softcapping=None)
+    )
+    falcon = AutoModelForCausalLM.from_config(
+        FalconConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, alibi=True)
+    )
+    assert "ALiBi" in mask_obstacle(falcon)
+    assert "no attention function but its own" in packing_obstacle(falcon)
+    mamba = AutoModelForCausalLM.from_config(MambaConfig(hidden_size=32, num_hidden_layers=1))
+    assert mask_obstacle(mamba) is not None and packing_obstacle(mamba) is not None
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(
+        tiny.model(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, tokenizer_name_or_path=None)
+    )
+    assert "virtual tokens" in packing_obstacle(adapted)
+    assert "gpt2 has no rotary positions" in shift_obstacle(tiny.model("gpt2"))
+
+
+def test_dropout_obstacle():
+    assert dropout_obstacle(tiny.model().train()) is None
+    assert "attention_dropout" in dropout_obstacle(tiny.model(attention_dropout=0.1).train())
+    assert dropout_obstacle(tiny.model(attention_dropout=0.1).eval()) is None
+    assert "dropout is on in transformer.drop" in dropout_obstacle(tiny.model("gpt2", embd_pdrop=0.1).train())
+    peft = pytest.importorskip("peft")
+    for p, random in ((0.0, False), (0.1, True)):
+        lora = peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=p)
+        assert bool(dropout_obstacle(peft.get_peft_model(tiny.model(), lora).train())) == random
