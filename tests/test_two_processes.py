@@ -30,7 +30,9 @@ def test_two_processes_against_one(tmp_path):
         [2, 1, 1, 1],
         [2, 2, 2, 1],
     ]  # the first one joins with a row of its own
-    for key in ("advantages", "information_gain", "clip_scale"):
+    # The prompt and 1 observation on one process, the prompt and 5 on the other, which make the same number of forwards
+    assert alone["forwards"] == 6 and [part["forwards"] for part in pair] == [6, 6]
+    for key in ("advantages", "information_gain", "information_gain_alone", "clip_scale"):
         together = [row for part in pair for row in part[key]]
         for left, right in zip(alone[key], together, strict=True):
             width = min(len(left), len(right))

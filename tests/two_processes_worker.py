@@ -11,6 +11,7 @@ from trl import GRPOTrainer
 import a2tgpo_trl.generation
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.belief import BeliefScorer
 from a2tgpo_trl.functional import turn_ids
 from conftest import GROUP, QUESTION, correct, search
 
@@ -57,6 +58,7 @@ def main(folder: Path) -> None:
     batch = trainer._generate_and_score_completions([dict(row) for row in rows[:share]])
     generations = list(map(len, generated))
     metrics = {name: values[0] for name, values in trainer._metrics["train"].items() if "/" in name}
+    alone, forwards = score_in_forwards_of_their_own(trainer, [dict(row) for row in rows[:share]])
     trainer.train()
     torch.save(
         {
@@ -65,6 +67,8 @@ def main(folder: Path) -> None:
             "information_gain": list(batch["information_gain"]),
             "local_turns": int(turn_ids(batch["completion_mask"], batch["tool_mask"]).max()) + 1,
             "generations": generations,
+            "information_gain_alone": list(alone),
+            "forwards": forwards,
             "metrics": {
                 name: value
                 for name, value in metrics.items()
@@ -75,6 +79,25 @@ def main(folder: Path) -> None:
         },
         folder / f"{processes}-{rank}.pt",
     )
+
+
+def score_in_forwards_of_their_own(trainer, rows):
+    """Gains with one context in each forward, and the number of forwards, which are collective as with FSDP."""
+    forwards, original = [], BeliefScorer._score
+
+    def score(self, model, **inputs):
+        forwards.append(inputs["input_ids"].numel())
+        if trainer.accelerator.num_processes > 1:
+            torch.distributed.all_reduce(torch.ones(1))
+        return original(self, model, **inputs)
+
+    BeliefScorer._score = score
+    trainer._beliefs_ride = lambda: False
+    trainer.args.ig_tokens_per_batch = 1
+    batch = trainer._generate_and_score_completions(rows)
+    BeliefScorer._score = original
+    del trainer._beliefs_ride
+    return batch["information_gain"], len(forwards)
 
 
 if __name__ == "__main__":
