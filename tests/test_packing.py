@@ -25,7 +25,7 @@ def places_of(tree, key):
 @pytest.mark.parametrize("seed", range(20))
 def test_a_tree_holds_each_beginning_once(seed):
     sequences = family(seed)
-    (tree,) = pack(sequences, max_tokens=10_000)
+    (tree,) = pack(sequences, range(len(sequences)), 10_000)
     assert len(tree.ids) == len({tuple(s[:n]) for s in sequences for n in range(1, len(s) + 1)})
     for key, sequence in enumerate(sequences):
         assert tokens_of(tree, key) == sequence
@@ -40,7 +40,7 @@ def test_a_tree_holds_each_beginning_once(seed):
 def test_a_token_sees_what_it_follows(seed):
     """Judge: the beginning that each token stands for, built from the sequences."""
     sequences = family(seed)
-    (tree,) = pack(sequences, max_tokens=10_000)
+    (tree,) = pack(sequences, range(len(sequences)), 10_000)
     beginning = {}
     for key, sequence in enumerate(sequences):
         for depth, place in enumerate(places_of(tree, key)):
@@ -53,23 +53,26 @@ def test_a_token_sees_what_it_follows(seed):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_own_tokens_lie_together_in_the_order_of_the_branches(seed):
-    (tree,) = pack(family(seed), max_tokens=10_000)
+    sequences = family(seed)
+    (tree,) = pack(sequences, range(len(sequences)), 10_000)
     own = [place for key, branch in tree.branches.items() for place in places_of(tree, key)[branch.shared :]]
     assert own == list(range(len(tree.ids)))
 
 
-@pytest.mark.parametrize("budget", [1, 7, 15, 10_000])
-def test_trees_keep_to_the_budget_whatever_the_order(budget):
+@pytest.mark.parametrize("num_owners", [1, 4, 15])
+@pytest.mark.parametrize("budget", [1, 12, 25, 10_000])
+def test_trees_keep_to_the_budget_and_owners_together_whatever_the_order(budget, num_owners):
     sequences = family(3)
-    trees = pack(sequences, budget)
-    assert all(
-        len(tree.ids) <= budget or len(set(map(tuple, (tokens_of(tree, k) for k in tree.branches)))) == 1
-        for tree in trees
-    )
+    owners = [i % num_owners for i in range(len(sequences))]
+    trees = pack(sequences, owners, budget)
+    homes = [{owners[key] for key in tree.branches} for tree in trees]
+    assert sorted(owner for home in homes for owner in home) == list(range(num_owners))
+    assert all(len(tree.ids) <= budget or len(home) == 1 for tree, home in zip(trees, homes, strict=True))
     assert sorted(key for tree in trees for key in tree.branches) == list(range(len(sequences)))
-    shuffled = list(range(len(sequences)))
-    random.Random(0).shuffle(shuffled)
-    assert [tree.ids for tree in pack([sequences[i] for i in shuffled], budget)] == [tree.ids for tree in trees]
+    order = list(range(len(sequences)))
+    random.Random(0).shuffle(order)
+    again = pack([sequences[i] for i in order], [owners[i] for i in order], budget)
+    assert [tree.ids for tree in again] == [tree.ids for tree in trees]
 
 
 def test_padding_sees_itself_only():

@@ -9,6 +9,7 @@ and a token sees the tokens on its way from the root. In depth-first order that 
 where `j <= i < ends[j]`, with `ends[j]` one past the last token below `j`.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,10 +70,6 @@ class TokenTree:
         self._last: Sequence[int] = ()
         self._path: list[Span] = []
 
-    def num_new(self, sequence: Sequence[int]) -> int:
-        """Tokens by which [`TokenTree.add`] would lengthen the row."""
-        return len(sequence) - common_prefix(sequence, self._last)
-
     def add(self, key: int, sequence: Sequence[int]) -> None:
         """Add a sequence. In lexicographic order all that sequences have in common is shared."""
         shared, start = common_prefix(sequence, self._last), len(self.ids)
@@ -116,23 +113,38 @@ def _beginning(path: list[Span], length: int) -> list[Span]:
     return spans
 
 
-def pack(sequences: Sequence[Sequence[int]], max_tokens: int) -> list[TokenTree]:
+def pack(sequences: Sequence[Sequence[int]], owners: Sequence[int], max_tokens: int) -> list[TokenTree]:
     """
-    Trees of at most so many tokens; a longer sequence has a tree of its own.
+    Trees of at most so many tokens.
 
     Args:
         sequences (`Sequence[Sequence[int]]`): Token ids. Their order makes no difference.
-        max_tokens (`int`): Tokens of a tree.
+        owners (`Sequence[int]`): Whose each is. What has one owner is in one tree, for it has most of its tokens in common.
+        max_tokens (`int`): Tokens of a tree; an owner with more has a tree of its own.
 
     Returns:
         `list[TokenTree]`: with the index in `sequences` as key of each branch.
     """
-    trees = []
-    for index in sorted(range(len(sequences)), key=sequences.__getitem__):
-        if not trees or len(trees[-1].ids) + trees[-1].num_new(sequences[index]) > max_tokens:
-            trees.append(TokenTree())
-        trees[-1].add(index, sequences[index])
+    units = defaultdict(list)
+    for index, owner in enumerate(owners):
+        units[owner].append(index)
+    trees, chosen = [], []
+    for unit in sorted(units.values(), key=lambda unit: min(sequences[index] for index in unit)):
+        tree = _grow(sequences, chosen + unit)
+        if chosen and len(tree.ids) > max_tokens:
+            tree, chosen = _grow(sequences, unit), []
+        elif chosen:
+            trees.pop()
+        trees.append(tree)
+        chosen = chosen + unit
     return trees
+
+
+def _grow(sequences: Sequence[Sequence[int]], keys: Sequence[int]) -> TokenTree:
+    tree = TokenTree()
+    for key in sorted(keys, key=sequences.__getitem__):
+        tree.add(key, sequences[key])
+    return tree
 
 
 def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -221,6 +221,12 @@ def queries(rows: Sequence[ProbedRow]) -> list[Query]:
     return found
 
 
+def packed_length(row: ProbedRow) -> int:
+    """Tokens of a completion with all of its probes, none of which another row has."""
+    num_probes = sum(end is not None for end in row.ends)
+    return len(row.context) + (num_probes * len(row.probe.ids) if row.probe else 0)
+
+
 def mean_logps(logps: Tensor, owner: Tensor, num_owners: int) -> Tensor:
     """
     Belief of each owner: the mean of its log-probabilities.

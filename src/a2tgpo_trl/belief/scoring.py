@@ -15,7 +15,7 @@ from ..architecture import dropout_obstacle, packing_obstacle, shift_obstacle
 from ..config import A2TGPOConfig
 from .attention import BLOCK, attention_over
 from .packing import TokenTree, batches_by_length, pack
-from .probes import BeliefPlan, Query, make_probe, mean_logps, probed_rows, queries, share_contexts
+from .probes import BeliefPlan, Query, make_probe, mean_logps, packed_length, probed_rows, queries, share_contexts
 from .riding import RidingModel
 
 logger = logging.get_logger(__name__)
@@ -101,7 +101,7 @@ class BeliefScorer:
         """
         num_ends = len(plan.rows[0].ends)
         found = queries(plan.rows)
-        max_tokens = self.args.ig_tokens_per_batch or batch_size * max(len(row.context) for row in plan.rows)
+        max_tokens = self.args.ig_tokens_per_batch or batch_size * max(map(packed_length, plan.rows))
         with _in_eval_mode(model):  # without dropout, and without a trace in the random state
             score_all = self._score_prefixes if self.obstacle else self._score_trees
             means = score_all(model, found, max_tokens)
@@ -110,7 +110,7 @@ class BeliefScorer:
         return table
 
     def _score_trees(self, model: nn.Module, found: list[Query], max_tokens: int) -> Tensor:
-        trees = pack([query.ids for query in found], max_tokens)
+        trees = pack([query.ids for query in found], [query.row for query in found], max_tokens)
         spare = TokenTree()
         spare.add(len(found), _SPARE.ids)
         return self._in_turn(partial(self._score_tree, model, [*found, _SPARE]), trees, spare, len(found))

@@ -1,0 +1,128 @@
+"""
+Claim: all beliefs of a batch cost what one forward over its distinct tokens costs, however many turns there are.
+
+Completions of a model of the demo's shape (135 M parameters, random), float32: the beliefs at the prompt and after each of
+their tool turns, by a token tree, and prefix by prefix, one forward of the whole context for each belief, as the releases
+of IGPO and A²TGPO do. The floor is one forward without gradient over as many tokens, causal and without any mask, with as
+many of them scored by the LM head. Also: the same completion cut into more turns, a prompt shared by a group, and the
+memory of one completion of 8,000 tokens.
+
+    python benchmarks/belief_scoring.py
+
+Writes the figures as JSON beside itself.
+"""
+
+import argparse
+from functools import partial
+from types import SimpleNamespace
+
+import torch
+from accelerate import Accelerator
+from measuring import demo_shape, in_turn, peak_megabytes, ratio, report
+from trl.trainer.utils import add_fused_lm_head
+
+from a2tgpo_trl.belief import BeliefPlan, Probe, ProbedRow, queries, share_contexts
+from a2tgpo_trl.belief.packing import pack
+from a2tgpo_trl.belief.scoring import BeliefScorer
+
+PROMPT_TOKENS = 200
+
+
+def make_plan(num_rows: int, tokens: int, turns: int, probe_tokens: int, shared_prompt: bool = False) -> BeliefPlan:
+    """Random completions that share nothing, or their prompt; the last observation ends at the last token."""
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(n: int) -> list[int]:
+        return torch.randint(0, 49152, (n,), generator=generator).tolist()
+
+    probe = Probe(ids(probe_tokens), [False] * 3 + [True] * (probe_tokens - 6) + [False] * 3)
+    ends = [PROMPT_TOKENS + (tokens - PROMPT_TOKENS) * k // turns for k in range(turns + 1)]
+    prompt = ids(PROMPT_TOKENS)
+    rows = [
+        ProbedRow((prompt if shared_prompt else ids(PROMPT_TOKENS)) + ids(tokens - PROMPT_TOKENS), ends, probe)
+        for _ in range(num_rows)
+    ]
+    rows, keys = share_contexts(rows)
+    return BeliefPlan(rows, torch.tensor(keys), [0] * num_rows)
+
+
+class Methods:
+    def __init__(self):
+        self.model = demo_shape()
+        add_fused_lm_head(self.model)
+        args = SimpleNamespace(answer_template="{answer}", ig_tokens_per_batch=None)
+        self.scorer = BeliefScorer(self.model, None, Accelerator(cpu=True), args, 16384)
+
+    def tree(self, plan: BeliefPlan) -> torch.Tensor:
+        self.scorer.obstacle = None
+        return self.scorer.measure(self.model, plan, len(plan.rows))
+
+    def prefixes(self, plan: BeliefPlan) -> torch.Tensor:
+        self.scorer.obstacle = "asked for"
+        return self.scorer.measure(self.model, plan, len(plan.rows))
+
+    @torch.no_grad()
+    def floor(self, plan: BeliefPlan) -> torch.Tensor:
+        """As many tokens, in as many rows, and as many predictions."""
+        found = queries(plan.rows)
+        (tree,) = pack([query.ids for query in found], [0] * len(found), 10**9)
+        size = len(plan.rows)
+        width, predictions = len(tree.ids) // size, sum(len(query.labels) for query in found) // size
+        ids = torch.tensor(tree.ids[: width * size]).view(size, width)
+        with self.scorer._predicting_at(list(range(width - predictions, width))):
+            return self.model(
+                input_ids=ids, shift_labels=torch.zeros(size, predictions, dtype=torch.long), fused_lm_head=True
+            ).log_probs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=2, help="completions of the batch")
+    parser.add_argument("--tokens", type=int, default=2000, help="tokens of a prompt with its completion")
+    parser.add_argument("--turns", type=int, default=8, help="tool turns of a completion")
+    parser.add_argument(
+        "--probe-tokens", type=int, default=10, help="tokens of the filled template, six of them template"
+    )
+    parser.add_argument("--group", type=int, default=8, help="completions that share a prompt")
+    parser.add_argument("--long", type=int, default=8000, help="tokens of the completion whose memory is measured")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    methods = Methods()
+    plan = make_plan(options.rows, options.tokens, options.turns, options.probe_tokens)
+    difference = (methods.tree(plan) - methods.prefixes(plan)).abs().max().item()
+    seconds = {}
+    seconds["methods"] = in_turn(
+        {name: partial(getattr(methods, name), plan) for name in ("prefixes", "tree", "floor")}, options.rounds
+    )
+
+    by_turns = {n: make_plan(options.rows, options.tokens, n, options.probe_tokens) for n in (1, 32)}
+    seconds["turns"] = in_turn({str(n): partial(methods.tree, p) for n, p in by_turns.items()}, options.rounds)
+
+    # Short completions, as in the demo: 200 tokens of prompt and 200 of completion, two tool turns
+    groups = {shared: make_plan(options.group, 400, 2, options.probe_tokens, shared) for shared in (True, False)}
+    seconds["group"] = in_turn(
+        {"shared": partial(methods.tree, groups[True]), "apart": partial(methods.tree, groups[False])}, options.rounds
+    )
+
+    long = make_plan(1, options.long, options.turns, options.probe_tokens)
+    memory = {name: peak_megabytes(partial(getattr(methods, name), long)) for name in ("floor", "tree")}
+    report(
+        __file__,
+        "beliefs at the cost of one forward over the distinct tokens",
+        options,
+        {
+            "prefixes_over_tree": ratio(seconds["methods"], "prefixes", "tree"),
+            "tree_over_floor": ratio(seconds["methods"], "tree", "floor"),
+            "turns_32_over_1": ratio(seconds["turns"], "32", "1"),
+            "group_with_shared_prompt_over_apart": ratio(seconds["group"], "shared", "apart"),
+            "megabytes_of_a_long_completion": memory,
+            "largest_difference_nats": difference,
+            "seconds": seconds,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

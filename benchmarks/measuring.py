@@ -1,0 +1,89 @@
+"""What the benchmarks of belief scoring share: fair timing, peak memory, and a model of the demo's shape."""
+
+import ctypes
+import gc
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import accelerate
+import peft
+import torch
+import transformers
+import trl
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+
+def demo_shape(dtype: torch.dtype = torch.float32, max_length: int = 16384):
+    """A random model of SmolLM2-135M's shape: 30 layers, 9 heads, 3 of keys and values, a vocabulary of 49,152."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=max_length,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
+
+
+def in_turn(methods: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each method in each round, after one run of each that does not count."""
+    for run in methods.values():
+        run()
+    seconds = {name: [] for name in methods}
+    for number in range(rounds):
+        for name, run in methods.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+        print(
+            f"round {number + 1}: " + ", ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items()),
+            flush=True,
+        )
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], above: str, below: str) -> dict[str, float]:
+    """Median over the rounds of one method's time over another's, with the lowest and the highest."""
+    ratios = [a / b for a, b in zip(seconds[above], seconds[below], strict=True)]
+    return {name: round(f(ratios), 3) for name, f in (("median", statistics.median), ("min", min), ("max", max))}
+
+
+def peak_megabytes(run: Callable[[], object]) -> float:
+    """Most memory of the process while it runs, above what it held before."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+    before = _memory("VmRSS")
+    run()
+    return round(_memory("VmHWM") - before, 1)
+
+
+def _memory(field: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def report(script: str, claim: str, options: object, figures: dict) -> None:
+    """Print figures, and write them as JSON beside the script with what they were measured on."""
+    versions = {module.__name__: module.__version__ for module in (torch, transformers, trl, peft, accelerate)}
+    machine = {"processor": _processor(), "threads": torch.get_num_threads(), "python": platform.python_version()}
+    chosen = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    content = {"claim": claim, "options": chosen, "versions": versions, "machine": machine, **figures}
+    Path(script).with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    print(json.dumps({name: value for name, value in figures.items() if name != "seconds"}, indent=1))
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
