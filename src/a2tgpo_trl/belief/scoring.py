@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import is_torch_flex_attn_available, logging
+from transformers.utils import is_torch_flex_attn_available, is_triton_available, logging
 
 from ..architecture import dropout_obstacle, packing_obstacle, shift_obstacle
 from ..config import A2TGPOConfig
@@ -51,8 +51,8 @@ class BeliefScorer:
         self.config = model.config.get_text_config()
         base = accelerator.unwrap_model(model)
         self.base = base.get_base_model() if hasattr(base, "get_base_model") else base
-        on_cuda = accelerator.device.type == "cuda" and is_torch_flex_attn_available()
-        self.attention = "flex" if on_cuda and self.base._supports_flex_attn else "branches"
+        can_compile = accelerator.device.type == "cuda" and is_torch_flex_attn_available() and is_triton_available()
+        self.attention = "flex" if can_compile and self.base._supports_flex_attn else "branches"
         self.obstacle = packing_obstacle(base)
         if self.obstacle:
             logger.warning(f"Information gain reads each context from its beginning: {self.obstacle}.")
