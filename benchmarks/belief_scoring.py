@@ -65,7 +65,9 @@ class Methods:
     def floor(self, plan: BeliefPlan) -> torch.Tensor:
         """As many tokens, in as many rows, and as many predictions."""
         found = queries(plan.rows)
-        (tree,) = pack([query.ids for query in found], [0] * len(found), 10**9)
+        (tree,) = pack(
+            [query.ids for query in found], [query.context_length for query in found], [0] * len(found), 10**9
+        )
         size = len(plan.rows)
         width, predictions = len(tree.ids) // size, sum(len(query.labels) for query in found) // size
         ids = torch.tensor(tree.ids[: width * size]).view(size, width)

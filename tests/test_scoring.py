@@ -150,7 +150,8 @@ def test_flex_attention_agrees(architecture):
 
 def test_the_block_mask_is_the_tree():
     rows = make_rows()
-    (tree,) = pack([query.ids for query in queries(rows)], [0] * len(queries(rows)), 10_000)
+    asked = queries(rows)
+    (tree,) = pack([q.ids for q in asked], [q.context_length for q in asked], [0] * len(asked), 10_000)
     tree.pad_to_multiple_of(BLOCK)
     ends = torch.tensor(tree.ends)
     index = torch.arange(len(ends))

@@ -1,8 +1,8 @@
 """Attention over a [`~belief.packing.TokenTree`], without a mask of its length squared.
 
 Two ways, one number: `"flex"` hands torch's flex attention the inequality of the tree and which blocks of it hold
-anything; `"branches"` runs torch's scaled dot-product attention branch by branch, where no more than the causal mask of a
-branch's own tokens is needed.
+anything; `"blocks"` runs torch's scaled dot-product attention on one block of queries after the other, each with the keys
+that it sees, and a mask for blocks that are no plain chain of tokens.
 """
 
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, PretrainedConfig
 
 from ..replaced import replaced
-from .packing import Branch, TokenTree
+from .packing import Block, Span, TokenTree, blocks
 
 BLOCK = 128
 """Tokens of a block of flex attention."""
 
-_branches: ContextVar[list[Branch]] = ContextVar("branches")
+_blocks: ContextVar[list[tuple[Block, Tensor | None]]] = ContextVar("blocks")
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def attention_over(tree: TokenTree, config: PretrainedConfig, kind: str, device:
         tree ([`~belief.packing.TokenTree`]): What the row of the forward holds; for `"flex"` it is padded to a multiple of
             [`BLOCK`].
         config (`PretrainedConfig`): Of the model's text part.
-        kind (`str`): `"flex"` or `"branches"`.
+        kind (`str`): `"flex"` or `"blocks"`.
         device (`torch.device`): Where the model is.
 
     Yields:
@@ -42,12 +42,13 @@ def attention_over(tree: TokenTree, config: PretrainedConfig, kind: str, device:
         with replaced(config, _attn_implementation_internal="flex_attention"):
             yield tree_block_mask(torch.tensor(tree.ends, device=device))
         return
-    token = _branches.set(list(tree.branches.values()))
+    ends = torch.tensor(tree.ends, device=device)
+    token = _blocks.set([(block, _mask(block, ends)) for block in blocks(tree)])
     try:
         with replaced(config, _attn_implementation_internal=_NAME):
             yield None
     finally:
-        _branches.reset(token)
+        _blocks.reset(token)
 
 
 def tree_block_mask(ends: Tensor) -> BlockMask:
@@ -79,31 +80,41 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return blocks.sum(1).int()[None, None], order.int()[None, None]
 
 
-def _attend_by_branch(module, query, key, value, attention_mask, scaling=None, **kwargs):
+def _mask(block: Block, ends: Tensor) -> Tensor | None:
+    """`(queries, keys)` of a block, True where a query sees a key; `None` where a causal kernel serves."""
+    num_before = sum(stop - start for start, stop in block.before)
+    # A causal kernel skips half of the scores, a mask none: up to the middle it is less to attend from earlier tokens anew
+    if block.is_chain and num_before <= block.stop - block.start:
+        return None
+    spans = [*block.before, (block.start, block.stop)]
+    keys = torch.cat([torch.arange(start, stop, device=ends.device) for start, stop in spans])
+    queries = torch.arange(block.start, block.stop, device=ends.device).unsqueeze(1)
+    return (keys <= queries) & (queries < ends[keys])
+
+
+def _attend_by_block(module, query, key, value, attention_mask, scaling=None, **kwargs):
     """An attention function of transformers: `(1, H, N, D)` heads to `(1, N, H, D)` outputs."""
-    outputs = [_attend(branch, query, key, value, scaling) for branch in _branches.get()]
+    outputs = [_attend(block, mask, query, key, value, scaling) for block, mask in _blocks.get()]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _attend(branch: Branch, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """Outputs of the tokens that are the branch's own."""
-    own = branch.length - branch.shared
-    if own == 0:
-        return query[:, :, :0]
+def _attend(
+    block: Block, mask: Tensor | None, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
+) -> Tensor:
     repeats = query.size(1) // key.size(1)
-    keys, values = (_gather(states, branch.spans).repeat_interleave(repeats, dim=1) for states in (key, value))
-    # A causal kernel skips half of the scores, a mask none: up to the middle it is less to compute the shared tokens anew
-    if 2 * branch.shared < branch.length:
-        queries = _gather(query, branch.spans)
-        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scaling)[:, :, -own:]
-    queries = query[:, :, slice(*branch.spans[-1])]
-    mask = torch.ones(own, branch.length, dtype=torch.bool, device=query.device).tril(branch.shared)
+    spans = [*block.before, (block.start, block.stop)]
+    keys, values = (_gather(states, spans).repeat_interleave(repeats, dim=1) for states in (key, value))
+    if mask is None:
+        outputs = F.scaled_dot_product_attention(_gather(query, spans), keys, values, is_causal=True, scale=scaling)
+        return outputs[:, :, block.start - block.stop :]
+    queries = query[:, :, block.start : block.stop]
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scaling)
 
 
-def _gather(states: Tensor, spans: list[tuple[int, int]]) -> Tensor:
-    return torch.cat([states[:, :, start:stop] for start, stop in spans], dim=2)
+def _gather(states: Tensor, spans: list[Span]) -> Tensor:
+    pieces = [states[:, :, start:stop] for start, stop in spans]
+    return torch.cat(pieces, dim=2) if len(pieces) > 1 else pieces[0]
 
 
-_NAME = "a2tgpo_branches"
-AttentionInterface.register(_NAME, _attend_by_branch)
+_NAME = "a2tgpo_blocks"
+AttentionInterface.register(_NAME, _attend_by_block)

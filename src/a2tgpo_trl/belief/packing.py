@@ -3,7 +3,7 @@
 Sequences that begin alike form a tree: a [`TokenTree`] holds each distinct beginning once, one branch after the other in
 one row,
 
-    prompt | turn, observation | probe | turn, observation | probe | …
+    prompt | turn, observation | turn, observation | probe 2 | probe 1 | probe 0
 
 and a token sees the tokens on its way from the root. In depth-first order that is one inequality: token `i` sees token `j`
 where `j <= i < ends[j]`, with `ends[j]` one past the last token below `j`.
@@ -11,7 +11,7 @@ where `j <= i < ends[j]`, with `ends[j]` one past the last token below `j`.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Span = tuple[int, int]
 """First token, and one past the last, in the row of a tree."""
@@ -71,7 +71,7 @@ class TokenTree:
         self._path: list[Span] = []
 
     def add(self, key: int, sequence: Sequence[int]) -> None:
-        """Add a sequence. In lexicographic order all that sequences have in common is shared."""
+        """Add a sequence, which shares what it has in common with the one before."""
         shared, start = common_prefix(sequence, self._last), len(self.ids)
         self.ids.extend(sequence[shared:])
         self.positions.extend(range(shared, len(sequence)))
@@ -113,36 +113,83 @@ def _beginning(path: list[Span], length: int) -> list[Span]:
     return spans
 
 
-def pack(sequences: Sequence[Sequence[int]], owners: Sequence[int], max_tokens: int) -> list[TokenTree]:
+@dataclass(frozen=True)
+class Block:
+    """
+    Tokens that lie together in the row of a tree, to be attended from at once.
+
+    Whatever one of them sees, the first sees too, or it is one of them.
+
+    Attributes:
+        before (`list[Span]`): What the first of them sees before itself.
+        start (`int`), stop (`int`): Which tokens they are.
+        is_chain (`bool`): Whether each sees all that come before it.
+    """
+
+    before: list[Span]
+    start: int
+    stop: int
+    is_chain: bool
+
+
+def blocks(tree: TokenTree, max_tokens: int = 256) -> list[Block]:
+    """Cut the row of a tree into blocks: branches together while they have at most so many tokens, longer ones alone."""
+    found = []
+    for branch in tree.branches.values():
+        own = branch.length - branch.shared
+        if own == 0:
+            continue
+        start, stop = branch.spans[-1]
+        if found and stop - found[-1].start <= max_tokens:
+            found[-1] = replace(found[-1], stop=stop, is_chain=False)
+        else:
+            found.append(Block(branch.spans[:-1], start, stop, is_chain=True))
+    return found
+
+
+def pack(
+    sequences: Sequence[list[int]], context_lengths: Sequence[int], owners: Sequence[int], max_tokens: int
+) -> list[TokenTree]:
     """
     Trees of at most so many tokens.
 
     Args:
-        sequences (`Sequence[Sequence[int]]`): Token ids. Their order makes no difference.
+        sequences (`Sequence[list[int]]`): Token ids. Their order makes no difference.
+        context_lengths (`Sequence[int]`): How many tokens of each come before its probe. Probes come after all else that
+            follows their context, so that a completion lies together and short branches do.
         owners (`Sequence[int]`): Whose each is. What has one owner is in one tree, for it has most of its tokens in common.
         max_tokens (`int`): Tokens of a tree; an owner with more has a tree of its own.
 
     Returns:
         `list[TokenTree]`: with the index in `sequences` as key of each branch.
     """
+    ranks = [
+        sequence[:length] + [token + _AFTER for token in sequence[length:]]
+        for sequence, length in zip(sequences, context_lengths, strict=True)
+    ]
     units = defaultdict(list)
-    for index, owner in enumerate(owners):
-        units[owner].append(index)
+    for index in sorted(range(len(sequences)), key=ranks.__getitem__):
+        units[owners[index]].append(index)
     trees, chosen = [], []
-    for unit in sorted(units.values(), key=lambda unit: min(sequences[index] for index in unit)):
-        tree = _grow(sequences, chosen + unit)
+    for unit in units.values():
+        together = sorted(chosen + unit, key=ranks.__getitem__)
+        tree = _grow(sequences, together)
         if chosen and len(tree.ids) > max_tokens:
-            tree, chosen = _grow(sequences, unit), []
+            tree, together = _grow(sequences, unit), unit
         elif chosen:
             trees.pop()
         trees.append(tree)
-        chosen = chosen + unit
+        chosen = together
     return trees
+
+
+_AFTER = 2**32
+"""Above all token ids."""
 
 
 def _grow(sequences: Sequence[Sequence[int]], keys: Sequence[int]) -> TokenTree:
     tree = TokenTree()
-    for key in sorted(keys, key=sequences.__getitem__):
+    for key in keys:
         tree.add(key, sequences[key])
     return tree
 

@@ -52,7 +52,7 @@ class BeliefScorer:
         base = accelerator.unwrap_model(model)
         self.base = base.get_base_model() if hasattr(base, "get_base_model") else base
         can_compile = accelerator.device.type == "cuda" and is_torch_flex_attn_available() and is_triton_available()
-        self.attention = "flex" if can_compile and self.base._supports_flex_attn else "branches"
+        self.attention = "flex" if can_compile and self.base._supports_flex_attn else "blocks"
         self.obstacle = packing_obstacle(base)
         if self.obstacle:
             logger.warning(f"Information gain reads each context from its beginning: {self.obstacle}.")
@@ -110,7 +110,8 @@ class BeliefScorer:
         return table
 
     def _score_trees(self, model: nn.Module, found: list[Query], max_tokens: int) -> Tensor:
-        trees = pack([query.ids for query in found], [query.row for query in found], max_tokens)
+        fields = ([getattr(query, name) for query in found] for name in ("ids", "context_length", "row"))
+        trees = pack(*fields, max_tokens)
         spare = TokenTree()
         spare.add(len(found), _SPARE.ids)
         return self._in_turn(partial(self._score_tree, model, [*found, _SPARE]), trees, spare, len(found))
