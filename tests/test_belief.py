@@ -111,7 +111,7 @@ def test_rows_of_a_batch():
     }
     ends = torch.tensor([[3, -1], [-1, -1]])
     probe = Probe([7, 8], [True, False])
-    first, second = probed_rows(batch, ends, [probe, None], max_length=None)
+    first, second = probed_rows(batch, ends, [probe, None], max_length=100)
     assert first == ProbedRow([11, 12, 13, 14, 15, 16], [2, 5, None], probe)
     assert second == ProbedRow([21, 22, 23, 24], [3, None, None], None)
     # 5 tokens of context and 2 of the probe do not fit in 6: that boundary is left out, the prompt's is kept

@@ -46,6 +46,26 @@ def batch_of(build, num_rows, num_turns, **options):
     return trainer, batch
 
 
+# On the CPU these run no operation that a profile would show; on CUDA each waits
+READING = ("tolist", "numpy", "cpu", "item", "__bool__", "__float__", "__int__", "__index__")
+
+
+def readings(monkeypatch, compute_loss, trainer, batch) -> Counter:
+    """How often Python reads a tensor in one loss."""
+    counts = Counter()
+    with monkeypatch.context() as patch:
+        for name in READING:
+            original = getattr(torch.Tensor, name)
+
+            def counting(tensor, *args, _name=name, _original=original):
+                counts[_name] += 1
+                return _original(tensor, *args)
+
+            patch.setattr(torch.Tensor, name, counting)
+        compute_loss(trainer.model, batch)
+    return counts
+
+
 def operations(trainer, batch, compute_loss=None) -> Counter:
     """How often each operation runs in one loss with its backward pass."""
     compute_loss = compute_loss or trainer._compute_loss
@@ -69,8 +89,10 @@ def grpo_loss(trainer):
     return compute_loss
 
 
-def test_no_wait_for_the_device(build):
+def test_no_wait_for_the_device(build, monkeypatch):
     trainer, batch = batch_of(build, 4, 3)
+    read = readings(monkeypatch, trainer._compute_loss, trainer, batch)
+    assert read["item"] > 0 and read == readings(monkeypatch, grpo_loss(trainer), trainer, batch)
     ours, theirs = operations(trainer, batch), operations(trainer, batch, grpo_loss(trainer))
     assert sum(theirs[name] for name in WAITING) > 0  # TRL's metrics read numbers: the profile sees such things
     assert {name: ours[name] for name in WAITING} == {name: theirs[name] for name in WAITING}

@@ -133,3 +133,4 @@ def test_batches_by_length():
     # 9 | 5 4 | 2 2 1: rows times the longest of them are at most 10; 20 is too long for any company
     assert batches_by_length([2, 5, 9, 1, 20, 4, 2], 10) == [[4], [2], [1, 5], [0, 6, 3]]
     assert batches_by_length([], 10) == []
+    assert batches_by_length([2, 5, 2, 5, 2], 10, equal=True) == [[1, 3], [0, 2, 4]]

@@ -1,13 +1,23 @@
 """Beliefs on every path against one unpadded forward per context in float64."""
 
 import logging
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import nn
-from transformers import AutoModelForCausalLM, FalconConfig, MambaConfig
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    DogeConfig,
+    FalconConfig,
+    GPTNeoXConfig,
+    GraniteConfig,
+    MambaConfig,
+    Qwen3MoeConfig,
+)
 from trl.trainer.utils import add_fused_lm_head
 
 import tiny
@@ -22,7 +32,7 @@ from a2tgpo_trl.belief import (
     share_contexts,
     shared_beliefs,
 )
-from a2tgpo_trl.belief.attention import BLOCK, tree_block_mask
+from a2tgpo_trl.belief.attention import BLOCK, flex_obstacle, tree_block_mask
 from a2tgpo_trl.belief.packing import pack
 
 TEMPLATE = "<answer>{answer}</answer>"
@@ -47,9 +57,9 @@ def make_rows(template=TEMPLATE, seed=0):
     ]
 
 
-def naive(model, rows):
-    """One unpadded forward per context, log-softmax over full logits, in float64."""
-    model = model.double()
+def naive(model, rows, dtype=torch.float64):
+    """One unpadded forward per context, log-softmax over full logits."""
+    model = model.to(dtype)
     table = torch.full((len(rows), len(rows[0].ends)), NAN, dtype=torch.float64)
     for i, row in enumerate(rows):
         for k, end in enumerate(row.ends):
@@ -66,10 +76,29 @@ def naive(model, rows):
     return table
 
 
+DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
+
+
+class OneProcess:
+    """What a scorer asks of an accelerator, on any device."""
+
+    def __init__(self, device="cpu"):
+        self.device = torch.device(device)
+
+    def unwrap_model(self, model):
+        return model
+
+    def gather(self, tensor):
+        return tensor
+
+    def autocast(self):
+        return nullcontext()
+
+
 def make_scorer(model, max_tokens=None, attention=None):
-    add_fused_lm_head(model)
+    add_fused_lm_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
     args = SimpleNamespace(answer_template=TEMPLATE, ig_tokens_per_batch=max_tokens)
-    scorer = BeliefScorer(model, tiny.tokenizer(), Accelerator(cpu=True), args, 1024)
+    scorer = BeliefScorer(model, tiny.tokenizer(), OneProcess(model.device), args, 1024)
     scorer.attention = attention or scorer.attention
     return scorer
 
@@ -82,7 +111,7 @@ def make_plan(rows, padding=0):
 
 def measured(scorer, model, rows, batch_size=2):
     plan = make_plan(rows)
-    return shared_beliefs(scorer.measure(model, plan, batch_size), plan.keys)
+    return shared_beliefs(scorer.measure(model, plan, batch_size).cpu(), plan.keys)
 
 
 def ridden(scorer, model, rows, batch_size=2, padding=3):
@@ -96,10 +125,11 @@ def ridden(scorer, model, rows, batch_size=2, padding=3):
             right = width - first - len(row.context)
             ids.append([0] * first + row.context + [0] * right)
             mask.append([0] * first + [1] * len(row.context) + [0] * right)
-        inputs = dict(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask))
+        ids, mask = torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device)
+        inputs = dict(input_ids=ids, attention_mask=mask)
         with torch.no_grad():
             riding(**inputs, labels=inputs["input_ids"], fused_lm_head=True)
-    return shared_beliefs(torch.cat(riding.beliefs), plan.keys)
+    return shared_beliefs(torch.cat(riding.beliefs).cpu(), plan.keys)
 
 
 def agree(actual, expected, atol=1e-4):
@@ -107,12 +137,14 @@ def agree(actual, expected, atol=1e-4):
     assert expected.nan_to_num().unique().numel() > 5  # the contexts differ, and so do the beliefs
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("template", [TEMPLATE, "{answer}", "{answer} it is"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma", "gpt2"])
-def test_every_path_agrees_with_the_naive_loop(architecture, attention, template):
+def test_every_path_agrees_with_the_naive_loop(architecture, attention, template, device):
+    """On CUDA trees are scored with flex attention, compiled."""
     rows = make_rows(template)
-    model = tiny.model(architecture, attn_implementation=attention).eval()
+    model = tiny.model(architecture, attn_implementation=attention).eval().to(device)
     assert packing_obstacle(model) is None
     scorer = make_scorer(model)
     trees = measured(scorer, model, rows)
@@ -138,6 +170,117 @@ def test_agreement_is_not_a_matter_of_tolerance(path, monkeypatch):
     agree(actual, naive(tiny.model(dtype=torch.float64).eval(), rows), atol=2e-6)
 
 
+def other_models():
+    """Families whose heads, layers or positions are unlike Llama's."""
+    small = dict(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    experts = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+    latent = dict(kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=12, v_head_dim=12)
+    routed = dict(n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, moe_intermediate_size=16)
+    return {
+        "mixture of experts": (Qwen3MoeConfig, {**small, **experts, "num_key_value_heads": 2, "head_dim": 8}),
+        "latent attention": (
+            DeepseekV3Config,
+            {**small, **latent, **routed, "first_k_dense_replace": 1, "num_key_value_heads": 4},
+        ),
+        "partial rotary": (GPTNeoXConfig, {**small, "rotary_pct": 0.25}),
+        "scaled attention": (GraniteConfig, {**small, "num_key_value_heads": 2, "attention_multiplier": 0.2}),
+    }
+
+
+@pytest.mark.parametrize("family", other_models())
+def test_other_families_agree(family):
+    """Two answers that share all but their last token as well, where a branch has no token of its own."""
+    config_class, options = other_models()[family]
+
+    def build():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config_class(**options), dtype=torch.float32).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(std=0.2)
+        return model
+
+    context = make_rows()[0].context
+    twins = [ProbedRow(context, [7, 15, None, None], Probe([9, 8, last], [True] * 3)) for last in (5, 6)]
+    rows, model = [*make_rows(), *twins], build()
+    scorer = make_scorer(model)
+    assert scorer.obstacle is None
+    takes_double = family not in ("mixture of experts", "latent attention")  # torch's grouped products do not
+    expected = naive(build(), rows, torch.float64 if takes_double else torch.float32)
+    agree(measured(scorer, model, rows, batch_size=8), expected)
+    agree(ridden(scorer, model, rows), expected)
+    assert scorer.obstacle is None
+
+
+def test_a_model_that_asks_more_of_its_attention_is_scored_prefix_by_prefix(caplog):
+    """Doge adds a bias of its own through the mask, which only running it shows."""
+
+    def build():
+        torch.manual_seed(0)
+        config = DogeConfig(
+            vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+        )
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim > 1 or name.endswith(".A"):
+                    parameter.normal_(std=0.2)
+        return model
+
+    rows, model = make_rows(), build()
+    scorer = make_scorer(model)
+    assert scorer.obstacle is None
+    with caplog.at_level(logging.WARNING):
+        agree(measured(scorer, model, rows), naive(build(), rows))
+    assert "doge gives its attention a mask of its own" in caplog.text and "a mask of its own" in scorer.obstacle
+
+
+def test_contexts_of_other_lengths_do_not_change_the_rotary_frequencies():
+    """With longrope those of a batch are chosen by its longest sequence."""
+
+    def build():
+        rope = {
+            "rope_type": "longrope",
+            "short_factor": [1.0] * 4,
+            "long_factor": [3.0] * 4,
+            "factor": 4.0,
+            "rope_theta": 10000.0,
+        }
+        return tiny.model(rope_parameters={**rope, "original_max_position_embeddings": 48}).eval()
+
+    rows, model = make_rows(), build()
+    agree(measured(make_scorer(model), model, rows, batch_size=8), naive(build(), rows))
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_virtual_tokens(kind):
+    """An adapter's tokens before the first are no tokens of ours."""
+    peft = pytest.importorskip("peft")
+
+    def build():
+        torch.manual_seed(0)
+        return peft.get_peft_model(
+            tiny.model(), getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)
+        ).eval()
+
+    rows, adapted = make_rows(), build()
+    expected = naive(build(), rows)
+    actual = measured(make_scorer(adapted), adapted, rows)
+    if kind == "PromptTuningConfig":  # the naive loop's logits have them in front
+        expected = torch.full_like(expected, NAN)
+        with torch.no_grad():
+            for i, row in enumerate(rows):
+                for k, end in enumerate(row.ends):
+                    if end is not None and row.probe is not None:
+                        logits = build().double()(torch.tensor([row.context[:end] + row.probe.ids])).logits[:, 3:]
+                        logps = logits.log_softmax(-1)[0]
+                        pairs = zip(row.probe.ids, row.probe.scored, strict=True)
+                        scored = [logps[end + j - 1, token] for j, (token, on) in enumerate(pairs) if on]
+                        expected[i, k] = torch.stack(scored).mean()
+    agree(actual, expected)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma"])
 def test_flex_attention_agrees(architecture):
     """Its own code, not compiled, which takes the same mask."""
@@ -146,6 +289,27 @@ def test_flex_attention_agrees(architecture):
     with torch.compiler.set_stance("force_eager"):
         actual = measured(scorer, model, rows)
     agree(actual, naive(tiny.model(architecture).eval(), rows))
+
+
+def test_flex_attention_is_tried_before_it_is_used(monkeypatch):
+    config = tiny.model().config
+    with torch.compiler.set_stance("force_eager"):
+        assert flex_obstacle(config, torch.float32, torch.device("cpu")) is None
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("no compiler")
+
+    flex = AttentionInterface._global_mapping["flex_attention"]
+    monkeypatch.setitem(AttentionInterface._global_mapping, "flex_attention", broken)
+    assert flex_obstacle(config, torch.float32, torch.device("cpu")) == "it fails with RuntimeError"
+
+    def wrong(*args, **kwargs):
+        with torch.compiler.set_stance("force_eager"):
+            outputs, extra = flex(*args, **kwargs)
+        return outputs + 1, extra
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "flex_attention", wrong)
+    assert flex_obstacle(config, torch.float32, torch.device("cpu")) == "it is off by 1"
 
 
 def test_the_block_mask_is_the_tree():
@@ -260,6 +424,9 @@ def test_flash_attention_does_not_stand_in_the_way():
 
 def test_obstacles():
     model = tiny.model()
+    for rope in ({"rope_type": "dynamic"}, {"full_attention": {"rope_type": "dynamic"}}):
+        model.config.rope_parameters = rope
+        assert "dynamic" in packing_obstacle(model) and shift_obstacle(model) is None
     model.config.rope_parameters = {"rope_type": "longrope"}
     assert "longrope" in packing_obstacle(model) and "longrope" in mask_obstacle(model)
     assert "sliding_attention" in packing_obstacle(
@@ -284,7 +451,10 @@ def test_dropout_obstacle():
     assert dropout_obstacle(tiny.model().train()) is None
     assert "attention_dropout" in dropout_obstacle(tiny.model(attention_dropout=0.1).train())
     assert dropout_obstacle(tiny.model(attention_dropout=0.1).eval()) is None
-    assert "dropout is on in transformer.drop" in dropout_obstacle(tiny.model("gpt2", embd_pdrop=0.1).train())
+    gpt2 = dict(attn_pdrop=0.0, resid_pdrop=0.0)
+    assert "embd_pdrop is on" in dropout_obstacle(tiny.model("gpt2", embd_pdrop=0.1, **gpt2).train())
+    assert dropout_obstacle(tiny.model("gpt2", embd_pdrop=0.0, **gpt2).train()) is None
+    assert "router_jitter_noise" in dropout_obstacle(tiny.model(router_jitter_noise=0.01).train())
     peft = pytest.importorskip("peft")
     for p, random in ((0.0, False), (0.1, True)):
         lora = peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=p)

@@ -124,9 +124,9 @@ class A2TGPOConfig(GRPOConfig):
     ig_tokens_per_batch: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens of a micro-batch where beliefs are scored in forwards of their own. Default: as many as "
-            "per_device_train_batch_size (in evaluation per_device_eval_batch_size) of the longest completions with their prompts. Beliefs that are scored along with the "
-            "old log-probabilities come in TRL's micro-batches."
+            "help": "Tokens of a micro-batch where beliefs are scored in forwards of their own; one completion may have more. "
+            "Default: per_device_train_batch_size (in evaluation per_device_eval_batch_size) times the longest completion with "
+            "its prompt and probes. Beliefs that are scored along with the old log-probabilities come in TRL's micro-batches."
         },
     )
     tool_protocol: str = field(

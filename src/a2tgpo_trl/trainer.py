@@ -111,7 +111,7 @@ class A2TGPOTrainer(GRPOTrainer):
             # GRPOTrainer takes tools for calls of the chat template, which may not know any
             template_tools = None
             TagProtocol(processing_class, tools, args.tool_tags, args.result_tag)  # refuses what it cannot call
-        self._loss_inputs = self._answers = self._riding = None
+        self._loss_inputs = self._answers = self._riding = self._generated_tool_mask = None
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -355,8 +355,9 @@ class A2TGPOTrainer(GRPOTrainer):
             "completion_mask": attention_mask[:, completion],
         }
         tool_mask = torch.ones_like(batch["completion_mask"])
-        for row, mask in zip(tool_mask, self._generated_tool_mask or [], strict=False):
-            row[: len(mask)] = torch.tensor(mask)
+        if self._generated_tool_mask is not None:
+            for row, mask in zip(tool_mask, self._generated_tool_mask, strict=True):
+                row[: len(mask)] = torch.as_tensor(mask)
         plan = self._scorer.plan(batch, observation_ends(batch["completion_mask"], tool_mask), self._answers)
         return self._scorer.ride(model, plan)
 

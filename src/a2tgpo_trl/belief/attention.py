@@ -39,13 +39,13 @@ def attention_over(tree: TokenTree, config: PretrainedConfig, kind: str, device:
         The `attention_mask` that the forward is to be given.
     """
     if kind == "flex":
-        with replaced(config, _attn_implementation_internal="flex_attention"):
+        with replaced(config, _attn_implementation_internal=_FLEX):
             yield tree_block_mask(torch.tensor(tree.ends, device=device))
         return
     ends = torch.tensor(tree.ends, device=device)
     token = _blocks.set([(block, _mask(block, ends)) for block in blocks(tree)])
     try:
-        with replaced(config, _attn_implementation_internal=_NAME):
+        with replaced(config, _attn_implementation_internal=_BLOCKS):
             yield None
     finally:
         _blocks.reset(token)
@@ -92,10 +92,51 @@ def _mask(block: Block, ends: Tensor) -> Tensor | None:
     return (keys <= queries) & (queries < ends[keys])
 
 
+class UnknownAttention(Exception):
+    """A model asks its attention for more than queries, keys and values over a token tree."""
+
+
+def _check(mask_is_ours: bool, options: dict) -> None:
+    asked = [name for name in ("softcap", "s_aux", "position_bias", "sliding_window") if options.get(name) is not None]
+    if asked or not mask_is_ours:
+        raise UnknownAttention(", ".join(asked) or "a mask of its own")
+
+
 def _attend_by_block(module, query, key, value, attention_mask, scaling=None, **kwargs):
     """An attention function of transformers: `(1, H, N, D)` heads to `(1, N, H, D)` outputs."""
+    _check(attention_mask is None, kwargs)
     outputs = [_attend(block, mask, query, key, value, scaling) for block, mask in _blocks.get()]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _attend_by_flex(module, query, key, value, attention_mask, **kwargs):
+    """The same by flex attention as transformers compiles it."""
+    _check(isinstance(attention_mask, BlockMask), kwargs)
+    query, key = query.to(value.dtype), key.to(value.dtype)  # rotary embeddings leave them in float32 under autocast
+    return AttentionInterface()["flex_attention"](module, query, key, value, attention_mask, **kwargs)
+
+
+def flex_obstacle(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why flex attention cannot be used for the heads of a model, found out by using it, or `None` if it can."""
+    num_heads = config.num_attention_heads
+    num_key_value_heads = getattr(config, "num_key_value_heads", None) or num_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    shape = (1, num_heads, 2 * BLOCK, head_size)
+    query, key, value = (
+        torch.randn(shape[0], heads, *shape[2:], dtype=dtype, device=device)
+        for heads in (num_heads, num_key_value_heads, num_key_value_heads)
+    )
+    ends = torch.full((2 * BLOCK,), 2 * BLOCK, device=device)
+    repeats = num_heads // num_key_value_heads
+    expected = F.scaled_dot_product_attention(
+        query, key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1), is_causal=True
+    )
+    try:
+        found, _ = _attend_by_flex(torch.nn.Module().eval(), query, key, value, tree_block_mask(ends), dropout=0.0)
+    except Exception as error:  # whatever compilers, drivers and kernels raise
+        return f"it fails with {type(error).__name__}"
+    difference = (found.transpose(1, 2) - expected).abs().max().item()
+    return None if difference < 0.05 else f"it is off by {difference:.2g}"
 
 
 def _attend(
@@ -116,5 +157,6 @@ def _gather(states: Tensor, spans: list[Span]) -> Tensor:
     return torch.cat(pieces, dim=2) if len(pieces) > 1 else pieces[0]
 
 
-_NAME = "a2tgpo_blocks"
-AttentionInterface.register(_NAME, _attend_by_block)
+_BLOCKS, _FLEX = "a2tgpo_blocks", "a2tgpo_flex"
+AttentionInterface.register(_BLOCKS, _attend_by_block)
+AttentionInterface.register(_FLEX, _attend_by_flex)

@@ -194,13 +194,14 @@ def _grow(sequences: Sequence[Sequence[int]], keys: Sequence[int]) -> TokenTree:
     return tree
 
 
-def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def batches_by_length(lengths: Sequence[int], max_tokens: int, equal: bool = False) -> list[list[int]]:
     """
     Micro-batches of sequences of like length, of at most so many tokens with their padding.
 
     Args:
         lengths (`Sequence[int]`): Of the sequences.
         max_tokens (`int`): Rows of a micro-batch times the longest of them; a longer sequence is alone.
+        equal (`bool`): Whether the sequences of a micro-batch are to have the same length.
 
     Returns:
         `list[list[int]]`: indices, the longest first.
@@ -208,7 +209,8 @@ def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]
     batches = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         longest = lengths[batches[-1][0]] if batches else 0
-        if not batches or (len(batches[-1]) + 1) * longest > max_tokens:
+        is_full = not batches or (len(batches[-1]) + 1) * longest > max_tokens
+        if is_full or (equal and lengths[index] != longest):
             batches.append([])
         batches[-1].append(index)
     return batches

@@ -87,7 +87,7 @@ def make_probe(tokenizer: PreTrainedTokenizerBase, template: str, answer: str) -
 
 
 def probed_rows(
-    batch: dict[str, Tensor], ends: Tensor, probes: Sequence[Probe | None], max_length: int | None
+    batch: dict[str, Tensor], ends: Tensor, probes: Sequence[Probe | None], max_length: int
 ) -> list[ProbedRow]:
     """
     What to score for a batch.
@@ -97,7 +97,7 @@ def probed_rows(
             `(B, ·)`.
         ends (`Tensor`, shape `(B, K)`): Where observations end, see [`~a2tgpo_trl.functional.observation_ends`].
         probes (`Sequence[Probe | None]`, length `B`): The probe of each row.
-        max_length (`int`, *optional*): Context length of the model; a probe that ends past it is left out.
+        max_length (`int`): Context length of the model; a probe that ends past it is left out.
 
     Returns:
         `list[ProbedRow]`, length `B`, each with `K + 1` ends.
@@ -108,9 +108,8 @@ def probed_rows(
     for prompt, prompt_mask, completion, completion_mask, row_ends, probe in zip(*columns, probes, strict=True):
         context = _kept(prompt, prompt_mask)
         lengths = [len(context), *(len(context) + end if end >= 0 else None for end in row_ends)]
-        room = None if max_length is None or probe is None else max_length - len(probe.ids)
-        if room is not None:
-            lengths = [None if length is not None and length > room else length for length in lengths]
+        room = max_length - (len(probe.ids) if probe else 0)
+        lengths = [None if length is not None and length > room else length for length in lengths]
         rows.append(ProbedRow(context + _kept(completion, completion_mask), lengths, probe))
     return rows
 

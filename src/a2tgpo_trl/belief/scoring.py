@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import is_torch_flex_attn_available, is_triton_available, logging
 
-from ..architecture import dropout_obstacle, packing_obstacle, shift_obstacle
+from ..architecture import base_model, dropout_obstacle, length_dependent_rope, packing_obstacle, shift_obstacle
 from ..config import A2TGPOConfig
-from .attention import BLOCK, attention_over
+from .attention import BLOCK, UnknownAttention, attention_over, flex_obstacle
 from .packing import TokenTree, batches_by_length, pack
 from .probes import BeliefPlan, Query, make_probe, mean_logps, packed_length, probed_rows, queries, share_contexts
 from .riding import RidingModel
@@ -50,12 +50,20 @@ class BeliefScorer:
         self.context_length = context_length
         self.config = model.config.get_text_config()
         base = accelerator.unwrap_model(model)
-        self.base = base.get_base_model() if hasattr(base, "get_base_model") else base
-        can_compile = accelerator.device.type == "cuda" and is_torch_flex_attn_available() and is_triton_available()
-        self.attention = "flex" if can_compile and self.base._supports_flex_attn else "blocks"
+        self.base = base_model(base)
+        self.attention = self._choose_attention()
         self.obstacle = packing_obstacle(base)
         if self.obstacle:
             logger.warning(f"Information gain reads each context from its beginning: {self.obstacle}.")
+
+    def _choose_attention(self) -> str:
+        device = self.accelerator.device
+        compiles = device.type == "cuda" and is_torch_flex_attn_available() and is_triton_available()
+        if not (compiles and self.base._supports_flex_attn):
+            return "blocks"
+        if obstacle := flex_obstacle(self.config, self.base.dtype, device):
+            logger.warning(f"Flex attention cannot be used, and is not needed: {obstacle}.")
+        return "blocks" if obstacle else "flex"
 
     def plan(self, batch: dict[str, Any], ends: Tensor, answers: list[str | None]) -> BeliefPlan:
         """
@@ -103,8 +111,12 @@ class BeliefScorer:
         found = queries(plan.rows)
         max_tokens = self.args.ig_tokens_per_batch or batch_size * max(map(packed_length, plan.rows))
         with _in_eval_mode(model):  # without dropout, and without a trace in the random state
-            score_all = self._score_prefixes if self.obstacle else self._score_trees
-            means = score_all(model, found, max_tokens)
+            try:
+                means = (self._score_prefixes if self.obstacle else self._score_trees)(model, found, max_tokens)
+            except UnknownAttention as error:  # at the first layer of the first forward, on every process
+                self.obstacle = f"{self.config.model_type} gives its attention {error}"
+                logger.warning(f"Information gain reads each context from its beginning: {self.obstacle}.")
+                means = self._score_prefixes(model, found, max_tokens)
         table = means.new_full((len(plan.rows), num_ends), torch.nan)
         table[[query.row for query in found], [query.end for query in found]] = means
         return table
@@ -157,25 +169,26 @@ class BeliefScorer:
             handle.remove()
 
     def _score_prefixes(self, model: nn.Module, found: list[Query], max_tokens: int) -> Tensor:
-        batches = batches_by_length([len(query.ids) for query in found], max_tokens)
+        equal = length_dependent_rope(self.base) is not None
+        batches = batches_by_length([len(query.ids) for query in found], max_tokens, equal)
         return self._in_turn(partial(self._score_batch, model, [*found, _SPARE]), batches, [len(found)], len(found))
 
     def _score_batch(self, model: nn.Module, found: Sequence[Query], keys: list[int]) -> tuple[list[int], Tensor]:
         """Some queries, and their beliefs, each in a row of its own."""
         device = self.accelerator.device
         chosen = [found[key] for key in keys]
-        width = max(len(query.ids) for query in chosen)
-        ids = torch.tensor([query.ids + [0] * (width - len(query.ids)) for query in chosen], device=device)
-        lengths = torch.tensor([len(query.ids) for query in chosen], device=device)
-        index = torch.arange(width, device=device).expand_as(ids)
-        labels = torch.full_like(ids, -100)
+        rows = [[*query.ids, query.labels[-1]] for query in chosen]  # a label is the token after its predictor
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+        scored = torch.zeros_like(mask, dtype=torch.bool)
         for i, query in enumerate(chosen):
-            labels[i, query.predictors] = torch.tensor(query.labels, device=device)
-        mask = (index < lengths.unsqueeze(1)).long()
-        logps = self._score(model, input_ids=ids, attention_mask=mask, position_ids=index, shift_labels=labels)
-        owner = torch.arange(len(chosen), device=device).unsqueeze(1).expand_as(ids)
-        scored = labels >= 0
-        return keys, mean_logps(logps[scored], owner[scored], len(chosen))
+            scored[i, [place + 1 for place in query.predictors]] = True
+        logps = self._score(model, input_ids=ids, attention_mask=mask, labels=ids.masked_fill(~scored, -100))
+        scored = scored[:, 1:]
+        owner = torch.arange(len(chosen), device=device).unsqueeze(1).expand_as(scored)
+        # An adapter may have put tokens before the first
+        return keys, mean_logps(logps[:, 1 - width :][scored], owner[scored], len(chosen))
 
     def _in_turn(
         self, score: Callable[[Any], tuple[list[int], Tensor]], batches: list[Any], spare: Any, num_queries: int
@@ -191,11 +204,11 @@ class BeliefScorer:
         return self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
 
     def _score(self, model: nn.Module, **inputs: Any) -> Tensor:
-        """Log-probabilities of `shift_labels`, through TRL's fused LM head."""
+        """Log-probabilities of `labels` or `shift_labels`, through TRL's fused LM head."""
         if hasattr(self.config, "output_router_logits"):
             inputs["output_router_logits"] = False  # the router's auxiliary loss cannot read a mask of ours
         with self.accelerator.autocast():
-            return model(**inputs, fused_lm_head=True).log_probs
+            return model(**inputs, fused_lm_head=True).log_probs.to(self.accelerator.device)
 
 
 @contextmanager
