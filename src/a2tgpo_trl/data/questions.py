@@ -1,48 +1,15 @@
-"""Questions and passages: the atlas that ships with the package, and the way from questions to a TRL dataset."""
+"""Questions in memory: splits by entity, and the way to a TRL dataset."""
 
-import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import resources
 from typing import TYPE_CHECKING
+
+from .prompts import DEFAULT_TEMPLATE, PromptForm
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 KEPT_COLUMNS = ("question", "kind", "country")
-
-
-@dataclass(frozen=True)
-class Atlas:
-    """Real facts about the world as passages of one sentence, and questions that take several of them.
-
-    Attributes:
-        passages (`list[dict]`):
-            Dicts with `"title"` and `"text"`; titles are unique.
-        questions (`list[dict]`):
-            Dicts with `"question"`; `"answer"`, a list of aliases with the canonical one first; `"kind"`:
-            `"city_capital"`, `"city_currency"`, `"capital_currency"`, `"anthem_currency"` (two hops) or
-            `"airport_currency"` (three); `"country"`, which the question leads through without naming it: the key to
-            split by; and `"supports"`, the titles of the passages that answer it, in order. Searching a title with
-            BM25 finds its passage first, so that they are also the queries of a perfect agent. The order is mixed.
-        attribution (`str`):
-            The sources and their licences, to be shown where the facts are.
-    """
-
-    passages: list[dict]
-    questions: list[dict]
-    attribution: str
-
-
-def load_atlas() -> Atlas:
-    """Load the atlas that ships with the package; `scripts/build_atlas.py` made it.
-
-    Returns:
-        `Atlas`: some 2,100 passages and 2,500 questions.
-    """
-    text = resources.files("a2tgpo_trl").joinpath("assets/atlas.json").read_text(encoding="utf-8")
-    return Atlas(**json.loads(text))
 
 
 def split_by_entity(
@@ -79,7 +46,7 @@ def split_by_entity(
 
 
 def to_dataset(
-    questions: Sequence[dict], prompt_template: str = "Question: {question}\n", conversational: bool = False
+    questions: Sequence[dict], prompt_template: str = DEFAULT_TEMPLATE, conversational: bool = False
 ) -> "Dataset":
     """Turn questions into a dataset for a TRL trainer and the rewards of this package.
 
@@ -100,16 +67,14 @@ def to_dataset(
     """
     from datasets import Dataset
 
-    if "{question}" not in prompt_template:
-        raise ValueError(f"prompt_template is {prompt_template!r}; it must hold {{question}} where the question goes.")
+    prompts = PromptForm(prompt_template, conversational)
     kept = [column for column in KEPT_COLUMNS if all(column in question for question in questions)]
     rows = []
     for index, question in enumerate(questions):
-        prompt = prompt_template.replace("{question}", _get(question, "question", index))
         answer = _get(question, "answer", index)
         rows.append(
             {
-                "prompt": [{"role": "user", "content": prompt}] if conversational else prompt,
+                "prompt": prompts.fill(_get(question, "question", index)),
                 "answer": [answer] if isinstance(answer, str) else list(answer),
                 **{column: question[column] for column in kept},
             }
