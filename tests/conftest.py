@@ -87,7 +87,9 @@ def build(config, rows, monkeypatch):
 
     def make(rollouts=GROUP, model=None, processing_class=None, reward=correct, dataset=None, trainer=None, **options):
         arguments = {
-            key: options.pop(key) for key in ("peft_config", "eval_dataset", "callbacks", "tools") if key in options
+            key: options.pop(key)
+            for key in ("peft_config", "eval_dataset", "callbacks", "tools", "rollout_func")
+            if key in options
         }
         if rollouts is not None:
             tiny.Script(rollouts).install(monkeypatch)

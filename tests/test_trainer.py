@@ -217,7 +217,15 @@ def test_beliefs_ride_on_the_old_log_probabilities(score, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options", [dict(pad_to_multiple_of=16), dict(mask_truncated_completions=True), dict(beta=0.1)]
+    "options",
+    [
+        dict(pad_to_multiple_of=16),
+        dict(mask_truncated_completions=True),
+        dict(beta=0.1),
+        dict(gradient_checkpointing=True),
+        dict(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True}),
+    ],
+    ids=str,
 )
 def test_beliefs_ride_whatever_else_trl_does(score, options):
     cut = [*GROUP[:3], ["<search>Lyon</search>", "and on and on without an end"]]
@@ -227,6 +235,44 @@ def test_beliefs_ride_whatever_else_trl_does(score, options):
     torch.testing.assert_close(
         riding["information_gain"], alone["information_gain"], atol=1e-4, rtol=0, equal_nan=True
     )
+
+
+def test_beliefs_ride_on_the_rollouts_of_a_rollout_func(build, rows):
+    """Its `env_mask` says where observations end."""
+    tokenizer = tiny.tokenizer()
+    pieces = [
+        ("<search>Lyon</search>", 1),
+        ("\n<result>Lyon is in France.</result>\n", 0),
+        ("<answer>Paris</answer>", 1),
+    ]
+
+    def rollouts(prompts, trainer):
+        ids, mask = [], []
+        for text, written in pieces:
+            tokens = tokenizer(text)["input_ids"]
+            ids, mask = ids + tokens, mask + [written] * len(tokens)
+        prompt_ids = tokenizer(QUESTION)["input_ids"]
+        columns = {"prompt_ids": prompt_ids, "completion_ids": ids, "logprobs": [0.0] * len(ids), "env_mask": mask}
+        return {name: [values] * len(prompts) for name, values in columns.items()}
+
+    def gains(**options):
+        trainer = build(None, tools=None, rollout_func=rollouts, **options)
+        trainer.model.train()
+        return trainer._generate_and_score_completions([dict(row) for row in rows[:4]])["information_gain"]
+
+    riding, alone = gains(), gains(gradient_accumulation_steps=2)
+    assert (~riding.isnan()).sum(1).tolist() == [1] * 4
+    torch.testing.assert_close(riding, alone, atol=1e-4, rtol=0, equal_nan=True)
+
+
+def test_an_error_leaves_nothing_behind(build, rows, monkeypatch):
+    trainer = build()
+    trainer.model.train()
+    monkeypatch.setattr("a2tgpo_trl.belief.riding._mask", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer._generate_and_score_completions([dict(row) for row in rows[:4]])
+    assert trainer._answers is None and trainer._riding is None
+    assert trainer.model.config._attn_implementation == "sdpa"
 
 
 def test_a_reference_forward_carries_no_beliefs(score, monkeypatch):
