@@ -1,0 +1,64 @@
+"""Finds the command, and makes one line of what is wrong with its options."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+
+from .. import __version__
+
+COMMANDS = {
+    "train": "train a tool-using model with credit for each turn",
+    "eval": "exact match and F1 of a model with its tools, on held-out questions",
+    "retriever": "serve a corpus as a search tool over HTTP",
+    "demo": "a real 135 M model learns to search twice, on a CPU",
+}
+USAGE = "usage: a2tgpo {" + ",".join(COMMANDS) + "} [options]   (a2tgpo COMMAND --help lists the options)"
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+class BadUsage(Exception):
+    """Something that the user can put right, in one line."""
+
+
+@contextmanager
+def as_bad_usage():
+    """Take the errors of bad options and missing files for what they are; `A2TGPO_TRACEBACK=1` shows where they rose."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if os.environ.get("A2TGPO_TRACEBACK"):
+            raise
+        raise BadUsage(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    Run a command.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): The command and its options; by default those of the process.
+
+    Returns:
+        `int`: exit status, 0 if all went well, 2 for bad usage, 130 after Ctrl-C.
+    """
+    command, *options = list(sys.argv[1:] if arguments is None else arguments) or [""]
+    if command in ("-h", "--help"):
+        print(USAGE, *(f"  {name:10} {what}" for name, what in COMMANDS.items()), sep="\n")
+        return 0
+    if command == "--version":
+        print(__version__)
+        return 0
+    if command not in COMMANDS:
+        print(f"a2tgpo: {command!r} is no command\n{USAGE}", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(f".{command}", __package__).run(options)
+    except BadUsage as error:
+        print(f"a2tgpo {command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"a2tgpo {command}: interrupted", file=sys.stderr)
+        return INTERRUPTED

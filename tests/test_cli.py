@@ -1,0 +1,196 @@
+"""The command line on a tiny model and the embedded questions."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import tiny
+from a2tgpo_trl.cli.main import main
+from a2tgpo_trl.cli.memory import key_value_bytes
+from a2tgpo_trl.cli.scores import interval, summarize
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny.model().save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def shared(model, tmp_path, monkeypatch):
+    """Options of a toy run; names are looked up in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    options = "--use_cpu --bf16 false --report_to none --max_completion_length 40 --tools search --search_index atlas"
+    return [*options.split(), "--model_name_or_path", str(model)]
+
+
+TRAIN = [
+    "train",
+    "--dataset",
+    "atlas",
+    "--num_generations",
+    "4",
+    "--per_device_train_batch_size",
+    "4",
+    "--logging_steps",
+    "1",
+]
+
+
+def test_commands_are_listed(capsys):
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert all(command in listed for command in ("train", "eval", "retriever", "demo"))
+    assert main(["--version"]) == 0
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "retriever"])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert {"train": "Weight α ≥ 0", "eval": "Sampled answers", "retriever": "Search-R1"}[command] in text
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("", "'' is no command"),
+        ("tarin", "'tarin' is no command"),
+        ("train", "dataset is missing: name a file"),
+        ("train --dataset atlas", "model_name_or_path is missing"),
+        ("train --dataset atlas --epsilon x", "argument --epsilon: invalid float value: 'x'"),
+        ("train --dataset atlas --turn_gamma 2", "turn_gamma (γ) must be in (0, 1], got 2.0"),
+        ("train --dataset atlas --tools search", "search_url or search_index go together"),
+        ("train --dataset nowhere.jsonl --model_name_or_path m", "nowhere.jsonl"),
+        (
+            "train --dataset atlas --model_name_or_path m --rewards best",
+            "rewards: 'best' is none of exact_match, f1, format",
+        ),
+        ("train --dataset atlas --model_name_or_path m --rewards no.such", "rewards: 'no.such' cannot be imported"),
+        ("train --config nowhere.yaml", "nowhere.yaml"),
+        ("eval", "datasets is empty"),
+        ("eval --datasets atlas x/atlas", "two sets called 'atlas'"),
+        ("eval --datasets atlas --samples -1", "samples=-1 must be at least 0"),
+        ("retriever --corpus nowhere.jsonl", "nowhere.jsonl"),
+        ("retriever", "the following arguments are required: --corpus"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    on_cpu = ["--use_cpu", "--bf16", "false"] * arguments.startswith(("train ", "eval "))
+    assert main([*arguments.split(), *on_cpu]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("error:") + error.count("no command") == 1
+    assert len([line for line in error.splitlines() if line.startswith("a2tgpo")]) == 1
+
+
+def test_train_and_go_on(shared, tmp_path, capsys):
+    assert main([*TRAIN, *shared, "--output_dir", "run", "--max_steps", "2", "--save_steps", "1"]) == 0
+    assert "Trained 2 steps; the model is in run." in capsys.readouterr().out
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    again = [*TRAIN, *shared, "--output_dir", "run", "--max_steps", "3", "--resume_from_checkpoint", "last"]
+    assert main(again) == 0
+    state = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())
+    assert state["global_step"] == 3 and [log["step"] for log in state["log_history"]] == [1, 2, 3]
+    assert main([*TRAIN, *shared, "--output_dir", "empty", "--resume_from_checkpoint", "last"]) == 2
+    assert "no checkpoint in empty" in capsys.readouterr().err
+
+
+def test_yaml_gives_options_and_the_command_line_wins(shared, tmp_path, capsys):
+    (tmp_path / "my_rewards.py").write_text("def one(completions, **kwargs):\n    return [1.0] * len(completions)\n")
+    rows = [{"q": "Where?", "a": {"text": "Here"}}] * 4
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "run.yaml").write_text(
+        "dataset: rows.jsonl\ncolumns: {question: q, answer: a.text}\nprompt_template: 'Q: {question}'\nmax_steps: 7\n"
+        "rewards: [my_rewards.one]\nnum_generations: 4\nper_device_train_batch_size: 4\noutput_dir: run\n"
+    )
+    assert main(["train", "--config", "run.yaml", "--max_steps", "1", "--logging_steps", "1", *shared]) == 0
+    assert "Trained 1 steps" in capsys.readouterr().out
+    (tmp_path / "bad.yaml").write_text("dataset: rows.jsonl\nmax_stebs: 7\n")
+    assert main(["train", "--config", "bad.yaml", *shared]) == 2
+    assert "max_stebs" in capsys.readouterr().err
+
+
+def test_dry_run_shows_and_writes_nothing(shared, tmp_path, capsys):
+    assert main([*TRAIN, *shared, "--output_dir", "run", "--turn_gamma", "0.9", "--dry_run"]) == 0
+    shown = capsys.readouterr().out
+    assert "turn_gamma: 0.9" in shown and "Question: What is" in shown and "Rollout 1 of 4" in shown
+    assert "turn         gain" in shown and "weights" in shown and "keys and values while scoring" in shown
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_eval_asks_what_is_missing(shared, tmp_path, capsys, monkeypatch):
+    command = ["eval", "--datasets", "atlas", "again=atlas", *shared, "--per_device_eval_batch_size", "4"]
+    assert main([*command, "--limit", "3"]) == 0
+    table = capsys.readouterr().out
+    assert "6 of 6 questions" in table and "micro" in table and "macro" in table
+    lines = (tmp_path / "eval.jsonl").read_text().splitlines()
+    assert len(lines) == 7
+    (tmp_path / "eval.jsonl").write_text("\n".join(lines[:5]) + "\n" + lines[5][:20])  # cut off in the fifth answer
+    assert main([*command, "--limit", "3"]) == 0
+    assert (tmp_path / "eval.jsonl").read_text().splitlines() == lines  # greedy: the same answers again
+    assert "6 of 6" in capsys.readouterr().out
+    monkeypatch.setattr("a2tgpo_trl.cli.eval._build", lambda *args: pytest.fail("nothing is missing"))
+    assert main([*command, "--limit", "3"]) == 0
+    assert main([*command, "--limit", "3", "--samples", "2"]) == 2
+    assert "holds answers to other settings" in capsys.readouterr().err
+
+
+def test_eval_of_samples_and_of_an_adapter(shared, tmp_path, model):
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(tiny.model(), peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+    adapted.peft_config["default"].base_model_name_or_path = str(model)
+    adapted.save_pretrained(tmp_path / "adapter")
+    tiny.tokenizer().save_pretrained(tmp_path / "adapter")
+    shared[-1] = str(tmp_path / "adapter")
+    assert main(["eval", "--datasets", "atlas", "--limit", "2", "--samples", "3", *shared]) == 0
+    answers = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()[1:]]
+    assert [len(answer["completions"]) for answer in answers] == [3, 3]
+    assert [answer["index"] for answer in answers] == [0, 1]
+
+
+def test_scores():
+    # set a: means 1, 0; set b: mean over two samples 0.5
+    answers = [
+        {"dataset": "a", "exact_match": [1.0], "f1": [1.0]},
+        {"dataset": "a", "exact_match": [0.0], "f1": [0.5]},
+        {"dataset": "b", "exact_match": [1.0, 0.0], "f1": [1.0, 0.0]},
+    ]
+    a, b, micro, macro = summarize(answers).splitlines()[1:]
+    assert a.startswith("a ") and "0.500 (0.000–1.000)" in a and "0.750 (0.500–1.000)" in a
+    assert "0.500 (0.500–0.500)" in b and b.split()[1] == "1"
+    assert "0.667" in micro and macro.split() == ["macro", "0.500", "0.625"]
+    low, high = interval([0.0, 1.0] * 200)
+    assert 0.44 < low < 0.46 and 0.54 < high < 0.56  # 0.5 ± 1.96 × 0.5 / 20
+
+
+def test_key_value_bytes():
+    # 2 × 2 layers × 2 key-value heads × head size 8 × 4 bytes
+    assert key_value_bytes(tiny.model().config, 4) == 256
+
+
+def test_ctrl_c_ends_with_a_checkpoint(shared, tmp_path):
+    command = [sys.executable, "-c", "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+               "from a2tgpo_trl.cli.main import main; raise SystemExit(main())"]  # fmt: skip
+    options = [*TRAIN, *shared, "--output_dir", "run", "--max_steps", "100000", "--save_strategy", "no"]
+    with subprocess.Popen(
+        [*command, *options], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "CI": "1"},
+    ) as process:  # fmt: skip
+        lines = iter(process.stdout.readline, "")
+        next(line for line in lines if "'loss'" in line)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        rest = "".join(lines)
+        assert process.wait(timeout=60) == 130
+    assert "Stopping after this step" in rest and "Go on with --resume_from_checkpoint last" in rest
+    assert list((tmp_path / "run").glob("checkpoint-*"))
