@@ -22,6 +22,7 @@ from measuring import demo_shape, in_turn, peak_megabytes, ratio, report
 from trl.trainer.utils import add_fused_lm_head
 
 from a2tgpo_trl.belief import BeliefPlan, Probe, ProbedRow, queries, share_contexts
+from a2tgpo_trl.belief.head import predicting_at
 from a2tgpo_trl.belief.packing import pack
 from a2tgpo_trl.belief.scoring import BeliefScorer
 
@@ -71,9 +72,11 @@ class Methods:
         size = len(plan.rows)
         width, predictions = len(tree.ids) // size, sum(len(query.labels) for query in found) // size
         ids = torch.tensor(tree.ids[: width * size]).view(size, width)
-        with self.scorer._predicting_at(list(range(width - predictions, width))):
+        columns = list(range(width - predictions, width)) * size
+        rows = [row for row in range(size) for _ in range(predictions)]
+        with predicting_at(self.model, rows, columns):
             return self.model(
-                input_ids=ids, shift_labels=torch.zeros(size, predictions, dtype=torch.long), fused_lm_head=True
+                input_ids=ids, shift_labels=torch.zeros(1, len(rows), dtype=torch.long), fused_lm_head=True
             ).log_probs
 
 

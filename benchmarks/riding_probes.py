@@ -1,10 +1,10 @@
 """
 Claim: where the old log-probabilities are computed anyway, information gain adds at most 15 % to that forward.
 
-TRL's forward over a generation batch of a model of the demo's shape (135 M parameters, random), as `A2TGPOTrainer` makes it:
-alone, and with the beliefs that ride on it. Two settings: completions of 2,000 tokens with eight tool turns, and such as the
-demo's, 100 to 200 tokens with two, padded to the longest. Memory is the peak of the process above what it held
-before, for one completion of 8,000 tokens with eight tool turns.
+TRL's forward over a generation batch, as `A2TGPOTrainer` makes it: alone, and with the beliefs that ride on it. Two settings:
+two completions of 2,000 tokens with eight tool turns, float32, on a random model of the demo's shape (135 M parameters), which
+share nothing; and a batch of the demo, 32 traces of one and two searches in four groups, bfloat16, with its model and adapter.
+Memory is the peak of the process above what it held before, for one completion of 8,000 tokens with eight tool turns.
 
     python benchmarks/riding_probes.py
 
@@ -12,30 +12,31 @@ Writes the figures as JSON beside itself.
 """
 
 import argparse
-import random
 import tempfile
 from functools import partial
+from pathlib import Path
 
 import torch
 from datasets import Dataset
 from measuring import demo_shape, in_turn, peak_megabytes, ratio, report
 from scripted import make_tokenizer
+from step_cost import demo_rollouts, make_trainer
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.belief import queries
 from a2tgpo_trl.replaced import replaced
 
 ANSWER = "Paris, or so"
 """Some ten tokens in the template, as an answer of two words takes with a real vocabulary."""
 
 
-def make_trainer(dtype: torch.dtype, chunk: int, num_rows: int) -> A2TGPOTrainer:
+def long_trainer(chunk: int) -> A2TGPOTrainer:
     return A2TGPOTrainer(
-        model=demo_shape(dtype),
+        model=demo_shape(),
         reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
         args=A2TGPOConfig(
             tempfile.mkdtemp(),
             per_device_train_batch_size=chunk,
-            steps_per_generation=num_rows // chunk,
             num_generations=2,
             answer_template="\n{answer}\n",
             gradient_checkpointing=False,
@@ -46,6 +47,17 @@ def make_trainer(dtype: torch.dtype, chunk: int, num_rows: int) -> A2TGPOTrainer
         train_dataset=Dataset.from_list([{"prompt": "?", "answer": ANSWER}]),
         processing_class=make_tokenizer(),
     )
+
+
+def demo_setting(folder: Path) -> tuple[A2TGPOTrainer, tuple, list[str]]:
+    """The demo's trainer, a batch of its traces and their answers."""
+    rows, rollouts = demo_rollouts(folder)
+    trainer = make_trainer(A2TGPOTrainer, A2TGPOConfig, folder, rollouts, rows)
+    inputs = [dict(row) for row in rows for _ in range(trainer.num_generations)]
+    batch = trainer._generate_and_score_completions(inputs)
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    return trainer, (ids, mask, batch["completion_ids"].size(1)), [row["answer"][0] for row in inputs]
 
 
 def make_batch(trainer: A2TGPOTrainer, lengths: list[tuple[int, int]], turns: int) -> tuple:
@@ -65,58 +77,47 @@ def make_batch(trainer: A2TGPOTrainer, lengths: list[tuple[int, int]], turns: in
 
 
 @torch.no_grad()
-def logps(trainer: A2TGPOTrainer, batch: tuple, chunk: int, rides: bool) -> tuple:
-    """Log-probabilities, and the model that beliefs rode on."""
+def logps(trainer: A2TGPOTrainer, batch: tuple, answers: list[str] | None) -> tuple:
+    """Log-probabilities, and the model that beliefs rode on if there are answers."""
     trainer.model.eval()
-    with replaced(trainer, _answers=[ANSWER] * len(batch[0]) if rides else None, _riding=None):
-        old = trainer._get_per_token_logps_and_entropies(trainer.model, *batch, batch_size=chunk)[0]
+    size = trainer.args.per_device_train_batch_size
+    with replaced(trainer, _answers=answers, _riding=None):
+        old = trainer._get_per_token_logps_and_entropies(trainer.model, *batch, batch_size=size)[0]
         return old, trainer._riding
 
 
-def measure(trainer: A2TGPOTrainer, batch: tuple, chunk: int, rounds: int) -> dict:
-    alone, riding = (logps(trainer, batch, chunk, rides) for rides in (False, True))
-    alone = alone[0]
-    assert torch.equal(alone, riding[0]), "not TRL's log-probabilities"
-    beliefs = torch.cat(riding[1].beliefs)
-    methods = {
-        name: partial(logps, trainer, batch, chunk, rides) for name, rides in (("alone", False), ("riding", True))
-    }
+def measure(trainer: A2TGPOTrainer, batch: tuple, answers: list[str], rounds: int) -> dict:
+    alone, riding = logps(trainer, batch, None), logps(trainer, batch, answers)
+    assert torch.equal(alone[0], riding[0]), "not TRL's log-probabilities"
+    fed = [len(query.ids) - query.context_length + 1 for query in queries(riding[1].plan.rows)]
+    methods = {"alone": partial(logps, trainer, batch, None), "riding": partial(logps, trainer, batch, answers)}
     seconds = in_turn(methods, rounds)
     return {
         "riding_over_alone": ratio(seconds, "riding", "alone"),
-        "beliefs": int((~beliefs.isnan()).sum()),
-        "probe_tokens": len(trainer._tokenizer(f"\n{ANSWER}")["input_ids"]),
+        "probes": len(fed),
+        "probe_tokens_over_tokens": round(sum(fed) / batch[1].sum().item(), 3),
         "padding_share_of_the_forward": round(1 - batch[1].float().mean().item(), 3),
         "seconds": seconds,
     }
 
 
-def memory(trainer: A2TGPOTrainer, batch: tuple) -> dict:
-    return {
-        name: peak_megabytes(partial(logps, trainer, batch, 1, rides))
-        for name, rides in (("alone", False), ("riding", True))
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=Path("outputs/demo/model"), help="the converted demo model")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--long", type=int, default=8000, help="tokens of the completion whose memory is measured")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    pick = random.Random(0)
-    settings = {
-        "long, float32": (torch.float32, 2, [(200, 1800)] * 2, 8),
-        "demo, bfloat16": (torch.bfloat16, 4, [(25, pick.randint(75, 175)) for _ in range(16)], 2),
+    figures = {"demo": measure(*demo_setting(options.model), options.rounds)}
+    trainer = long_trainer(chunk=2)
+    figures["long"] = measure(trainer, make_batch(trainer, [(200, 1800)] * 2, 8), [ANSWER] * 2, options.rounds)
+    trainer = long_trainer(chunk=2)
+    batch = make_batch(trainer, [(200, options.long - 200)], 8)
+    figures["megabytes of a long completion"] = {
+        name: peak_megabytes(partial(logps, trainer, batch, answers))
+        for name, answers in (("alone", None), ("riding", [ANSWER]))
     }
-    figures = {}
-    for name, (dtype, chunk, lengths, turns) in settings.items():
-        print(name, flush=True)
-        trainer = make_trainer(dtype, chunk, len(lengths))
-        figures[name] = measure(trainer, make_batch(trainer, lengths, turns), chunk, options.rounds)
-    trainer = make_trainer(torch.float32, 1, 2)
-    figures["megabytes of a long completion"] = memory(trainer, make_batch(trainer, [(200, options.long - 200)], 8))
     report(__file__, "information gain beside the old log-probabilities", options, figures)
 
 

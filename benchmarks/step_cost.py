@@ -57,6 +57,14 @@ class Rollouts:
         return output
 
 
+def demo_rollouts(folder: Path) -> tuple[list[dict], Rollouts]:
+    """Four of the demo's questions, and what is rolled out for them."""
+    task = load_task()
+    questions = random.Random(0).sample(task.train, PROMPTS_PER_BATCH)
+    rows = [{"prompt": PROMPT_TEMPLATE.format(**question), "answer": question["answer"]} for question in questions]
+    return rows, Rollouts(load_tokenizer(folder), task)
+
+
 def make_trainer(trainer_class, config_class, folder: Path, rollouts: Rollouts, rows: list[dict]):
     trainer = trainer_class(
         model=load_model(folder),
@@ -94,10 +102,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    folder, task = prepare_model(options.model), load_task()
-    rollouts = Rollouts(load_tokenizer(folder), task)
-    questions = random.Random(0).sample(task.train, PROMPTS_PER_BATCH)
-    rows = [{"prompt": PROMPT_TEMPLATE.format(**question), "answer": question["answer"]} for question in questions]
+    folder = prepare_model(options.model)
+    rows, rollouts = demo_rollouts(folder)
     trainers = {
         "trl": make_trainer(GRPOTrainer, GRPOConfig, folder, rollouts, rows),
         "ours": make_trainer(A2TGPOTrainer, A2TGPOConfig, folder, rollouts, rows),

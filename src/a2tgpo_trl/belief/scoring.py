@@ -14,6 +14,7 @@ from transformers.utils import is_torch_flex_attn_available, is_triton_available
 from ..architecture import base_model, dropout_obstacle, length_dependent_rope, packing_obstacle, shift_obstacle
 from ..config import A2TGPOConfig
 from .attention import BLOCK, UnknownAttention, attention_over, flex_obstacle
+from .head import predicting_at
 from .packing import TokenTree, batches_by_length, pack
 from .probes import BeliefPlan, Query, make_probe, mean_logps, packed_length, probed_rows, queries, share_contexts
 from .riding import RidingModel
@@ -91,7 +92,7 @@ class BeliefScorer:
 
     def ride(self, model: nn.Module, plan: BeliefPlan) -> RidingModel:
         """The model, scoring beliefs as TRL runs it over the batch of a plan."""
-        return RidingModel(model, plan, self.config, self._score)
+        return RidingModel(model, plan, self.base, self._score)
 
     @torch.no_grad()
     def measure(self, model: nn.Module, plan: BeliefPlan, batch_size: int) -> Tensor:
@@ -140,7 +141,8 @@ class BeliefScorer:
             owner += [i] * len(query.labels)
         if self.attention == "flex":
             tree.pad_to_multiple_of(BLOCK)
-        with attention_over(tree, self.config, self.attention, device) as mask, self._predicting_at(predictors):
+        places = [0] * len(predictors), predictors
+        with attention_over(tree, self.config, self.attention, device) as mask, predicting_at(self.base, *places):
             logps = self._score(
                 model,
                 input_ids=torch.tensor([tree.ids], device=device),
@@ -149,24 +151,6 @@ class BeliefScorer:
                 shift_labels=torch.tensor([labels], device=device),
             )
         return keys, mean_logps(logps[0], torch.tensor(owner, device=device), len(keys))
-
-    @contextmanager
-    def _predicting_at(self, places: list[int]):
-        """
-        Let the LM head see these places of a row only, in this order.
-
-        A token that several sequences go on from predicts something else in each.
-        """
-
-        def select(backbone, args, output):
-            output.last_hidden_state = output.last_hidden_state[:, places]
-            return output
-
-        handle = self.base.base_model.register_forward_hook(select)
-        try:
-            yield
-        finally:
-            handle.remove()
 
     def _score_prefixes(self, model: nn.Module, found: list[Query], max_tokens: int) -> Tensor:
         equal = length_dependent_rope(self.base) is not None
