@@ -1,17 +1,23 @@
 """The command line on a tiny model and the embedded questions."""
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from importlib import resources
+from pathlib import Path
 
 import pytest
+import yaml
 
 import tiny
+from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.cli.main import main
 from a2tgpo_trl.cli.memory import key_value_bytes
+from a2tgpo_trl.cli.parser import find_recipe, recipes
 from a2tgpo_trl.cli.scores import interval, summarize
 
 
@@ -156,6 +162,75 @@ def test_eval_of_samples_and_of_an_adapter(shared, tmp_path, model):
     answers = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()[1:]]
     assert [len(answer["completions"]) for answer in answers] == [3, 3]
     assert [answer["index"] for answer in answers] == [0, 1]
+
+
+TOY = {  # what a recipe is run with here instead of a large model, its data and its retriever
+    "num_generations": "4",
+    "per_device_train_batch_size": "4",
+    "gradient_accumulation_steps": "1",
+    "steps_per_generation": "2",
+    "max_steps": "2",
+    "max_completion_length": "40",
+    "dtype": "float32",
+    "fp16": "false",
+}
+
+
+@pytest.mark.parametrize("recipe", [name for name in recipes() if not name.startswith("vllm")])
+def test_recipes_train_at_toy_size(recipe, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chosen = yaml.safe_load(Path(find_recipe(recipe)).read_text())
+    folder = model
+    if chosen.get("conversational"):
+        folder = tmp_path / "chat"
+        tiny.model().save_pretrained(folder)
+        tiny.chat_tokenizer().save_pretrained(folder)
+    toy = dict(TOY)
+    if chosen.get("dataset") != "atlas":
+        toy["dataset"] = "atlas"
+    options = [word for name, value in toy.items() for word in (f"--{name}", value)]
+    options += ["--use_cpu", "--bf16", "false", "--report_to", "none", "--model_name_or_path", str(folder)]
+    if chosen.get("use_peft") or chosen.get("beta"):
+        options += ["--use_peft", "true"]
+    trainers = []
+    monkeypatch.setattr(
+        "a2tgpo_trl.cli.train.A2TGPOTrainer.train",
+        lambda self, **kwargs: trainers.append(self) or original(self, **kwargs),
+    )
+    assert main(["train", "--config", recipe, *options]) == 0
+    (trainer,) = trainers
+    assert trainer.state.global_step == 2
+    unchanged = {name: value for name, value in chosen.items() if name not in toy and hasattr(trainer.args, name)}
+    unchanged = {name: value for name, value in unchanged.items() if name not in ("bf16", "output_dir", "report_to")}
+    assert len(unchanged) > 5
+    for name, value in unchanged.items():
+        assert getattr(trainer.args, name) == value, name
+
+
+original = A2TGPOTrainer.train
+
+
+def test_options_of_vllm_recipes_exist():
+    known = {option.name for option in dataclasses.fields(A2TGPOConfig)}
+    for recipe in ("vllm-server", "vllm-colocate"):
+        assert set(yaml.safe_load(Path(find_recipe(recipe)).read_text())) <= known
+
+
+def test_the_papers_batch():
+    """64 prompts, 16 rollouts of each, 8 updates, on 8 devices."""
+    for recipe in ("paper-multihop", "paper-singlehop"):
+        chosen = yaml.safe_load(Path(find_recipe(recipe)).read_text())
+        micro = chosen["per_device_train_batch_size"] * 8
+        assert micro * chosen["steps_per_generation"] == 64 * chosen["num_generations"] == 1024
+        assert chosen["steps_per_generation"] // chosen["gradient_accumulation_steps"] == 8
+
+
+@pytest.mark.parametrize("name", ["ddp", "zero3", "fsdp2"])
+def test_launch_files_are_accelerates(name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    file = resources.files("a2tgpo_trl") / "recipes" / "launch" / f"{name}.yaml"
+    assert load_config_from_file(str(file)).num_processes == 8
 
 
 def test_scores():
