@@ -1,6 +1,6 @@
 """Rewards of question answering: exact match, token F1 and format, as TRL reward functions.
 
-A model answers between `<answer>` and `</answer>` in its last turn. In a completion made of messages that is the last
+A model answers between `<answer>` and `</answer>` in its last turn, or by calling the tool `finish`. In a completion made of messages that is the last
 assistant message; in one that is a text, what follows the last `<result>…</result>`, where the observations of the
 text protocol stand, or what stands before it if nothing follows. A passage that holds `<answer>…</answer>` earns
 nothing. That a passage cannot pose as several observations is for the protocol to see to, which escapes its tags in
@@ -199,6 +199,10 @@ def _ends_with_its_only_answer(completion: str | list[dict]) -> bool:
 
 
 def _content(message: dict) -> str:
-    """Read a message's text, whether it is a text, absent, or a list of parts."""
+    """Read a message's text, whether it is a text, absent, or a list of parts; and the answer that it calls `finish` with."""
     content = message.get("content") or ""
-    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
+    text = content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
+    calls = [call.get("function") or {} for call in message.get("tool_calls") or []]
+    arguments = [call.get("arguments") for call in calls if call.get("name") == "finish"]
+    answers = [given["answer"] for given in arguments if isinstance(given, dict) and "answer" in given]
+    return "".join([text, *(f"<answer>{answer}</answer>" for answer in answers)])

@@ -10,8 +10,10 @@ from typing import Any
 from ..data import load_atlas, load_questions, split_by_entity, to_dataset
 from ..rewards import exact_match_reward, f1_reward, format_reward
 from ..search import BM25Search, HTTPSearch
+from ..tools import calculator, finish
 
 REWARDS = {"exact_match": exact_match_reward, "f1": f1_reward, "format": format_reward}
+TOOLS = {"calculator": calculator, "finish": finish}
 ATLAS = "atlas"
 """Name of the questions and passages that ship with the package."""
 
@@ -36,7 +38,7 @@ class TaskArguments:
     tools: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "'search', or dotted names of functions: my_module.my_tool. None: the model answers at once."
+            "help": "'search', 'calculator', 'finish', or dotted names of functions: my_module.my_tool. None: the model answers at once."
         },
     )
     search_url: str | None = field(
@@ -58,7 +60,7 @@ class TaskArguments:
             raise ValueError("the tool 'search' and search_url or search_index go together: set both or neither.")
 
     def load_tools(self) -> list[Callable]:
-        return [self._search() if name == "search" else named(name, "tools") for name in self.tools]
+        return [self._search() if name == "search" else TOOLS.get(name) or named(name, "tools") for name in self.tools]
 
     def _search(self) -> Callable:
         options = dict(top_k=self.search_top_k, show_titles=self.search_titles, max_words=self.search_max_words)
@@ -109,7 +111,7 @@ def named(name: str, option: str) -> Any:
     """
     module, _, attribute = name.replace(":", ".").rpartition(".")
     if not module:
-        known = ", ".join(REWARDS) if option == "rewards" else "search"
+        known = ", ".join(REWARDS) if option == "rewards" else ", ".join(["search", *TOOLS])
         raise ValueError(f"{option}: {name!r} is none of {known}, and no dotted name such as my_module.{name}.")
     folder = str(Path.cwd())
     if folder not in sys.path:
