@@ -1,6 +1,7 @@
 """What `a2tgpo train --dry_run` shows."""
 
 import dataclasses
+from enum import Enum
 from typing import Any
 
 import yaml
@@ -50,6 +51,7 @@ def _changed(args: Any) -> dict[str, Any]:
     for option in dataclasses.fields(args):
         default = option.default_factory() if option.default is dataclasses.MISSING else option.default
         value = getattr(args, option.name)
+        value = value.value if isinstance(value, Enum) else value
         if value != default and isinstance(value, (str, int, float, bool, list, dict)):
             shown[option.name] = value
     return shown
