@@ -82,6 +82,8 @@ DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
 class OneProcess:
     """What a scorer asks of an accelerator, on any device."""
 
+    num_processes = 1
+
     def __init__(self, device="cpu"):
         self.device = torch.device(device)
 
@@ -385,6 +387,19 @@ def test_nothing_to_score():
         scorer.obstacle = obstacle
         assert measured(scorer, model, empty).isnan().all()
     assert ridden(scorer, model, empty).isnan().all()
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_micro_batches_without_probes(num_processes, monkeypatch):
+    """Left out, unless another process may have some."""
+    rows, model = [*make_rows()[-1:] * 2, *make_rows()], tiny.model().eval()
+    scorer = make_scorer(model)
+    scorer.accelerator.num_processes = num_processes
+    sizes, original = [], scorer._score
+    monkeypatch.setattr(scorer, "_score", lambda model, **inputs: sizes.append(1) or original(model, **inputs))
+    actual = ridden(scorer, model, rows)
+    assert actual[:2].isnan().all() and len(sizes) == {1: 2, 2: 4}[num_processes]
+    torch.testing.assert_close(actual[2:], ridden(scorer, model, rows[2:]), atol=1e-5, rtol=0, equal_nan=True)
 
 
 def test_an_answer_of_probability_zero_has_no_belief():

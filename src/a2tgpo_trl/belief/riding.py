@@ -26,29 +26,38 @@ class RidingModel:
         plan ([`~belief.BeliefPlan`]): What to score, its rows in the order in which TRL will run them.
         base (`PreTrainedModel`): The policy without its adapters and wrappers.
         score (`Callable`): Runs the model, and returns the log-probabilities of `shift_labels`.
+        skip_empty (`bool`): Whether nothing is run where a micro-batch has no probe. Where other processes may have one,
+            all are to make the same forwards.
 
     Attributes:
         beliefs (`list[Tensor]`): Of each micro-batch so far, `(b, K + 1)`, as [`~belief.scoring.BeliefScorer.measure`] does.
     """
 
-    def __init__(self, model: nn.Module, plan: BeliefPlan, base: PreTrainedModel, score: Callable[..., Tensor]):
+    def __init__(
+        self, model: nn.Module, plan: BeliefPlan, base: PreTrainedModel, score: Callable[..., Tensor], skip_empty: bool
+    ):
         self.model = model
         self.plan = plan
         self.base = base
         self.score = score
+        self.skip_empty = skip_empty
         self.beliefs: list[Tensor] = []
         self._num_seen = 0
 
     def __call__(self, **inputs: Any) -> Any:
         """One micro-batch of TRL's."""
-        config = self.base.config.get_text_config()
-        cache = DynamicCache(config=config)
-        outputs = self.model(**inputs, past_key_values=cache)
         size, width = inputs["input_ids"].shape
         rows = slice(self._num_seen, self._num_seen + size)
         self._num_seen += size
-        device = inputs["input_ids"].device
-        probes = _lay_out(queries(self.plan.rows[rows]), self.plan.first_columns[rows])
+        device, num_ends = inputs["input_ids"].device, self.plan.keys.size(1)
+        found = queries(self.plan.rows[rows])
+        if self.skip_empty and not found:
+            self.beliefs.append(torch.full((size, num_ends), torch.nan, device=device))
+            return self.model(**inputs)
+        config = self.base.config.get_text_config()
+        cache = DynamicCache(config=config)
+        outputs = self.model(**inputs, past_key_values=cache)
+        probes = _lay_out(found, self.plan.first_columns[rows])
         tokens = {name: torch.tensor(values, device=device) for name, values in probes.tokens.items()}  # (b, P) each
         with (
             replaced(config, _attn_implementation_internal="sdpa"),
@@ -62,7 +71,6 @@ class RidingModel:
                 past_key_values=cache,
                 shift_labels=torch.tensor([probes.labels], dtype=torch.long, device=device),
             )  # (1, M)
-        num_ends = self.plan.keys.size(1)
         owner = torch.tensor([row * num_ends + end for row, end in probes.owners], dtype=torch.long, device=device)
         self.beliefs.append(mean_logps(logps[0], owner, size * num_ends).view(size, num_ends))
         return outputs

@@ -92,7 +92,7 @@ class BeliefScorer:
 
     def ride(self, model: nn.Module, plan: BeliefPlan) -> RidingModel:
         """The model, scoring beliefs as TRL runs it over the batch of a plan."""
-        return RidingModel(model, plan, self.base, self._score)
+        return RidingModel(model, plan, self.base, self._score, skip_empty=self.accelerator.num_processes == 1)
 
     @torch.no_grad()
     def measure(self, model: nn.Module, plan: BeliefPlan, batch_size: int) -> Tensor:
