@@ -7,7 +7,7 @@ import pytest
 from transformers.utils import get_json_schema
 
 from a2tgpo_trl.search import BM25Search
-from a2tgpo_trl.search.bm25 import NO_QUERY, NO_RESULT
+from a2tgpo_trl.search.tool import NO_QUERY, NO_RESULT
 
 PASSAGES = [
     {"title": "Lyon", "text": "Lyon is a city in France.", "id": 7},

@@ -1,35 +1,50 @@
-"""BM25 over a list of passages, in process: a search tool that needs no server and no download."""
+"""BM25 over passages, in process: a search tool that needs no server and no download."""
 
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-NO_QUERY = "The search query is empty."
-NO_RESULT = "No passage matches the search query."
+from .folder import new_index, open_index
+from .passages import as_passage
+from .stored import StoredPassages, store_passages
+from .tool import PassageSearch
+
+KIND = "bm25"
+CHUNK = 10_000
+"""Passages that are split into words at once."""
 
 
-class BM25Search:
-    """Lexical search over passages held in memory, to be passed to a trainer as the tool `instance.search`.
+class BM25Search(PassageSearch):
+    """Lexical search over passages, to be passed to a trainer as the tool `instance.search`.
 
     Titles are searched together with the texts. Words are compared without case and without accents ("Brasilia" finds
     "Brasília"), English function words are left out, and passages that score the same come in the order they were
     given, so that the same query always gets the same answer. Searching changes nothing in the instance: one may serve
     many threads.
 
+    Passages given to the constructor are held in memory. For large corpora [`~BM25Search.build`] writes an index once,
+    and [`~BM25Search.load`] maps it into memory, where all processes of a machine share it.
+
     Args:
         passages (`Sequence[dict | str]`):
-            What is searched: texts, or dicts with a `"text"` and, if they have one, a `"title"`. Other keys are kept
-            and come back with [`~BM25Search.retrieve`].
+            What is searched: texts, or dicts with a `"text"` and, if they have one, a `"title"`, or with `"contents"`
+            as in Search-R1's corpora. Other keys are kept and come back with [`~BM25Search.retrieve`].
         top_k (`int`, *optional*, defaults to `3`):
             Greatest number of passages a query returns. Passages that share no word with the query never count.
         show_titles (`bool`, *optional*, defaults to `True`):
             How [`~BM25Search.search`] renders what it found: numbered lines `(1) title: text`, or with `False` the
             bare texts, one a line.
+        max_words (`int`, *optional*):
+            Words of a text that [`~BM25Search.search`] shows; a longer text is cut there and ends with `…`. By default
+            texts are whole.
+        deduplicate (`bool`, *optional*, defaults to `True`):
+            Whether [`~BM25Search.search`] leaves out a passage that would look like a better one.
 
     Raises:
         `ImportError`: bm25s is not installed.
-        `ValueError`: `top_k` is below 1, there are no passages, or there is nothing in them to search.
+        `ValueError`: `top_k` or `max_words` is below 1, there are no passages, or there is nothing in them to search.
 
     Example:
 
@@ -43,68 +58,98 @@ class BM25Search:
     ```
     """
 
-    def __init__(self, passages: Sequence[dict | str], top_k: int = 3, show_titles: bool = True):
-        if top_k < 1:
-            raise ValueError(f"top_k is {top_k}; a search returns at least one passage, so give 1 or more.")
-        self.passages = [_as_passage(passage, index) for index, passage in enumerate(passages)]
+    def __init__(
+        self,
+        passages: Sequence[dict | str],
+        top_k: int = 3,
+        show_titles: bool = True,
+        max_words: int | None = None,
+        deduplicate: bool = True,
+    ):
+        super().__init__(top_k, show_titles, max_words, deduplicate)
+        self.passages = [as_passage(passage, f"passages[{index}]") for index, passage in enumerate(passages)]
         if not self.passages:
             raise ValueError("passages is empty; give at least one passage to search.")
-        self.top_k = top_k
-        self.show_titles = show_titles
-        self._index = _build_index([f"{passage['title']} {passage['text']}" for passage in self.passages])
+        self._index = _build_index(self.passages, "passages")
 
-    def search(self, query: str) -> str:
-        """
-        Searches the corpus and returns the passages that match best.
+    @staticmethod
+    def build(corpus: str | Path, folder: str | Path) -> None:
+        """Write an index of a corpus. The folder appears when it is complete, and then needs the corpus no more.
 
         Args:
-            query: What to look for, in a few words.
+            corpus (`str | Path`):
+                JSON of one passage a line, as the constructor takes them.
+            folder (`str | Path`):
+                Where to write the index. It must not be there yet.
+
+        Raises:
+            `FileExistsError`: the folder is there.
+            `ImportError`: bm25s is not installed.
+            `ValueError`: a line of the corpus is no passage, or there is nothing to search.
+        """
+        corpus = Path(corpus)
+        with new_index(Path(folder), {"kind": KIND, "corpus_bytes": corpus.stat().st_size}) as partial:
+            store_passages(corpus, partial)
+            _build_index(StoredPassages(partial), str(corpus)).save(partial)
+
+    @classmethod
+    def load(cls, folder: str | Path, **options) -> "BM25Search":
+        """Open an index that [`~BM25Search.build`] wrote.
+
+        Args:
+            folder (`str | Path`):
+                The index.
+            options (`Any`):
+                `top_k`, `show_titles`, `max_words` and `deduplicate`, as for the constructor.
 
         Returns:
-            The passages found, best first, or a sentence saying that there are none.
-        """
-        if not query.strip():
-            return NO_QUERY
-        hits = self.retrieve([query])[0]
-        if not hits:
-            return NO_RESULT
-        if not self.show_titles:
-            return "\n".join(hit["text"] for hit in hits)
-        return "\n".join(f"({rank}) {_with_title(hit)}" for rank, hit in enumerate(hits, start=1))
+            `BM25Search`: a search that reads from the folder what a query needs; its results are those of an instance
+            that holds the same passages.
 
-    def retrieve(self, queries: Sequence[str]) -> list[list[dict]]:
+        Raises:
+            `FileNotFoundError`: there is no index in the folder.
+            `ImportError`: bm25s is not installed.
+            `ValueError`: the index is of another kind or format.
+        """
+        folder = Path(folder)
+        open_index(folder, KIND)
+        search = cls.__new__(cls)
+        PassageSearch.__init__(search, **options)
+        search.passages = StoredPassages(folder)
+        search._index = _import_bm25s().BM25.load(folder, mmap=True)
+        return search
+
+    def retrieve(self, queries: Sequence[str], top_k: int | None = None) -> list[list[dict]]:
         """Find the passages for several queries, with their scores.
 
         Args:
             queries (`Sequence[str]`):
                 What to look for.
+            top_k (`int`, *optional*):
+                Greatest number of passages for each, if not that of the instance.
 
         Returns:
             `list[list[dict]]`: for each query at most `top_k` passages, best first: copies of what was given, with
             `"title"`, `"text"` and the BM25 `"score"`, which is above zero. Empty where nothing matches.
         """
-        return [self._retrieve_one(query_words) for query_words in _words(queries)]
+        return [self._retrieve_one(query_words, top_k or self.top_k) for query_words in _words(queries)]
 
-    def _retrieve_one(self, query_words: list[str]) -> list[dict]:
+    def _retrieve_one(self, query_words: list[str], top_k: int) -> list[dict]:
         if not query_words:
             return []
         scores = self._index.get_scores(query_words)  # (P,)
-        found = np.flatnonzero(scores > 0)
-        best = found[np.argsort(-scores[found], kind="stable")][: self.top_k]
-        return [{**self.passages[position], "score": float(scores[position])} for position in best]
+        return [{**self.passages[position], "score": float(scores[position])} for position in _best(scores, top_k)]
 
 
-def _as_passage(passage: dict | str, index: int) -> dict:
-    """Give a passage a title and a text, or say which one lacks its text."""
-    if isinstance(passage, str):
-        return {"title": "", "text": passage}
-    if "text" not in passage:
-        raise ValueError(f'passages[{index}] has no "text"; it has {sorted(passage)}.')
-    return {**passage, "title": passage.get("title") or ""}
-
-
-def _with_title(passage: dict) -> str:
-    return f"{passage['title']}: {passage['text']}" if passage["title"] else passage["text"]
+def _best(scores: np.ndarray, top_k: int) -> list[int]:
+    """Positions of the highest scores above zero, highest first, equal ones in order; without sorting all of them."""
+    found = np.flatnonzero(scores > 0)
+    values = scores[found]
+    if len(found) > top_k:
+        lowest = np.partition(values, -top_k)[-top_k]
+        above = found[values > lowest]
+        found = np.concatenate([above, found[values == lowest][: top_k - len(above)]])
+    return found[np.lexsort((found, -scores[found]))].tolist()
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:
@@ -120,14 +165,17 @@ def _without_accents(text: str) -> str:
     return "".join(character for character in decomposed if not unicodedata.combining(character))
 
 
-def _build_index(texts: list[str]):
-    words = _words(texts)
-    if not any(words):
-        raise ValueError(
-            "passages hold no word to search for; single letters and English function words do not count."
-        )
+def _build_index(passages: Sequence[dict], name: str):
+    vocabulary: dict[str, int] = {}
+    ids = []
+    for start in range(0, len(passages), CHUNK):
+        chunk = [passages[position] for position in range(start, min(start + CHUNK, len(passages)))]
+        for words in _words([f"{passage['title']} {passage['text']}" for passage in chunk]):
+            ids.append([vocabulary.setdefault(word, len(vocabulary)) for word in words])
+    if not vocabulary:
+        raise ValueError(f"{name} hold no word to search for; single letters and English function words do not count.")
     index = _import_bm25s().BM25()
-    index.index(words, show_progress=False)
+    index.index((ids, vocabulary), show_progress=False)
     return index
 
 

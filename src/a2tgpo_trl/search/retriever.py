@@ -1,0 +1,96 @@
+"""A corpus behind a port: its index built if need be, opened, and served."""
+
+from pathlib import Path
+from typing import Literal
+
+from .bm25 import BM25Search
+from .dense import DenseSearch
+from .folder import open_index
+from .server import import_fastapi_and_uvicorn, make_app, serve
+
+
+def run_retriever(
+    corpus: str | Path,
+    index: str | Path | None = None,
+    kind: Literal["bm25", "dense"] = "bm25",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    top_k: int = 3,
+    encoder: str | None = None,
+    query_prefix: str = "",
+    passage_prefix: str = "",
+) -> None:
+    """Serve a corpus until the process is told to stop.
+
+    Args:
+        corpus (`str | Path`):
+            JSON of one passage a line. It need not be there if the index is.
+        index (`str | Path`, *optional*):
+            Folder of the index, which is built if it is not there. Default: beside the corpus, its name with the kind
+            appended.
+        kind (`str`, *optional*, defaults to `"bm25"`):
+            Kind of index, or `"dense"`.
+        host (`str`, *optional*, defaults to `"127.0.0.1"`):
+            Address to listen on.
+        port (`int`, *optional*, defaults to `8000`):
+            Port to listen on.
+        top_k (`int`, *optional*, defaults to `3`):
+            Passages for a query where the request does not say.
+        encoder (`str`, *optional*):
+            Name or folder of a sentence-transformers model, for a dense index.
+        query_prefix (`str`, *optional*, defaults to `""`):
+            Put before each query, for a dense index whose encoder wants it.
+        passage_prefix (`str`, *optional*, defaults to `""`):
+            Put before each passage, likewise.
+
+    Raises:
+        `FileNotFoundError`: there is neither index nor corpus.
+        `ImportError`: a library is not installed; the error names the extra.
+        `ValueError`: an option is wrong, the corpus has a bad line, or the index there is one of something else.
+    """
+    import_fastapi_and_uvicorn()  # before an index is built that cannot be served
+    retriever = open_or_build(Path(corpus), index, kind, top_k, encoder, query_prefix, passage_prefix)
+    print(f"{len(retriever.passages)} passages at http://{host}:{port}/retrieve", flush=True)
+    serve(make_app(retriever), host, port)
+
+
+def open_or_build(
+    corpus: Path,
+    index: str | Path | None = None,
+    kind: Literal["bm25", "dense"] = "bm25",
+    top_k: int = 3,
+    encoder: str | None = None,
+    query_prefix: str = "",
+    passage_prefix: str = "",
+) -> BM25Search | DenseSearch:
+    """Open the index of a corpus, after building it if it is not there; arguments and errors as above."""
+    if kind not in ("bm25", "dense"):
+        raise ValueError(f"kind is {kind!r}; give 'bm25' or 'dense'.")
+    if kind == "dense" and encoder is None:
+        raise ValueError("kind='dense' needs an encoder: give the name or folder of a sentence-transformers model.")
+    if kind == "bm25" and (encoder or query_prefix or passage_prefix):
+        raise ValueError("encoder, query_prefix and passage_prefix are for kind='dense'; leave them out.")
+    folder = Path(index or f"{corpus}.{kind}")
+    if kind == "bm25":
+        search, model = BM25Search, {}
+    else:
+        search = DenseSearch
+        model = {"encoder": encoder, "query_prefix": query_prefix, "passage_prefix": passage_prefix}
+    if folder.exists():
+        origin = {"corpus_bytes": corpus.stat().st_size} if corpus.exists() else {}
+        _check_origin(folder, kind, {**origin, **model})
+    else:
+        print(f"Building the index {folder} of {corpus}.", flush=True)
+        search.build(corpus, folder, **model)
+    return search.load(folder, top_k=top_k)
+
+
+def _check_origin(folder: Path, kind: str, wanted: dict) -> None:
+    """An index is used as it is; one of another corpus or encoder would answer without a sign of it."""
+    built = open_index(folder, kind)
+    for key, value in wanted.items():
+        if built[key] != value:
+            raise ValueError(
+                f"{folder} was built with {key}={built[key]!r}, not {value!r}. Delete it to build it again, or name "
+                "another folder with index."
+            )

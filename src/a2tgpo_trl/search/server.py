@@ -1,0 +1,110 @@
+"""A retriever: any of our indexes behind Search-R1's `POST /retrieve`."""
+
+import json
+from typing import TYPE_CHECKING, Protocol
+
+from .passages import contents_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastapi import FastAPI
+
+KEEP_ALIVE_SECONDS = 75
+"""How long an unused connection stays open: longer than a turn takes to generate."""
+
+
+class Retriever(Protocol):
+    """What can be served: [`BM25Search`], [`DenseSearch`]."""
+
+    top_k: int
+
+    def retrieve(self, queries: "Sequence[str]", top_k: int | None = None) -> list[list[dict]]: ...
+
+
+def make_app(retriever: Retriever) -> "FastAPI":
+    """Make the web application.
+
+    `POST /retrieve` takes `{"queries": [text, …], "topk": k, "return_scores": false}`, of which only `queries` must be
+    there; without `topk` it is the retriever's `top_k`. It answers `{"result": [[document, …], …]}`, with scores
+    `{"result": [[{"document": document, "score": s}, …], …]}`, one list for each query. A document has `"contents"`, the
+    title in quotes above the text, and the `"id"` of the corpus where that has one. `GET /health` answers
+    `{"status": "ok"}`. Requests are answered on threads, several at once.
+
+    Args:
+        retriever (`Retriever`):
+            What is served.
+
+    Returns:
+        `FastAPI`: the application. A request that is not as described is answered with status 422 and a sentence.
+
+    Raises:
+        `ImportError`: fastapi is not installed.
+    """
+    fastapi, _ = import_fastapi_and_uvicorn()
+    from pydantic import BaseModel, Field
+
+    class Request(BaseModel):
+        queries: list[str]
+        topk: int | None = Field(None, ge=0)
+        return_scores: bool = False
+
+    app = fastapi.FastAPI(title="a2tgpo retriever")
+
+    @app.post("/retrieve")
+    def retrieve(request: Request):
+        found = retriever.retrieve(request.queries, request.topk or retriever.top_k)
+        write = _with_score if request.return_scores else _document
+        result = [[write(passage) for passage in passages] for passages in found]
+        return fastapi.Response(json.dumps({"result": result}), media_type="application/json")
+
+    @app.get("/health")
+    def health():
+        return {"status": "ok"}
+
+    @app.exception_handler(fastapi.exceptions.RequestValidationError)
+    def explain(request, error):
+        mistakes = "; ".join(f"{_place(mistake['loc'])}: {mistake['msg']}" for mistake in error.errors())
+        expected = 'POST {"queries": [text, …], "topk": number, "return_scores": true or false}.'
+        return fastapi.responses.JSONResponse({"detail": f"{mistakes}. {expected}"}, status_code=422)
+
+    return app
+
+
+def serve(app: "FastAPI", host: str = "127.0.0.1", port: int = 8000) -> None:
+    """Answer requests until the process is told to stop, with SIGINT or SIGTERM.
+
+    Args:
+        app (`FastAPI`):
+            What [`make_app`] made.
+        host (`str`, *optional*, defaults to `"127.0.0.1"`):
+            Address to listen on; `"0.0.0.0"` serves other machines too. There is no authentication.
+        port (`int`, *optional*, defaults to `8000`):
+            Port to listen on.
+    """
+    _, uvicorn = import_fastapi_and_uvicorn()
+    uvicorn.run(app, host=host, port=port, log_level="info", access_log=False, timeout_keep_alive=KEEP_ALIVE_SECONDS)
+
+
+def _document(passage: dict) -> dict:
+    return {**({"id": passage["id"]} if "id" in passage else {}), "contents": contents_of(passage)}
+
+
+def _with_score(passage: dict) -> dict:
+    return {"document": _document(passage), "score": passage["score"]}
+
+
+def _place(path: tuple) -> str:
+    return ".".join(map(str, path))
+
+
+def import_fastapi_and_uvicorn():
+    """The two libraries, or an error that says how to install them."""
+    try:
+        import fastapi
+        import fastapi.exceptions
+        import fastapi.responses
+        import uvicorn
+    except ImportError as error:
+        raise ImportError("The retriever needs fastapi and uvicorn: pip install 'a2tgpo-trl[retriever]'.") from error
+    return fastapi, uvicorn

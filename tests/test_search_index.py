@@ -1,0 +1,133 @@
+import json
+import mmap
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from a2tgpo_trl.data import load_atlas
+from a2tgpo_trl.search import BM25Search
+from a2tgpo_trl.search.stored import StoredPassages
+
+ATLAS = load_atlas()
+QUERIES = [question["supports"][0] for question in ATLAS.questions[:100]] + ["city", "capital of", "", "?", "xyzzy"]
+
+
+def write(file, passages):
+    file.write_text("".join(json.dumps(passage) + "\n" for passage in passages), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("index")
+    BM25Search.build(write(root / "atlas.jsonl", ATLAS.passages), root / "new" / "atlas")
+    return root / "new" / "atlas"
+
+
+def test_an_index_finds_what_passages_in_memory_do(folder):
+    held, mapped = BM25Search(ATLAS.passages, top_k=7), BM25Search.load(folder, top_k=7)
+    assert mapped.retrieve(QUERIES) == held.retrieve(QUERIES)
+    assert list(map(mapped.search, QUERIES)) == list(map(held.search, QUERIES))
+    assert mapped.retrieve(["city"], top_k=2) == [held.retrieve(["city"])[0][:2]]
+
+
+def test_options_of_a_loaded_index(folder):
+    assert BM25Search.load(folder, top_k=1, show_titles=False, max_words=1).search("Kentron") == "Kentron …"
+    with pytest.raises(ValueError, match="top_k is 0"):
+        BM25Search.load(folder, top_k=0)
+    with pytest.raises(TypeError, match="topk"):
+        BM25Search.load(folder, topk=3)
+
+
+def test_an_index_is_mapped_not_read(folder):
+    search = BM25Search.load(folder)
+    assert all(isinstance(search._index.scores[name], np.memmap) for name in ("data", "indices", "indptr"))
+    assert isinstance(search.passages, StoredPassages)
+    assert isinstance(search.passages._lines, mmap.mmap)
+
+
+def test_processes_share_an_index(folder):
+    code = f"from a2tgpo_trl.search import BM25Search; print(BM25Search.load({str(folder)!r}).search('Kentron'))"
+    running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    expected = BM25Search.load(folder).search("Kentron")
+    assert [process.communicate()[0].strip() for process in running] == [expected, expected]
+
+
+def test_threads_read_an_index_at_once(folder):
+    search = BM25Search.load(folder)
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(search.search, QUERIES * 3)) == list(map(search.search, QUERIES)) * 3
+
+
+def test_equal_scores_keep_the_order_given_whatever_the_bound():
+    passages = [{"text": "city city" if number % 3 else "city town", "number": number} for number in range(300)]
+    search = BM25Search(passages)
+    whole = [hit["number"] for hit in search.retrieve(["city"], top_k=300)[0]]
+    assert whole == sorted(range(300), key=lambda number: number % 3 == 0)  # sorted is stable
+    for top_k in (1, 2, 199, 200, 201, 250, 299, 1000):
+        assert [hit["number"] for hit in search.retrieve(["city"], top_k=top_k)[0]] == whole[:top_k]
+
+
+def test_an_index_needs_its_corpus_no_more(tmp_path):
+    corpus = write(tmp_path / "wiki.jsonl", [{"id": 7, "contents": '"Lyon"\nA city.'}])
+    BM25Search.build(corpus, tmp_path / "index")
+    corpus.unlink()
+    (hit,) = BM25Search.load(tmp_path / "index").retrieve(["lyon"])[0]
+    assert {**hit, "score": None} == {
+        "id": 7,
+        "contents": '"Lyon"\nA city.',
+        "title": "Lyon",
+        "text": "A city.",
+        "score": None,
+    }
+
+
+def test_a_corpus_larger_than_a_chunk(tmp_path, monkeypatch):
+    monkeypatch.setattr("a2tgpo_trl.search.bm25.CHUNK", 7)
+    BM25Search.build(write(tmp_path / "atlas.jsonl", ATLAS.passages[:50]), tmp_path / "index")
+    search = BM25Search.load(tmp_path / "index")
+    assert len(search.passages) == 50
+    assert [search.retrieve([passage["title"]])[0][0]["title"] for passage in ATLAS.passages[:50]] == [
+        passage["title"] for passage in ATLAS.passages[:50]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"text": "fine"}', '{"body": "a city"}'], "wiki.jsonl, line 2 has neither"),
+        ([], "wiki.jsonl holds no passages"),
+        (['{"text": "of the"}'], "no word"),
+    ],
+)
+def test_after_a_failed_build_nothing_is_there(tmp_path, lines, message):
+    corpus = tmp_path / "wiki.jsonl"
+    corpus.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=message):
+        BM25Search.build(corpus, tmp_path / "index")
+    assert list(tmp_path.iterdir()) == [corpus]
+
+
+def test_an_index_is_not_built_over_another(tmp_path):
+    corpus = write(tmp_path / "wiki.jsonl", ATLAS.passages[:3])
+    BM25Search.build(corpus, tmp_path / "index")
+    with pytest.raises(FileExistsError, match="index is there already"):
+        BM25Search.build(corpus, tmp_path / "index")
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [({"kind": "bm25", "version": 99}, "format 99"), ({"kind": "dense", "version": 1}, "of kind 'dense', not 'bm25'")],
+)
+def test_other_indexes_are_refused(tmp_path, description, message):
+    (tmp_path / "index.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=message):
+        BM25Search.load(tmp_path)
+
+
+def test_a_folder_without_an_index_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no index"):
+        BM25Search.load(tmp_path / "missing")
