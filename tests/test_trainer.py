@@ -7,6 +7,7 @@ import math
 import pandas as pd
 import pytest
 import torch
+import transformers
 from datasets import Dataset
 from transformers import LlamaModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -285,6 +286,7 @@ def test_a_reference_forward_carries_no_beliefs(score, monkeypatch):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_beliefs_do_not_ride_on_dropout(score, caplog, monkeypatch, dropout):
     monkeypatch.setattr(logging.getLogger("a2tgpo_trl"), "propagate", True)
+    transformers.utils.logging.warning_once.cache_clear()
     rides, original = [], BeliefScorer.ride
     monkeypatch.setattr(BeliefScorer, "ride", lambda *args: rides.append(1) or original(*args))
     with caplog.at_level(logging.WARNING):

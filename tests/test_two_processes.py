@@ -30,9 +30,11 @@ def test_two_processes_against_one(tmp_path):
         [2, 1, 1, 1],
         [2, 2, 2, 1],
     ]  # the first one joins with a row of its own
-    # The prompt and 1 observation on one process, the prompt and 5 on the other, which make the same number of forwards
-    assert alone["forwards"] == 6 and [part["forwards"] for part in pair] == [6, 6]
-    for key in ("advantages", "information_gain", "information_gain_alone", "clip_scale"):
+    # Trees: one for each rollout. Prefixes: of the prompt and 1 observation on one process, of the prompt and 5 on the other,
+    # which make the same number of forwards
+    assert alone["forwards"] == [4, 6] and [part["forwards"] for part in pair] == [[2, 6], [2, 6]]
+    gains = ("information_gain", "information_gain_by_trees", "information_gain_by_prefixes")
+    for key in ("advantages", *gains, "clip_scale"):
         together = [row for part in pair for row in part[key]]
         for left, right in zip(alone[key], together, strict=True):
             width = min(len(left), len(right))

@@ -67,7 +67,8 @@ def main(folder: Path) -> None:
             "information_gain": list(batch["information_gain"]),
             "local_turns": int(turn_ids(batch["completion_mask"], batch["tool_mask"]).max()) + 1,
             "generations": generations,
-            "information_gain_alone": list(alone),
+            "information_gain_by_trees": list(alone[0]),
+            "information_gain_by_prefixes": list(alone[1]),
             "forwards": forwards,
             "metrics": {
                 name: value
@@ -82,11 +83,11 @@ def main(folder: Path) -> None:
 
 
 def score_in_forwards_of_their_own(trainer, rows):
-    """Gains with one context in each forward, and the number of forwards, which are collective as with FSDP."""
-    forwards, original = [], BeliefScorer._score
+    """Gains by trees of one rollout each, then by prefixes of one context each: their forwards are collective as with FSDP."""
+    gains, forwards, original = [], [], BeliefScorer._score
 
     def score(self, model, **inputs):
-        forwards.append(inputs["input_ids"].numel())
+        forwards[-1] += 1
         if trainer.accelerator.num_processes > 1:
             torch.distributed.all_reduce(torch.ones(1))
         return original(self, model, **inputs)
@@ -94,10 +95,14 @@ def score_in_forwards_of_their_own(trainer, rows):
     BeliefScorer._score = score
     trainer._beliefs_ride = lambda: False
     trainer.args.ig_tokens_per_batch = 1
-    batch = trainer._generate_and_score_completions(rows)
+    for obstacle in (None, "asked for"):
+        trainer._scorer.obstacle = obstacle
+        forwards.append(0)
+        gains.append(trainer._generate_and_score_completions(rows)["information_gain"])
     BeliefScorer._score = original
+    trainer._scorer.obstacle = None
     del trainer._beliefs_ride
-    return batch["information_gain"], len(forwards)
+    return gains, forwards
 
 
 if __name__ == "__main__":
