@@ -78,7 +78,7 @@ def report(script: str, claim: str, options: object, figures: dict) -> None:
     """Print figures, and write them as JSON beside the script with what they were measured on."""
     versions = {module.__name__: module.__version__ for module in (torch, transformers, trl, peft, accelerate)}
     machine = {"processor": _processor(), "threads": torch.get_num_threads(), "python": platform.python_version()}
-    chosen = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    chosen = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
     content = {"claim": claim, "options": chosen, "versions": versions, "machine": machine, **figures}
     Path(script).with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
     print(json.dumps({name: value for name, value in figures.items() if name != "seconds"}, indent=1))
