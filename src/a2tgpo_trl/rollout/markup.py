@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 WORD, TOOL = "word_8c41e7", "tool_8c41e7"
@@ -108,8 +109,12 @@ def _render(tokenizer: PreTrainedTokenizerBase, message: dict[str, Any]) -> str:
     """The rendered conversation; empty where the template, whose code is not ours, fails over it."""
     try:
         return tokenizer.apply_chat_template([{"role": "user", "content": WORD}, message], tokenize=False)
-    except Exception:  # Jinja's own, or whatever its expressions raise
+    except _TEMPLATE_ERRORS:
         return ""
+
+
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""Jinja's own, and what expressions in a template raise."""
 
 
 @dataclass(frozen=True)
