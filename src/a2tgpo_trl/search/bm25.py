@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .folder import new_index, open_index
-from .passages import as_passage
+from .passages import as_passages
 from .stored import StoredPassages, store_passages
 from .tool import PassageSearch
 
@@ -67,9 +67,7 @@ class BM25Search(PassageSearch):
         deduplicate: bool = True,
     ):
         super().__init__(top_k, show_titles, max_words, deduplicate)
-        self.passages = [as_passage(passage, f"passages[{index}]") for index, passage in enumerate(passages)]
-        if not self.passages:
-            raise ValueError("passages is empty; give at least one passage to search.")
+        self.passages = as_passages(passages)
         self._index = _build_index(self.passages, "passages")
 
     @staticmethod

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .folder import new_index, open_index
-from .passages import as_passage, contents_of
+from .passages import as_passages, contents_of
 from .stored import StoredPassages, store_passages
 from .tool import PassageSearch
 
@@ -60,9 +60,7 @@ class DenseSearch(PassageSearch):
         deduplicate: bool = True,
     ):
         super().__init__(top_k, show_titles, max_words, deduplicate)
-        self.passages = [as_passage(passage, f"passages[{index}]") for index, passage in enumerate(passages)]
-        if not self.passages:
-            raise ValueError("passages is empty; give at least one passage to search.")
+        self.passages = as_passages(passages)
         self._encoder = _Encoder(encoder)
         self._query_prefix = query_prefix
         self._embeddings = np.concatenate(list(_encoded(self.passages, self._encoder, passage_prefix)))  # (P, D)

@@ -1,7 +1,7 @@
 """What a passage is: how corpora write it down, and how a retriever's protocol does."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
@@ -37,6 +37,17 @@ def as_passage(record: dict | str, where: str) -> dict:
         if not isinstance(passage[key], str):
             raise ValueError(f'{where} has a "{key}" of type {type(passage[key]).__name__}; it must be text.')
     return passage
+
+
+def as_passages(records: Sequence[dict | str]) -> list[dict]:
+    """The passages of a list, see [`as_passage`].
+
+    Raises:
+        `ValueError`: a record is no passage, or there are none.
+    """
+    if not len(records):
+        raise ValueError("passages is empty; give at least one passage to search.")
+    return [as_passage(record, f"passages[{index}]") for index, record in enumerate(records)]
 
 
 def contents_of(passage: dict) -> str:
