@@ -16,6 +16,7 @@ from .main import as_bad_usage
 from .names import TaskArguments
 from .parser import parse
 from .scores import summarize
+from .train import loading_options
 
 DESCRIPTION = (
     "Exact match and token F1 of a model, a folder, an adapter or a name on the Hub. Rollout options of A2TGPOConfig "
@@ -126,15 +127,10 @@ def _build(
         raise ValueError("model_name_or_path is missing: name a model on the Hub, a folder, or a trained adapter.")
     config.advantage_estimator = "grpo"  # answers are scored, turns are not
     config.output_dir = tempfile.mkdtemp()  # the trainer wants one, and writes nothing here
-    config.model_init_kwargs = {
-        "revision": model.model_revision,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-        "quantization_config": get_quantization_config(model),
-        **(config.model_init_kwargs or {}),
-    }
+    options = {**loading_options(model, config), "quantization_config": get_quantization_config(model)}
+    config.model_init_kwargs = None  # the trainer gets a model that is loaded
     return A2TGPOTrainer(
-        model=_load(model.model_name_or_path, config),
+        model=_load(model.model_name_or_path, options),
         reward_funcs=[exact_match_reward, f1_reward],
         args=config,
         train_dataset=Dataset.from_list([questions[0].row]),
@@ -143,14 +139,14 @@ def _build(
     )
 
 
-def _load(name: str, config: A2TGPOConfig):
+def _load(name: str, options: dict[str, Any]):
     """A model, or an adapter merged into the model that it was trained on."""
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM
 
     if (Path(name) / "adapter_config.json").exists():
-        return AutoPeftModelForCausalLM.from_pretrained(name, **config.model_init_kwargs).merge_and_unload()
-    return AutoModelForCausalLM.from_pretrained(name, **config.model_init_kwargs)
+        return AutoPeftModelForCausalLM.from_pretrained(name, **options).merge_and_unload()
+    return AutoModelForCausalLM.from_pretrained(name, **options)
 
 
 def _tokenizer(name: str, config: A2TGPOConfig):

@@ -1,6 +1,7 @@
 """`a2tgpo train`: options → trainer → checkpoint."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
@@ -74,12 +75,7 @@ def build(arguments: TrainArguments, config: A2TGPOConfig, model: ModelConfig) -
     """The trainer that options ask for; raises what a bad one or a missing file raises."""
     if model.model_name_or_path is None:
         raise ValueError("model_name_or_path is missing: name a model on the Hub or a folder.")
-    config.model_init_kwargs = {
-        "revision": model.model_revision,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-        **(config.model_init_kwargs or {}),
-    }
+    config.model_init_kwargs = loading_options(model, config)
     evaluation = arguments.eval_dataset and arguments.load_data(arguments.eval_dataset, arguments.eval_split)
     return A2TGPOTrainer(
         model=model.model_name_or_path,
@@ -91,6 +87,16 @@ def build(arguments: TrainArguments, config: A2TGPOConfig, model: ModelConfig) -
         peft_config=get_peft_config(model),
         tools=arguments.load_tools() or None,
     )
+
+
+def loading_options(model: ModelConfig, config: A2TGPOConfig) -> dict[str, Any]:
+    """How a model is loaded: ModelConfig's options, under those of `model_init_kwargs`."""
+    options = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+    }
+    return {**options, **(config.model_init_kwargs or {})}
 
 
 def _checkpoint(config: A2TGPOConfig) -> str | None:
