@@ -154,6 +154,7 @@ def _random_heads(config: PretrainedConfig, length: int, dtype: torch.dtype, dev
 def _attend(
     block: Block, mask: Tensor | None, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
 ) -> Tensor:
+    """Outputs of a block's tokens, `(1, H, n, D)`, from the heads of the whole row, keys and values perhaps fewer of them."""
     repeats = query.size(1) // key.size(1)
     spans = [*block.before, (block.start, block.stop)]
     keys, values = (_gather(states, spans).repeat_interleave(repeats, dim=1) for states in (key, value))
