@@ -150,9 +150,10 @@ def test_every_path_agrees_with_the_naive_loop(architecture, attention, template
     assert packing_obstacle(model) is None
     scorer = make_scorer(model)
     trees = measured(scorer, model, rows)
+    rides = scorer.riding_obstacle(model) is None
     scorer.obstacle = "as if"
     prefixes = measured(scorer, model, rows)
-    riding = None if shift_obstacle(model) else ridden(scorer, model, rows)
+    riding = ridden(scorer, model, rows) if rides else None
     assert model.config._attn_implementation == attention
     expected = naive(tiny.model(architecture, attn_implementation=attention).eval(), rows)
     agree(trees, expected)
