@@ -1,4 +1,9 @@
+# ruff: noqa: E402
 import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+os.environ.setdefault("WANDB_MODE", "disabled")
 
 import pytest
 import torch
@@ -7,9 +12,6 @@ from datasets import Dataset
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-os.environ.setdefault("WANDB_MODE", "disabled")
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it gives
 
 QUESTION = "Question: What is the capital of the country where Lyon is?"

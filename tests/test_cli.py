@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,21 +148,82 @@ def test_eval_asks_what_is_missing(shared, tmp_path, capsys, monkeypatch):
     assert "6 of 6" in capsys.readouterr().out
     monkeypatch.setattr("a2tgpo_trl.cli.eval._build", lambda *args: pytest.fail("nothing is missing"))
     assert main([*command, "--limit", "3"]) == 0
-    assert main([*command, "--limit", "3", "--samples", "2"]) == 2
-    assert "holds answers to other settings" in capsys.readouterr().err
 
 
-def test_eval_of_samples_and_of_an_adapter(shared, tmp_path, model):
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("--samples 2", "other settings (samples 0, now 2, temperature None, now 1.0"),
+        ("--max_completion_length 50", "other settings (max_completion_length 40, now 50)"),
+        ("--search_top_k 5", "other settings (search_top_k 3, now 5)"),
+        ("--prompt_template {question}", "an answer to another prompt at atlas 0"),
+        ("--output notes.txt", "notes.txt holds no answers of a2tgpo eval"),
+    ],
+)
+def test_eval_goes_on_with_the_same_settings_only(shared, tmp_path, capsys, change, message):
+    (tmp_path / "notes.txt").write_text("Eggs, milk\n")
+    command = ["eval", "--datasets", "atlas", "--limit", "1", *shared]
+    assert main(command) == 0
+    before = (tmp_path / "eval.jsonl").read_text()
+    assert main([*command, *change.split()]) == 2
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "eval.jsonl").read_text() == before and (tmp_path / "notes.txt").read_text() == "Eggs, milk\n"
+
+
+@pytest.fixture
+def adapter(tmp_path, model):
     peft = pytest.importorskip("peft")
-    adapted = peft.get_peft_model(tiny.model(), peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+    options = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", "init_lora_weights": False}
+    adapted = peft.get_peft_model(tiny.model(), peft.LoraConfig(**options))
     adapted.peft_config["default"].base_model_name_or_path = str(model)
     adapted.save_pretrained(tmp_path / "adapter")
     tiny.tokenizer().save_pretrained(tmp_path / "adapter")
-    shared[-1] = str(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_eval_of_samples_and_of_an_adapter(shared, tmp_path, adapter):
+    shared[-1] = str(adapter)
     assert main(["eval", "--datasets", "atlas", "--limit", "2", "--samples", "3", *shared]) == 0
     answers = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()[1:]]
     assert [len(answer["completions"]) for answer in answers] == [3, 3]
     assert [answer["index"] for answer in answers] == [0, 1]
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter"])
+def test_eval_of_a_name_on_the_hub(kind, shared, tmp_path, model, adapter, monkeypatch):
+    """From the Hub's cache, laid out as huggingface_hub does; the adapter changes the answers."""
+    name, commit = "models--someone--something", "0123456789012345678901234567890123456789"
+    snapshot = tmp_path / "hub" / name / "snapshots" / commit
+    shutil.copytree(model if kind == "model" else adapter, snapshot)
+    absent = tmp_path / "hub" / name / ".no_exist" / commit
+    absent.mkdir(parents=True)
+    for file in {"config.json", "adapter_config.json"} - {file.name for file in snapshot.iterdir()}:
+        (absent / file).touch()
+    (tmp_path / "hub" / name / "refs").mkdir()
+    (tmp_path / "hub" / name / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    found = {}
+    for source in ("someone/something", str(model), str(adapter)):
+        shared[-1] = source
+        assert main(["eval", "--datasets", "atlas", "--limit", "3", *shared, "--output", "out.jsonl"]) == 0
+        found[source] = (tmp_path / "out.jsonl").read_text().splitlines()[1:]
+        (tmp_path / "out.jsonl").unlink()
+    assert found["someone/something"] == found[str(model if kind == "model" else adapter)]
+    assert found[str(model)] != found[str(adapter)]
+
+
+def test_qlora(shared, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("peft")
+    # Rows of the weights are whole blocks of 64
+    tiny.model(hidden_size=64, intermediate_size=64, head_dim=32).save_pretrained(tmp_path / "wide")
+    tiny.tokenizer().save_pretrained(tmp_path / "wide")
+    shared[-1] = "wide"
+    quantized = ["--load_in_4bit", "--use_peft", "--lora_r", "4", "--output_dir", "run", "--max_steps", "1"]
+    assert main([*TRAIN, *shared, *quantized]) == 0
+    assert (tmp_path / "run" / "adapter_model.safetensors").exists()
+    shared[-1] = "run"
+    assert main(["eval", "--datasets", "atlas", "--limit", "1", "--load_in_4bit", *shared]) == 0
 
 
 TOY = {  # what a recipe is run with here instead of a large model, its data and its retriever

@@ -1,24 +1,19 @@
 """A group that spans processes gets the credit it gets on one."""
 
-import os
-import subprocess
-import sys
+import json
 from pathlib import Path
 
 import torch
+
+import tiny
+from a2tgpo_trl.cli.main import main
+from launching import launch
 
 WORKER = Path(__file__).with_name("two_processes_worker.py")
 
 
 def run(processes: int, folder: Path) -> list[dict]:
-    # `--cpu` alone would start one process, or need MPI: this is torchrun, on the CPU because the environment says so
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
-    launcher += ["--dynamo_backend", "no", "--num_processes", str(processes), "--main_process_port", "0"]
-    launcher += ["--multi_gpu"] if processes > 1 else ["--cpu"]
-    command = [*launcher, str(WORKER), str(folder)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-4000:]
+    launch(processes, str(WORKER), str(folder))
     return [torch.load(folder / f"{processes}-{rank}.pt") for rank in range(processes)]
 
 
@@ -45,3 +40,25 @@ def test_two_processes_against_one(tmp_path):
     assert pair[0]["empty"] == pair[1]["empty"] == alone["empty"]
     for name, value in pair[0]["weights"].items():
         assert torch.equal(value, pair[1]["weights"][name])
+
+
+def test_the_command_on_two_processes(tmp_path, monkeypatch):
+    tiny.model().save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    command = ["-m", "a2tgpo_trl.cli"]
+    shared = "--use_cpu --bf16 false --report_to none --max_completion_length 40 --tools search --search_index atlas"
+    training = "--dataset atlas --num_generations 4 --per_device_train_batch_size 2 --max_steps 2 --output_dir run"
+    options = [*shared.split(), "--model_name_or_path", "model"]
+    printed = launch(2, *command, "train", *training.split(), *options, folder=tmp_path)
+    assert printed.count("Trained 2 steps; the model is in run.") == 1
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+    evaluation = ["eval", "--datasets", "atlas", "--limit", "5", "--per_device_eval_batch_size", "2", *options]
+    # Batches of 4 and then of 1, which both processes get
+    printed = launch(2, *command, *evaluation, "--output", "2.jsonl", folder=tmp_path)
+    assert printed.count("exact match") == 1
+    monkeypatch.chdir(tmp_path)
+    assert main([*evaluation, "--output", "1.jsonl"]) == 0
+    alone, together = ((tmp_path / f"{processes}.jsonl").read_text() for processes in (1, 2))
+    assert together == alone
+    assert [json.loads(line)["index"] for line in alone.splitlines()[1:]] == [0, 1, 2, 3, 4]

@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,27 +57,46 @@ class Question:
     index: int
     row: dict[str, Any]
 
+    @property
+    def place(self) -> tuple[str, int]:
+        return self.dataset, self.index
+
+
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+ROLLOUTS = (
+    "max_completion_length",
+    "max_tool_calling_iterations",
+    "max_turn_tokens",
+    "max_observation_tokens",
+    "tool_protocol",
+    "tool_tags",
+    "result_tag",
+    "generation_kwargs",
+    "chat_template_kwargs",
+)
+"""Options of A2TGPOConfig that answers depend on."""
+
 
 def run(options: list[str]) -> int:
     """Ask what is missing, and print the scores of all answers; returns the exit status."""
     arguments, config, model = parse("eval", DESCRIPTION, (EvalArguments, A2TGPOConfig, ModelConfig), options)
+    is_writer = config.process_index == 0
     with as_bad_usage():
         questions = list(_questions(arguments))
         output = Path(arguments.output)
-        answers = read_answers(output, _settings(arguments, model))
-        missing = [q for q in questions if (q.dataset, q.index) not in answers]
+        with config.main_process_first(local=False, desc="reading answers"):
+            answers = open_answers(output, _settings(arguments, config, model))
+        missing = [question for question in questions if not _is_answered(question, answers, output)]
         trainer = _build(arguments, config, model, questions) if missing else None
-    if not output.exists():
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(_settings(arguments, model)) + "\n", encoding="utf-8")
-    for batch in _batches(missing, config.per_device_eval_batch_size, max(arguments.samples, 1)):
+    for batch in _batches(missing, config.per_device_eval_batch_size, max(arguments.samples, 1), config.world_size):
         found = _ask(trainer, batch, arguments.samples)
-        with output.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in found)
         answers |= {(answer["dataset"], answer["index"]): answer for answer in found}
-        print(f"{len(answers)} of {len(questions)} questions", flush=True)
-    asked = [answers[question.dataset, question.index] for question in questions]
-    print(summarize(asked))
+        if is_writer:
+            with output.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in found)
+            print(f"{len(answers)} of {len(questions)} questions", flush=True)
+    if is_writer:
+        print(summarize([answers[question.place] for question in questions]))
     return 0
 
 
@@ -95,27 +113,57 @@ def _questions(arguments: EvalArguments) -> Iterator[Question]:
             yield Question(name, index, row)
 
 
-def _settings(arguments: EvalArguments, model: ModelConfig) -> dict[str, Any]:
-    """What answers in one file have in common."""
-    return {"model": model.model_name_or_path, "samples": arguments.samples, "tools": arguments.tools}
+def _settings(arguments: EvalArguments, config: A2TGPOConfig, model: ModelConfig) -> dict[str, Any]:
+    """What the answers in one file have in common."""
+    settings = {"model": model.model_name_or_path, "revision": model.model_revision, "samples": arguments.samples}
+    settings |= {name: getattr(arguments, name) for name in vars(arguments) if name.startswith(("tools", "search_"))}
+    options = ROLLOUTS + SAMPLING if arguments.samples else ROLLOUTS
+    return settings | {name: getattr(config, name) for name in options}
 
 
-def read_answers(file: Path, settings: dict[str, Any]) -> dict[tuple[str, int], dict]:
+def open_answers(file: Path, settings: dict[str, Any]) -> dict[tuple[str, int], dict]:
     """
-    The answers that an earlier run left, by set and index. A last line that was cut off is dropped.
+    The answers that an earlier run left, by set and index; a new file if there is none.
+
+    A last line that was cut off is dropped.
+
+    Args:
+        file (`Path`): JSONL: the settings, then an answer a line.
+        settings (`dict`): What the answers depend on beside the question.
 
     Raises:
-        ValueError: If the file is of another model, or another way to ask it.
+        ValueError: If the file is of other settings, or holds something else.
     """
-    if not file.exists():
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    head, *lines = text.split("\n")[:-1] or [None]  # an interrupted run may have left half a line
+    if head is None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings, ensure_ascii=False) + "\n", encoding="utf-8")
         return {}
-    lines = file.read_text(encoding="utf-8").split("\n")
-    if lines[-1]:  # an interrupted run left half a line
-        file.write_text("\n".join([*lines[:-1], ""]), encoding="utf-8")
-    if not lines[:-1] or json.loads(lines[0]) != settings:
-        raise ValueError(f"{file} holds answers to other settings ({lines[0]}): name another output.")
-    answers = map(json.loads, lines[1:-1])
-    return {(answer["dataset"], answer["index"]): answer for answer in answers}
+    try:
+        before = json.loads(head)
+        answers = {(answer["dataset"], answer["index"]): answer for answer in map(json.loads, lines)}
+        other = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} holds no answers of a2tgpo eval: name another output.") from error
+    if other:
+        differences = ", ".join(f"{name} {before.get(name)!r}, now {settings.get(name)!r}" for name in other)
+        raise ValueError(f"{file} holds answers to other settings ({differences}): name another output.")
+    if not text.endswith("\n"):
+        file.write_text(text[: text.rindex("\n") + 1], encoding="utf-8")
+    return answers
+
+
+def _is_answered(question: Question, answers: dict[tuple[str, int], dict], file: Path) -> bool:
+    answer = answers.get(question.place)
+    if answer is None:
+        return False
+    if answer["prompt"] != question.row["prompt"]:
+        raise ValueError(
+            f"{file} has an answer to another prompt at {question.dataset} {question.index}: name another output, or "
+            "give the set another name."
+        )
+    return True
 
 
 def _build(
@@ -140,13 +188,15 @@ def _build(
 
 
 def _load(name: str, options: dict[str, Any]):
-    """A model, or an adapter merged into the model that it was trained on."""
+    """A model, or an adapter merged into the model that it was trained on, unless that is quantized."""
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM
+    from transformers.utils.peft_utils import find_adapter_config_file
 
-    if (Path(name) / "adapter_config.json").exists():
-        return AutoPeftModelForCausalLM.from_pretrained(name, **options).merge_and_unload()
-    return AutoModelForCausalLM.from_pretrained(name, **options)
+    if find_adapter_config_file(name, revision=options["revision"]) is None:
+        return AutoModelForCausalLM.from_pretrained(name, **options)
+    adapted = AutoPeftModelForCausalLM.from_pretrained(name, **options)
+    return adapted if options["quantization_config"] else adapted.merge_and_unload()
 
 
 def _tokenizer(name: str, config: A2TGPOConfig):
@@ -155,27 +205,29 @@ def _tokenizer(name: str, config: A2TGPOConfig):
     return AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=config.trust_remote_code)
 
 
-def _batches(missing: list[Question], batch_size: int, samples: int) -> Iterator[list[Question]]:
-    size = max(batch_size // samples, 1)
+def _batches(missing: list[Question], batch_size: int, samples: int, processes: int) -> Iterator[list[Question]]:
+    size = max(batch_size // samples, 1) * processes
     for start in range(0, len(missing), size):
         yield missing[start : start + size]
 
 
 def _ask(trainer: A2TGPOTrainer, questions: list[Question], samples: int) -> list[dict]:
-    """One answer for each question, with the scores of its samples."""
-    played = trainer.play([question.row for question in questions], samples == 0, max(samples, 1))
-    groups = defaultdict(list)
-    for i, rollout in enumerate(played):
-        groups[i // max(samples, 1)].append(rollout)
+    """One answer for each question, with the scores of its samples; processes share the questions."""
+    count = max(samples, 1)
+    processes = trainer.accelerator.num_processes
+    padded = questions + questions[-1:] * (-len(questions) % processes)
+    with trainer.accelerator.split_between_processes(padded) as own:
+        played = trainer.play([question.row for question in own], samples == 0, count)
+    rollouts = [played[i * count : (i + 1) * count] for i in range(len(questions))]
     return [
         {
             "dataset": question.dataset,
             "index": question.index,
-            "prompt": groups[i][0]["prompt"],
+            "prompt": question.row["prompt"],
             "answer": question.row["answer"],
-            "completions": [rollout["completion"] for rollout in groups[i]],
-            "exact_match": [rollout["rewards"]["exact_match_reward"] for rollout in groups[i]],
-            "f1": [rollout["rewards"]["f1_reward"] for rollout in groups[i]],
+            "completions": [rollout["completion"] for rollout in group],
+            "exact_match": [rollout["rewards"]["exact_match_reward"] for rollout in group],
+            "f1": [rollout["rewards"]["f1_reward"] for rollout in group],
         }
-        for i, question in enumerate(questions)
+        for question, group in zip(questions, rollouts, strict=True)
     ]
