@@ -1,4 +1,3 @@
-# ruff: noqa: E402
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
