@@ -55,6 +55,7 @@ def demo_setting(folder: Path) -> tuple[A2TGPOTrainer, tuple, list[str]]:
     trainer = make_trainer(A2TGPOTrainer, A2TGPOConfig, folder, rollouts, rows)
     inputs = [dict(row) for row in rows for _ in range(trainer.num_generations)]
     batch = trainer._generate_and_score_completions(inputs)
+    trainer._generated = None, None, batch["tool_mask"].tolist()
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
     return trainer, (ids, mask, batch["completion_ids"].size(1)), [row["answer"][0] for row in inputs]
@@ -66,13 +67,14 @@ def make_batch(trainer: A2TGPOTrainer, lengths: list[tuple[int, int]], turns: in
     width = max(prompt for prompt, _ in lengths), max(completion for _, completion in lengths)
     ids = torch.randint(5, 49152, (len(lengths), sum(width)), generator=generator)
     mask = torch.zeros_like(ids)
-    trainer._generated_tool_mask = []
+    masks = []
     for row, (prompt, completion) in zip(mask, lengths, strict=True):
         row[width[0] - prompt : width[0] + completion] = 1
         turn = (completion - 10) // turns
         observed = turn * 2 // 3
         tool_mask = ([1] * (turn - observed) + [0] * observed) * turns
-        trainer._generated_tool_mask.append(tool_mask + [1] * (completion - len(tool_mask)))
+        masks.append(tool_mask + [1] * (completion - len(tool_mask)))
+    trainer._generated = None, None, masks
     return ids, mask, width[1]
 
 

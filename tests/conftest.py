@@ -1,7 +1,9 @@
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+os.environ["TRACKIO_DIR"] = tempfile.mkdtemp()
 os.environ.setdefault("WANDB_MODE", "disabled")
 
 import pytest

@@ -206,6 +206,28 @@ class A2TGPOConfig(GRPOConfig):
         },
     )
 
+    turn_records: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether each turn of training is recorded in output_dir/turns (Parquet): texts, tool calls, beliefs, "
+            "gains, advantages, clip ranges. `a2tgpo report` shows them."
+        },
+    )
+    turn_records_max_mb: float = field(
+        default=512.0,
+        metadata={
+            "help": "Megabytes that turn records may take on disk. Above it, every second batch of those kept is dropped, so "
+            "that they go on to cover the whole run."
+        },
+    )
+    turn_table_steps: int = field(
+        default=50,
+        metadata={
+            "help": "Optimizer steps between tables of turn records in wandb and trackio, where these track the run; 0 "
+            "sends none."
+        },
+    )
+
     def __post_init__(self):
         self._check_choice("advantage_estimator", ADVANTAGE_ESTIMATORS)
         self._check_choice("importance_sampling_level", IMPORTANCE_SAMPLING_LEVELS)
@@ -225,6 +247,7 @@ class A2TGPOConfig(GRPOConfig):
                 f"ig_tokens_per_batch must be at least 1, or None for TRL's batch size, got {self.ig_tokens_per_batch}."
             )
         self._check_rollouts()
+        self._check_records()
         self._check_unread()
         if self.loss_type == "cispo" and self.epsilon_high is None:
             raise ValueError(
@@ -261,6 +284,12 @@ class A2TGPOConfig(GRPOConfig):
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise ValueError(f"{option} must be at least 1, or None for no limit, got {value}.")
+
+    def _check_records(self) -> None:
+        if self.turn_records_max_mb <= 0:
+            raise ValueError(f"turn_records_max_mb must be positive, got {self.turn_records_max_mb}.")
+        if self.turn_table_steps < 0:
+            raise ValueError(f"turn_table_steps must be at least 0 (0: no tables), got {self.turn_table_steps}.")
 
     def _check_unread(self) -> None:
         defaults = {option.name: option.default for option in fields(self)}

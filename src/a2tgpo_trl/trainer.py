@@ -1,5 +1,6 @@
 """[`A2TGPOTrainer`]: TRL's `GRPOTrainer` with a multi-turn tool loop and credit for each turn."""
 
+import math
 import sys
 import textwrap
 from collections import defaultdict, deque
@@ -24,6 +25,7 @@ from .estimators import TurnCredit, assign_credit
 from .functional import observation_ends, spread_turns, turn_ids, turn_level_old_logps
 from .generation import TurnGenerator
 from .metrics import RolloutRecord, credit_metrics, rollout_metrics, rows_of_turns
+from .records import RecordedRollout, TurnRecorder, credit_columns, outcome_columns, turn_rows
 from .replaced import replaced
 from .rollout import (
     ChatProtocol,
@@ -111,7 +113,7 @@ class A2TGPOTrainer(GRPOTrainer):
             # GRPOTrainer takes tools for calls of the chat template, which may not know any
             template_tools = None
             TagProtocol(processing_class, tools, args.tool_tags, args.result_tag)  # refuses what it cannot call
-        self._loss_inputs = self._answers = self._riding = self._generated_tool_mask = None
+        self._loss_inputs = self._answers = self._riding = self._generated = self._played = None
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -133,6 +135,7 @@ class A2TGPOTrainer(GRPOTrainer):
         self._set_up_rollouts(protocol, conversational)
         self._set_up_credit()
         self._set_up_updates()
+        self._set_up_records()
 
     # ---- rollouts ----------------------------------------------------------------------------------------------
 
@@ -169,7 +172,7 @@ class A2TGPOTrainer(GRPOTrainer):
         try:
             with replaced(self._tokenizer, parse_response=raising_value_errors(self._tokenizer.parse_response)):
                 output = super()._generate(prompts)
-            self._generated_tool_mask = output[2]
+            self._generated = output[:3]  # prompts, completions and tool masks, without padding
             return output
         finally:
             if self._turns is not None:
@@ -203,6 +206,7 @@ class A2TGPOTrainer(GRPOTrainer):
         finally:
             self._replace_busy_environments()
         self._log_rollouts(loop)
+        self._played = rollouts
         return (
             [rollout.tool_mask for rollout in rollouts],
             [self._protocol.completion(rollout.messages) for rollout in rollouts],
@@ -308,9 +312,17 @@ class A2TGPOTrainer(GRPOTrainer):
             self._signature_columns.append(self.args.answer_column)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        if self.args.advantage_estimator == "grpo":
-            return super()._generate_and_score_completions(inputs)
         training = self.model.training  # generation may change it
+        with replaced(self, _played=None, _generated=None):
+            if self.args.advantage_estimator == "grpo":
+                batch, credit = super()._generate_and_score_completions(inputs), None
+            else:
+                batch, credit = self._generate_and_credit(inputs, training)
+            if training and self._recorder is not None:
+                self._record_turns(inputs, batch, credit)
+        return batch
+
+    def _generate_and_credit(self, inputs: list[dict[str, Any]], training: bool) -> tuple[dict[str, Any], TurnCredit]:
         column = self.args.answer_column
         answers = [scored_answer(row.get(column), f"{column!r} of {row.get('prompt')!r}") for row in inputs]
         with replaced(self, _answers=answers if self._beliefs_ride() else None, _riding=None):
@@ -326,13 +338,17 @@ class A2TGPOTrainer(GRPOTrainer):
         else:
             plan, beliefs = riding.plan, torch.cat(riding.beliefs)
         credit = self._assign_credit(batch["advantages"], beliefs, plan.keys, ids, ends, training)
-        local = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
+        local = self._local_rows(len(inputs))
         batch["turn_ids"] = ids
         batch["advantages"] = spread_turns(credit.advantages[local], ids, fill=0.0)
         batch["clip_scale"] = spread_turns(credit.clip_scale[local], ids, fill=1.0)
         batch["information_gain"] = credit.gains[local]
         self._log_credit(credit, batch["advantages"], ids, answers.count(None), training)
-        return batch
+        return batch, credit
+
+    def _local_rows(self, size: int) -> slice:
+        """This process's rows among those of all processes."""
+        return slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
 
     def _beliefs_ride(self) -> bool:
         """Whether beliefs are scored along with the old log-probabilities, if TRL computes these."""
@@ -355,8 +371,9 @@ class A2TGPOTrainer(GRPOTrainer):
             "completion_mask": attention_mask[:, completion],
         }
         tool_mask = torch.ones_like(batch["completion_mask"])
-        if self._generated_tool_mask is not None:
-            for row, mask in zip(tool_mask, self._generated_tool_mask, strict=True):
+        _, _, masks = self._generated
+        if masks is not None:
+            for row, mask in zip(tool_mask, masks, strict=True):
                 row[: len(mask)] = torch.as_tensor(mask)
         plan = self._scorer.plan(batch, observation_ends(batch["completion_mask"], tool_mask), self._answers)
         return self._scorer.ride(model, plan)
@@ -432,6 +449,46 @@ class A2TGPOTrainer(GRPOTrainer):
             return
         self.empty_updates = SkipEmptyUpdates(self.accelerator, lambda name, v: self._metrics["train"][name].append(v))
         self.add_callback(self.empty_updates)
+
+    # ---- records -----------------------------------------------------------------------------------------------
+
+    def _set_up_records(self) -> None:
+        self._recorder = None
+        if self.args.turn_records:
+            self._recorder = TurnRecorder(self.args, self.accelerator)
+            self.add_callback(self._recorder)
+
+    def _record_turns(self, inputs: list[dict[str, Any]], batch: dict[str, Any], credit: TurnCredit | None) -> None:
+        local, total = self._local_rows(len(inputs)), len(inputs) * self.accelerator.num_processes
+        prompts, completions, masks = self._generated
+        # The last rows of TRL's log are those of this batch
+        by_name = {name: list(values)[-total:][local] for name, values in self._logs["rewards"].items()}
+        weights = dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True))
+        rollouts = []
+        for i, row in enumerate(inputs):
+            rewards = {name: values[i] for name, values in by_name.items()}
+            given = [weights[name] * value for name, value in rewards.items() if not math.isnan(value)]
+            played = self._played[i] if self._played else None
+            rollouts.append(
+                RecordedRollout(
+                    prompts[i],
+                    completions[i],
+                    masks[i] if masks else None,
+                    scored_answer(row.get(self.args.answer_column), self.args.answer_column),
+                    rewards,
+                    sum(given),
+                    played.called if played else [],
+                    played.stop_reason if played else None,
+                )
+            )
+        epsilon = self.epsilon_low, self.epsilon_high
+        if credit is None:
+            num_turns = int(turn_ids(batch["completion_mask"], batch.get("tool_mask")).max()) + 1
+            columns = outcome_columns(batch["advantages"], num_turns, epsilon)
+        else:
+            columns = credit_columns(credit, local, self.num_generations, epsilon)
+        rows = turn_rows(rollouts, columns, local.start, self.num_generations, self._tokenizer.batch_decode)
+        self._recorder.record(rows, self.state)
 
 
 def _load_processing_class(model: Any, args: A2TGPOConfig) -> PreTrainedTokenizerBase | ProcessorMixin:

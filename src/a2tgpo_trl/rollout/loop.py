@@ -29,6 +29,7 @@ class Rollout:
         logprobs (`list[float]`, *optional*): Sampling log-probabilities, 0 on observations.
         messages (`list[dict]`): The completion as messages: assistant turns, tool results.
         calls (`list[ToolCall]`): What the last turn wants to call.
+        called (`list[list[tuple]]`): For each round of calls that was executed the calls with their results.
         num_tool_turns (`int`): Rounds of calls that were observed.
         stop_reason (`str`, *optional*): One of [`STOP_REASONS`], once the rollout is over.
     """
@@ -42,6 +43,7 @@ class Rollout:
     logprobs: list[float] | None = None
     messages: list[dict[str, Any]] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
+    called: list[list[tuple[ToolCall, ToolResult]]] = field(default_factory=list)
     num_tool_turns: int = 0
     stop_reason: str | None = None
 
@@ -233,6 +235,7 @@ class ToolLoop:
             self._calling.remove(index)
             self.results.extend(results)
             rollout = self.rollouts[index]
+            rollout.called.append(list(zip(rollout.calls, results, strict=True)))
             messages = [result.message() for result in results]
             messages, ids = self.protocol.observe(messages, self.limits.max_observation_tokens)
             if any(result.ends_rollout for result in results):

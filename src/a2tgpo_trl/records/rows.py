@@ -1,0 +1,183 @@
+"""Rollouts and their credit → rows of turn records."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..estimators import TurnCredit
+from ..rollout.calls import ToolCall, ToolResult
+
+Ids = list[int]
+Decode = Callable[[list[Ids]], list[str]]
+
+
+@dataclass(frozen=True)
+class RecordedRollout:
+    """
+    A rollout of a group, as it was generated and rewarded.
+
+    Attributes:
+        prompt_ids, completion_ids (`list[int]`): Its tokens, without padding.
+        tool_mask (`list[int]`, *optional*): 1 on the model's tokens; `None` if all of them are.
+        answer (`str`, *optional*): The true answer.
+        rewards (`dict[str, float]`): By the name of the function; NaN where it gave none.
+        reward (`float`): Their weighted sum.
+        calls (`list[list[tuple]]`): For each round of tool calls the calls with their results.
+        stop_reason (`str`, *optional*): Why it ended.
+    """
+
+    prompt_ids: Ids
+    completion_ids: Ids
+    tool_mask: list[int] | None
+    answer: str | None
+    rewards: dict[str, float]
+    reward: float
+    calls: list[list[tuple[ToolCall, ToolResult]]] = field(default_factory=list)
+    stop_reason: str | None = None
+
+
+def turn_rows(
+    rollouts: Sequence[RecordedRollout],
+    credit: dict[str, list[list[float]]],
+    first: int,
+    num_generations: int,
+    decode: Decode,
+) -> list[dict[str, Any]]:
+    """
+    A row for each turn, without `step` and `batch`.
+
+    Args:
+        rollouts (`Sequence[RecordedRollout]`): `N` of them.
+        credit (`dict`): Columns of credit, `N` lists each with a number for each turn; a NaN, or none, is null.
+        first (`int`): Number of the first rollout in the batch of all processes.
+        num_generations (`int`): Rollouts of a group.
+        decode (`Callable`): Texts of lists of tokens.
+
+    Returns:
+        `list[dict]`: by column of [`SCHEMA`].
+    """
+    turns = [split_turns(rollout.completion_ids, rollout.tool_mask) for rollout in rollouts]
+    prompts = {tuple(rollout.prompt_ids) for rollout in rollouts}
+    pieces = [piece for row in turns for turn in row for piece in turn]
+    texts = iter(decode([*map(list, prompts), *pieces]))
+    prompts = {ids: next(texts) for ids in prompts}
+    rows = []
+    for i, rollout in enumerate(rollouts):
+        shared = {
+            "group": (first + i) // num_generations,
+            "generation": (first + i) % num_generations,
+            "num_turns": len(turns[i]),
+            "prompt": prompts[tuple(rollout.prompt_ids)],
+            "answer": rollout.answer,
+            "reward": rollout.reward,
+            "rewards": rollout.rewards,
+            "stop_reason": rollout.stop_reason,
+        }
+        for k, (written, observed) in enumerate(turns[i]):
+            text, observation = next(texts), next(texts)
+            rows.append(
+                shared
+                | {
+                    "turn": k,
+                    "text": text,
+                    "num_tokens": len(written),
+                    "observation": observation if observed else None,
+                    "num_observation_tokens": len(observed),
+                    "calls": [_call(*call) for call in rollout.calls[k]] if k < len(rollout.calls) else [],
+                }
+                | {name: _number(column[i], k) for name, column in credit.items()}
+            )
+    return rows
+
+
+def split_turns(completion_ids: Ids, tool_mask: list[int] | None) -> list[tuple[Ids, Ids]]:
+    """
+    The tokens of each turn, and those of the observation after it.
+
+    Args:
+        completion_ids (`list[int]`): Tokens of a completion.
+        tool_mask (`list[int]`, *optional*): 1 on the model's tokens; `None` if all of them are.
+
+    Returns:
+        `list[tuple]`: for each turn what the model wrote and what it read then, which may be nothing.
+    """
+    mask = tool_mask or [1] * len(completion_ids)
+    turns: list[tuple[Ids, Ids]] = []
+    for written, tokens in groupby(zip(mask, completion_ids, strict=True), key=lambda pair: pair[0]):
+        ids = [token for _, token in tokens]
+        if written:
+            turns.append((ids, []))
+        elif turns:
+            turns[-1] = (turns[-1][0], ids)
+    return turns
+
+
+def credit_columns(
+    credit: TurnCredit, local: slice, num_generations: int, epsilon: tuple[float, float]
+) -> dict[str, list[list[float]]]:
+    """
+    The credit of some completions, by column of [`SCHEMA`].
+
+    Args:
+        credit ([`TurnCredit`]): Of the completions of all processes.
+        local (`slice`): Which of them.
+        num_generations (`int`): Completions per prompt.
+        epsilon (`tuple[float, float]`): The clip range, below and above 1.
+
+    Returns:
+        `dict[str, list[list[float]]]`: for each completion a number for each turn, NaN where it has none.
+    """
+    gains = credit.gains  # (N, K)
+    members = (~gains.isnan()).unflatten(0, (-1, num_generations)).sum(1).repeat_interleave(num_generations, 0).float()
+    low, high = epsilon
+    is_trained_on = torch.arange(gains.size(1), device=gains.device) < credit.num_turns.unsqueeze(1)
+    advantages = {"advantage": credit.advantages, "outcome_advantage": credit.outcome.unsqueeze(1).expand_as(gains)}
+    columns: dict[str, Tensor] = {
+        "belief_before": credit.beliefs[:, :-1],
+        "belief_after": credit.beliefs[:, 1:],
+        "information_gain": gains,
+        "normalized_gain": credit.normalized,
+        "turn_group_size": members.where(~gains.isnan(), math.nan),
+        **{name: values.where(is_trained_on, math.nan) for name, values in advantages.items()},
+        "clip_scale": credit.clip_scale,
+        "clip_low": 1 - low * credit.clip_scale,
+        "clip_high": 1 + high * credit.clip_scale,
+    }
+    return {name: values[local].tolist() for name, values in columns.items()}
+
+
+def outcome_columns(advantages: Tensor, num_turns: int, epsilon: tuple[float, float]) -> dict[str, list[list[float]]]:
+    """
+    As [`credit_columns`], where every turn has the advantage of its completion.
+
+    Args:
+        advantages (`Tensor`, shape `(N,)`): Outcome advantages.
+        num_turns (`int`): Largest number of turns of a completion.
+        epsilon (`tuple[float, float]`): The clip range, below and above 1.
+    """
+    (low, high), each = epsilon, advantages.unsqueeze(1).expand(-1, num_turns)
+    constants = {"clip_scale": 1.0, "clip_low": 1 - low, "clip_high": 1 + high}
+    columns = {"advantage": each, "outcome_advantage": each}
+    columns |= {name: each.new_full(each.shape, value) for name, value in constants.items()}
+    return {name: values.tolist() for name, values in columns.items()}
+
+
+def _number(values: list[float], turn: int) -> float | None:
+    return values[turn] if turn < len(values) and not math.isnan(values[turn]) else None
+
+
+def _call(call: ToolCall, result: ToolResult) -> dict[str, Any]:
+    text = result.content if isinstance(result.content, str) else json.dumps(result.content, default=str)
+    return {
+        "name": call.name,
+        "arguments": json.dumps(call.arguments, ensure_ascii=False, default=str),
+        "result": text,
+        "failed": result.failed,
+        "seconds": result.seconds,
+    }

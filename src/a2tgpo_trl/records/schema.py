@@ -1,0 +1,63 @@
+"""The columns of turn records."""
+
+import pyarrow as pa
+
+_CALL = pa.struct(
+    [
+        pa.field("name", pa.string()),
+        pa.field("arguments", pa.string()),
+        pa.field("result", pa.string()),
+        pa.field("failed", pa.bool_()),
+        pa.field("seconds", pa.float32()),
+    ]
+)
+
+
+def _column(name: str, kind: pa.DataType, what: str, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={"what": what})
+
+
+SCHEMA = pa.schema(
+    [
+        _column("step", pa.int32(), "optimizer steps done when the rollout was written"),
+        _column("batch", pa.int32(), "number of the generation batch in the run, from 0"),
+        _column(
+            "group", pa.int32(), "number of the prompt in its batch; rollouts of a group answer the same question"
+        ),
+        _column("generation", pa.int32(), "number of the rollout in its group"),
+        _column("turn", pa.int32(), "index of the turn in its rollout, from 0"),
+        _column("num_turns", pa.int32(), "turns of the rollout, answer turn included"),
+        _column("prompt", pa.string(), "the prompt as text"),
+        _column("answer", pa.string(), "the true answer that beliefs are about", nullable=True),
+        _column("text", pa.string(), "what the model wrote in this turn, special tokens included"),
+        _column("num_tokens", pa.int32(), "tokens of it"),
+        _column("observation", pa.string(), "what the model read after it, markup included", nullable=True),
+        _column("num_observation_tokens", pa.int32(), "tokens of it"),
+        _column(
+            "calls",
+            pa.list_(_CALL),
+            "tool calls of the turn: tool, arguments as JSON, result as text, whether that is an error, and the seconds it "
+            "ran (null: it did not run)",
+        ),
+        _column("belief_before", pa.float32(), "belief in the answer before the turn, s(k)", nullable=True),
+        _column("belief_after", pa.float32(), "belief after its observation, s(k + 1)", nullable=True),
+        _column("information_gain", pa.float32(), "belief_after − belief_before, IG", nullable=True),
+        _column("normalized_gain", pa.float32(), "the gain, normalised within its turn group", nullable=True),
+        _column("turn_group_size", pa.int32(), "scored members of the turn group (prompt, turn index)", nullable=True),
+        _column("advantage", pa.float32(), "advantage of the turn's tokens; null: they are masked", nullable=True),
+        _column("outcome_advantage", pa.float32(), "the part of it that the rewards gave", nullable=True),
+        _column("clip_low", pa.float32(), "lower end of the clip range of the importance ratio", nullable=True),
+        _column("clip_high", pa.float32(), "upper end of it", nullable=True),
+        _column("clip_scale", pa.float32(), "factor of the clip range that the gain gave", nullable=True),
+        _column("reward", pa.float32(), "weighted sum of the rewards of the rollout"),
+        _column("rewards", pa.map_(pa.string(), pa.float32()), "reward by the name of its function"),
+        _column(
+            "stop_reason",
+            pa.string(),
+            "why the rollout ended, see docs/rollout.md; null where it had no tools",
+            nullable=True,
+        ),
+    ],
+    metadata={"format": "a2tgpo-trl turn records 1"},
+)
+"""One row a turn; what is said of the rollout is repeated in each of its turns."""

@@ -1,0 +1,58 @@
+"""Turn records and metrics as wandb and trackio show them."""
+
+import importlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+SUMMARIES = {
+    "train/reward": "max",
+    "train/rewards/*": "max",
+    "eval/reward": "max",
+    "eval/rewards/*": "max",
+    "train/information_gain/*": "mean",
+    "train/turns/*": "mean",
+    "train/clip_ratio/*": "mean",
+    "train/tools/*": "mean",
+    "train/updates/empty": "mean",
+    "train/step_time": "mean",
+}
+"""What wandb's table of runs says of a metric; of all others it says the last value."""
+
+
+def describe_metrics(report_to: Sequence[str]) -> None:
+    """Tell wandb, where it tracks the run, how to sum metrics up; all are drawn over the optimizer steps."""
+    wandb = _active("wandb", report_to)
+    if wandb is None:
+        return
+    for name, summary in SUMMARIES.items():
+        wandb.define_metric(name, step_metric="train/global_step", step_sync=True, summary=summary)
+
+
+def log_table(rows: list[dict[str, Any]], step: int, report_to: Sequence[str]) -> None:
+    """
+    Send turn records to the trackers that show tables.
+
+    Args:
+        rows (`list[dict]`): By column of [`SCHEMA`]; tool calls and rewards become JSON.
+        step (`int`): Optimizer steps done.
+        report_to (`Sequence[str]`): The trackers of the run.
+    """
+    import pandas as pd
+
+    for name in ("wandb", "trackio"):
+        if tracker := _active(name, report_to):
+            frame = pd.DataFrame([{column: _cell(value) for column, value in row.items()} for row in rows])
+            tracker.log({"turns": tracker.Table(dataframe=frame), "train/global_step": step})
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
+
+
+def _active(name: str, report_to: Sequence[str]) -> Any:
+    """A tracker's module, if it tracks this run."""
+    if name not in report_to:
+        return None
+    module = importlib.import_module(name)
+    return None if name == "wandb" and module.run is None else module

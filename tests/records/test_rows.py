@@ -1,0 +1,74 @@
+"""Rollouts and their credit → rows."""
+
+import math
+
+import torch
+
+from a2tgpo_trl.estimators import TurnCredit
+from a2tgpo_trl.records.rows import RecordedRollout, credit_columns, outcome_columns, split_turns, turn_rows
+from a2tgpo_trl.rollout.calls import ToolCall, ToolResult
+
+NAN = math.nan
+
+
+def decode(ids):
+    return [" ".join(map(str, row)) for row in ids]
+
+
+def test_split_turns():
+    assert split_turns([1, 2, 3, 4, 5], [1, 1, 0, 0, 1]) == [([1, 2], [3, 4]), ([5], [])]
+    assert split_turns([1, 2, 3], [1, 0, 0]) == [([1], [2, 3])]
+    assert split_turns([1, 2], None) == [([1, 2], [])]
+    assert split_turns([], None) == []
+
+
+def test_rows():
+    call = ToolCall("search", {"query": "Lyon"}), ToolResult("search", "A city.", seconds=0.5)
+    bad = ToolCall("searhc", error="no such tool"), ToolResult("searhc", [{"type": "text"}], failed=True)
+    rewards = {"exact": 1.0, "other": NAN}
+    rollouts = [
+        RecordedRollout([9], [1, 2, 3], [1, 0, 1], "Paris", rewards, 1.0, [[call, bad]], "answered"),
+        RecordedRollout([8, 8], [4], None, None, {"exact": 0.0, "other": 0.0}, 0.0),
+    ]
+    credit = {"advantage": [[0.5, -0.5], [0.25, NAN]], "information_gain": [[0.1], [NAN]]}
+    first, second, third = turn_rows(rollouts, credit, 3, 4, decode)
+    shared = {"group": 0, "generation": 3, "num_turns": 2, "prompt": "9", "answer": "Paris", "reward": 1.0}
+    assert shared.items() <= first.items() and shared.items() <= second.items()
+    assert (first["turn"], first["text"], first["observation"]) == (0, "1", "2")
+    assert (first["num_tokens"], first["num_observation_tokens"]) == (1, 1)
+    assert (second["turn"], second["text"], second["observation"], second["calls"]) == (1, "3", None, [])
+    assert (first["advantage"], second["advantage"]) == (0.5, -0.5)
+    assert (first["information_gain"], second["information_gain"]) == (0.1, None)
+    assert first["calls"] == [
+        {"name": "search", "arguments": '{"query": "Lyon"}', "result": "A city.", "failed": False, "seconds": 0.5},
+        {"name": "searhc", "arguments": "{}", "result": '[{"type": "text"}]', "failed": True, "seconds": None},
+    ]
+    assert (third["group"], third["generation"], third["prompt"], third["stop_reason"]) == (1, 0, "8 8", None)
+
+
+def test_credit_columns():
+    gains = torch.tensor([[1.0, NAN], [2.0, 3.0], [NAN, NAN], [NAN, NAN]])
+    credit = TurnCredit(
+        beliefs=torch.tensor([[0.0, 1.0, NAN], [0.0, 2.0, 5.0], [0.5, NAN, NAN], [0.5, NAN, NAN]]),
+        gains=gains,
+        normalized=gains - 1.5,
+        outcome=torch.tensor([1.0, -1.0, 0.0, 0.0]),
+        advantages=gains + 1,
+        clip_scale=torch.tensor([[1.5, 1.0], [0.5, 1.0], [1.0, 1.0], [1.0, 1.0]]),
+        num_turns=torch.tensor([2, 2, 1, 1]),
+        num_tool_turns=torch.tensor([1, 2, 0, 0]),
+    )
+    columns = credit_columns(credit, slice(1, 3), 2, (0.2, 0.4))
+    assert columns["belief_before"][0] == [0.0, 2.0] and columns["belief_after"][0] == [2.0, 5.0]
+    assert columns["turn_group_size"][0] == [2.0, 1.0] and math.isnan(columns["turn_group_size"][1][0])
+    assert columns["outcome_advantage"][0] == [-1.0, -1.0]
+    assert columns["outcome_advantage"][1][0] == 0.0 and math.isnan(columns["outcome_advantage"][1][1])
+    torch.testing.assert_close(torch.tensor(columns["clip_low"]), torch.tensor([[0.9, 0.8], [0.8, 0.8]]))
+    torch.testing.assert_close(torch.tensor(columns["clip_high"]), torch.tensor([[1.2, 1.4], [1.4, 1.4]]))
+
+
+def test_outcome_columns():
+    columns = outcome_columns(torch.tensor([0.5, -0.5]), 2, (0.25, 0.5))
+    assert columns["advantage"] == columns["outcome_advantage"] == [[0.5, 0.5], [-0.5, -0.5]]
+    assert columns["clip_low"] == [[0.75, 0.75]] * 2 and columns["clip_high"] == [[1.5, 1.5]] * 2
+    assert columns["clip_scale"] == [[1.0, 1.0]] * 2

@@ -1,0 +1,117 @@
+"""What wandb, trackio and tensorboard hold after a run."""
+
+import json
+
+import pytest
+
+from a2tgpo_trl.records import SCHEMA
+
+
+BLOCK, HEADER, FILE_HEADER = 32768, 7, 7
+FULL, FIRST, MIDDLE, LAST = range(1, 5)
+
+
+def read_log(data):
+    """The records of a log in LevelDB's format: blocks of chunks, each with checksum, length and type before it."""
+    position, parts = FILE_HEADER, []
+    while position < len(data):
+        left = BLOCK - position % BLOCK
+        if left < HEADER:
+            position += left
+            continue
+        size, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        if kind not in (FULL, FIRST, MIDDLE, LAST):
+            return
+        parts.append(data[position + HEADER : position + HEADER + size])
+        position += HEADER + size
+        if kind in (FULL, LAST):
+            yield b"".join(parts)
+            parts = []
+
+
+def read_offline_run(folder):
+    """Config, history rows and metric definitions of wandb's offline run."""
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    config, history, metrics = {}, [], {}
+    for data in read_log(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        updates = [*record.run.config.update, *record.config.update]
+        config |= {update.key: json.loads(update.value_json) for update in updates if update.key}
+        if record.history.item:
+            row = {}
+            for item in record.history.item:
+                *path, key = item.nested_key or [item.key]
+                (row.setdefault(path[0], {}) if path else row)[key] = json.loads(item.value_json)
+            history.append(row)
+        if record.WhichOneof("record_type") == "metric":
+            metrics[record.metric.name or record.metric.glob_name] = record.metric
+    return config, history, metrics
+
+
+def test_wandb_offline(build, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    build(report_to=["wandb"], turn_table_steps=4, max_steps=6, turn_gamma=0.9).train()
+    wandb.finish()
+    config, history, metrics = read_offline_run(tmp_path)
+    assert {"turn_gamma": 0.9, "turn_advantage_coef": 0.3, "advantage_estimator": "a2tgpo"}.items() <= config.items()
+
+    steps = [row["train/global_step"] for row in history if "train/reward" in row]
+    assert steps == [1, 3, 5]
+    logged = set().union(*history)
+    assert {"train/information_gain/mean", "train/clip_scale/max", "train/tools/search/calls"} <= logged
+
+    tables = [(row["train/global_step"], row["turns"]) for row in history if "turns" in row]
+    assert [step for step, _ in tables] == [0, 4]  # batches of steps 0, 2, 4
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    content = json.loads((run / "files" / tables[0][1]["path"]).read_text())
+    assert content["columns"] == ["step", "batch", *[n for n in content["columns"] if n not in ("step", "batch")]]
+    assert set(content["columns"]) == set(SCHEMA.names) and len(content["data"]) == 10
+    first = dict(zip(content["columns"], content["data"][1], strict=True))
+    assert first["text"] == "<search>Lyon</search>" and json.loads(first["calls"])[0]["name"] == "search"
+
+    assert metrics["train/reward"].summary.max and metrics["train/information_gain/*"].summary.mean
+    assert metrics["train/reward"].step_metric == "train/global_step" or metrics["train/reward"].step_metric_index
+
+
+@pytest.mark.parametrize("interval, steps", [(1, [0, 2, 4]), (3, [0, 4]), (0, [])])
+def test_tables_come_at_their_interval(build, monkeypatch, interval, steps):
+    logged = []
+    monkeypatch.setattr(
+        "a2tgpo_trl.records.recorder.log_table", lambda rows, step, report_to: logged.append((step, len(rows)))
+    )
+    build(turn_table_steps=interval, max_steps=6).train()
+    assert logged == [(step, 10) for step in steps]
+
+
+def test_trackio(build):
+    trackio = pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    build(report_to=["trackio"], project="toy", turn_table_steps=4, max_steps=6, turn_gamma=0.9).train()
+    (run,) = trackio.Api().runs("toy")
+    assert run.config["turn_gamma"] == 0.9
+    logs = SQLiteStorage.get_logs("toy", run.name)
+    assert [log["train/global_step"] for log in logs if "train/reward" in log] == [1, 3, 5]
+    tables = [(log["train/global_step"], log["turns"]["_value"]) for log in logs if "turns" in log]
+    assert [(step, len(rows)) for step, rows in tables] == [(0, 10), (4, 10)]
+    assert tables[0][1][1]["text"] == "<search>Lyon</search>"
+
+
+def test_tensorboard(build, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    build(report_to=["tensorboard"]).train()
+    (file,) = tmp_path.rglob("events.out.tfevents*")
+    events = EventAccumulator(str(file.parent))
+    events.Reload()
+    assert {"train/reward", "train/information_gain/mean", "train/clip_scale/max"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("train/reward")] == [1]
+    (text,) = events.Tensors("args/text_summary")
+    assert b"turn_advantage_coef" in text.tensor_proto.string_val[0]
