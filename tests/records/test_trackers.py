@@ -6,7 +6,6 @@ import pytest
 
 from a2tgpo_trl.records import SCHEMA
 
-
 BLOCK, HEADER, FILE_HEADER = 32768, 7, 7
 FULL, FIRST, MIDDLE, LAST = range(1, 5)
 
