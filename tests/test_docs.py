@@ -1,8 +1,12 @@
 """What the documentation shows is what the code does."""
 
+import re
 from pathlib import Path
 
+from peft import LoraConfig
+
 from a2tgpo_trl.functional import observation_ends, turn_ids
+from a2tgpo_trl.records import SCHEMA
 from a2tgpo_trl.rollout import STOP_REASONS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -52,14 +56,36 @@ def test_every_stop_reason_is_explained():
     assert all(f"| `{reason}` |" in text for reason in STOP_REASONS)
 
 
-def test_every_rollout_metric_is_explained(score):
-    _, trainer = score()
-    text = (DOCS / "metrics.md").read_text(encoding="utf-8")
-    logged = {
-        name for name in trainer._metrics["train"] if name.startswith(("rollout/", "tools/search", "tools/abandoned"))
+def documented_metrics() -> set[str]:
+    """Names in the first columns of the tables of metrics."""
+    text = (DOCS / "metrics.md").read_text(encoding="utf-8").split("## Turn records")[0]
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_every_metric_that_a_run_logs_is_explained(build):
+    adapter = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = build(beta=0.01, max_steps=2, peft_config=adapter)
+    trainer.train()
+    *steps, summary = trainer.state.log_history
+    logged = {name for row in steps for name in row} - {"step"}
+    general = {
+        re.sub(r"turn_\d+", "turn_{k}", name).replace("/search/", "/{name}/").replace("/correct/", "/{name}/")
+        for name in logged
     }
-    assert {"rollout/tokens_fed", "tools/search/latency_p95"} <= logged
-    for name in logged:
-        short = name.replace("search", "{name}")
-        last = short.rpartition("/")[2]
-        assert f"`{short}`" in text or f"`/{last}`" in text, name
+    assert "train_runtime" in summary
+    assert general == documented_metrics()
+
+
+def test_every_metric_has_a_unit_and_a_meaning():
+    text = (DOCS / "metrics.md").read_text(encoding="utf-8").split("## Turn records")[0]
+    for line in text.splitlines():
+        if line.startswith("| `"):
+            _, unit, what, *rest = [cell.strip() for cell in line.strip("|").split("|")]
+            assert unit and what and len(rest) == 2, line
+
+
+def test_turn_records_are_explained():
+    text = (DOCS / "metrics.md").read_text(encoding="utf-8").split("## Turn records")[1]
+    described = dict(re.findall(r"^\| `(\w+)` \| .*? \| (.*) \|$", text, flags=re.MULTILINE))
+    assert described == {field.name: field.metadata[b"what"].decode() for field in SCHEMA}
