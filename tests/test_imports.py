@@ -28,6 +28,8 @@ TRAINING_PATH = {
     "architecture",
     "generation",
     "replaced",
+    "progress",
+    "records",
 }
 LEAVES = {"search", "rewards", "data", "demo"}
 # What each room of the training path may know of the others
@@ -36,12 +38,14 @@ MAY_IMPORT = {
     "config": set(),
     "updates": set(),
     "architecture": set(),
+    "progress": set(),
     "replaced": set(),
     "rollout": {"architecture"},
     "generation": {"rollout", "replaced"},
-    "belief": {"architecture", "config", "replaced"},
+    "belief": {"architecture", "config", "progress", "replaced"},
     "estimators": {"functional", "config"},
     "metrics": {"functional", "estimators", "config", "rollout"},
+    "records": {"config", "estimators", "rollout"},
     "checks": {"belief", "config", "rollout"},
     "trainer": TRAINING_PATH - {"trainer"},
 }

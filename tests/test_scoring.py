@@ -99,7 +99,7 @@ class OneProcess:
 
 def make_scorer(model, max_tokens=None, attention=None):
     add_fused_lm_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
-    args = SimpleNamespace(answer_template=TEMPLATE, ig_tokens_per_batch=max_tokens)
+    args = SimpleNamespace(answer_template=TEMPLATE, ig_tokens_per_batch=max_tokens, disable_tqdm=True)
     scorer = BeliefScorer(model, tiny.tokenizer(), OneProcess(model.device), args, 1024)
     scorer.attention = attention or scorer.attention
     return scorer

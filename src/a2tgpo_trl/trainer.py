@@ -25,6 +25,7 @@ from .estimators import TurnCredit, assign_credit
 from .functional import observation_ends, spread_turns, turn_ids, turn_level_old_logps
 from .generation import TurnGenerator
 from .metrics import RolloutRecord, credit_metrics, rollout_metrics, rows_of_turns
+from .progress import progress
 from .records import RecordedRollout, TurnRecorder, credit_columns, outcome_columns, turn_rows
 from .replaced import replaced
 from .rollout import (
@@ -197,14 +198,17 @@ class A2TGPOTrainer(GRPOTrainer):
             self._turns.forget(row for row, rollout in enumerate(rollouts) if rollout.stop_reason)
             return self._write_turns(rows, contexts, max_tokens, batch_size)
 
-        loop = ToolLoop(rollouts, generate, self._protocol, self._executor, self._rollout_limits())
-        try:
-            if self.args.lockstep or self._turns.collective:
-                loop.play_in_lockstep(self._turns.agree)
-            else:
-                loop.play(self._turns.seconds)
-        finally:
-            self._replace_busy_environments()
+        with progress("Rollouts", len(rollouts), "rollout", self.args.disable_tqdm) as bar:
+            limits = self._rollout_limits()
+            watch = partial(_show_finished, bar)
+            loop = ToolLoop(rollouts, generate, self._protocol, self._executor, limits, watch)
+            try:
+                if self.args.lockstep or self._turns.collective:
+                    loop.play_in_lockstep(self._turns.agree)
+                else:
+                    loop.play(self._turns.seconds)
+            finally:
+                self._replace_busy_environments()
         self._log_rollouts(loop)
         self._played = rollouts
         return (
@@ -489,6 +493,10 @@ class A2TGPOTrainer(GRPOTrainer):
             columns = credit_columns(credit, local, self.num_generations, epsilon)
         rows = turn_rows(rollouts, columns, local.start, self.num_generations, self._tokenizer.batch_decode)
         self._recorder.record(rows, self.state)
+
+
+def _show_finished(bar: Any, finished: int) -> None:
+    bar.update(finished - bar.n)
 
 
 def _load_processing_class(model: Any, args: A2TGPOConfig) -> PreTrainedTokenizerBase | ProcessorMixin:

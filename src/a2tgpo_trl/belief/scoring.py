@@ -13,6 +13,7 @@ from transformers.utils import is_torch_flex_attn_available, is_triton_available
 
 from ..architecture import base_model, dropout_obstacle, length_dependent_rope, packing_obstacle, shift_obstacle
 from ..config import A2TGPOConfig
+from ..progress import progress
 from .attention import BLOCK, UnknownAttention, attention_over, flex_obstacle
 from .head import predicting_at
 from .packing import TokenTree, batches_by_length, pack
@@ -179,9 +180,12 @@ class BeliefScorer:
     ) -> Tensor:
         """Beliefs of all queries, in as many forwards as the process with most batches needs."""
         means = torch.full((num_queries + 1,), torch.nan, device=self.accelerator.device)
-        for batch in batches + [spare] * (int(self._on_all(len(batches)).max()) - len(batches)):
-            keys, beliefs = score(batch)
-            means[keys] = beliefs.to(means.dtype)
+        batches = batches + [spare] * (int(self._on_all(len(batches)).max()) - len(batches))
+        with progress("Beliefs", len(batches), "forward", self.args.disable_tqdm) as bar:
+            for batch in batches:
+                keys, beliefs = score(batch)
+                means[keys] = beliefs.to(means.dtype)
+                bar.update()
         return means[:num_queries]
 
     def _on_all(self, number: int) -> Tensor:

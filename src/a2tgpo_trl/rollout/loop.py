@@ -131,6 +131,7 @@ class ToolLoop:
         protocol (`ToolProtocol`): Reads calls, writes observations.
         executor (`ToolExecutor`): Runs the calls.
         limits (`RolloutLimits`): When to end.
+        watch (`Callable`, *optional*): Called with the number of rollouts that are over, whenever it may have changed.
 
     Attributes:
         results (`list[ToolResult]`): Of all calls.
@@ -144,12 +145,14 @@ class ToolLoop:
         protocol: ToolProtocol,
         executor: ToolExecutor,
         limits: RolloutLimits,
+        watch: Callable[[int], None] = lambda finished: None,
     ):
         self.rollouts = rollouts
         self.generate = generate
         self.protocol = protocol
         self.executor = executor
         self.limits = limits
+        self.watch = watch
         self.results: list[ToolResult] = []
         self.num_generations = 0
         # Rollouts by their index
@@ -228,6 +231,10 @@ class ToolLoop:
                 self.executor.submit(index, rollout.calls, rollout.tools, rollout.environment)
             else:
                 rollout.stop_reason = "max_turns"
+        self._report()
+
+    def _report(self) -> None:
+        self.watch(sum(rollout.stop_reason is not None for rollout in self.rollouts))
 
     def _observe(self, timeout: float | None) -> None:
         """Append the results of rollouts whose calls are finished, after waiting for one at most `timeout` seconds."""
@@ -249,6 +256,7 @@ class ToolLoop:
                     self._ready.append(index)
                 else:
                     rollout.stop_reason = "length"
+        self._report()
 
     def _take_turns(self, batch_size: int) -> None:
         indices, self._ready = sorted(self._ready), []
