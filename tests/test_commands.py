@@ -15,9 +15,10 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
 TOY = {
     "train": "--num_generations 4 --per_device_train_batch_size 4 --gradient_accumulation_steps 1 --steps_per_generation 2 "
-    "--max_steps 2 --max_completion_length 40 --use_cpu --bf16 false --dtype float32 --report_to none",
-    "eval": "--limit 2 --max_completion_length 40 --use_cpu --bf16 false --dtype float32 --report_to none",
+    "--max_steps 2 --max_completion_length 40 --dtype float32 --report_to none",
+    "eval": "--limit 2 --max_completion_length 40 --dtype float32 --report_to none",
     "retriever": "",
+    "recipe": "",
 }
 
 
@@ -25,7 +26,7 @@ def commands():
     for page in PAGES:
         for block in re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(), flags=re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
+                words = shlex.split(line.partition(">")[0], comments=True)
                 if "a2tgpo_trl.cli" in words:  # behind accelerate launch -m
                     words = ["a2tgpo", *words[words.index("a2tgpo_trl.cli") + 1 :]]
                 if words[:1] == ["a2tgpo"] and words[1] != "demo":
@@ -46,27 +47,29 @@ def workplace(tmp_path, monkeypatch):
     tiny.model().save_pretrained(tmp_path / "model")
     tiny.chat_tokenizer().save_pretrained(tmp_path / "model")
     served = []
-    monkeypatch.setattr("a2tgpo_trl.search.retriever.serve", lambda app, host, port: served.append((host, port)))
+    monkeypatch.setattr("a2tgpo_trl.search.HTTPSearch.retrieve", lambda self, queries: [[] for _ in queries])
+    monkeypatch.setattr("a2tgpo_trl.search.retriever.serve", lambda app, listener: served.append(listener))
     return served
 
 
 @pytest.mark.parametrize("words", commands())
 def test_command(words, workplace, tmp_path, capsys):
     words = [*words, *TOY[words[0]].split()]
-    if words[0] != "retriever":
+    if words[0] in ("train", "eval"):
         if "--model_name_or_path" in words:
             words[words.index("--model_name_or_path") + 1] = str(tmp_path / "model")
         else:
             words += ["--model_name_or_path", str(tmp_path / "model")]
     for name in ("paper-multihop", "paper-singlehop"):  # whose data is not here
         words += ["--dataset", "train.jsonl"] * (name in words)
+    words += ["--use_vllm", "false"] * ("vllm-colocate" in words)  # which takes a GPU
     assert main(words) == 0, capsys.readouterr().err
     assert bool(workplace) == (words[0] == "retriever")
 
 
 def test_commands_are_found():
     found = {parameter.values[0][0] for parameter in commands()}
-    assert found == {"train", "eval", "retriever"}
+    assert found == {"train", "eval", "retriever", "recipe"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from a2tgpo_trl.data import load_atlas
-from a2tgpo_trl.search import BM25Search, DenseSearch
+from a2tgpo_trl.search import BM25Search, DenseSearch, open_search
 from a2tgpo_trl.search.retriever import open_or_build
 
 PASSAGES = [
@@ -99,6 +99,7 @@ def test_an_index_finds_what_passages_in_memory_do(held, encoder, tmp_path, monk
     for ours, theirs in zip(mapped.retrieve(QUERIES), held.retrieve(QUERIES), strict=True):
         assert [hit["text"] for hit in ours] == [hit["text"] for hit in theirs]
         assert [hit["score"] for hit in ours] == pytest.approx([hit["score"] for hit in theirs], abs=1e-5)
+    assert open_search(tmp_path / "index", top_k=1).search("kitten") == "(1) Cat: " + PASSAGES[0]["text"]
     with pytest.raises(ValueError, match="of kind 'dense', not 'bm25'"):
         BM25Search.load(tmp_path / "index")
 

@@ -9,6 +9,7 @@ import pytest
 
 from a2tgpo_trl.data import load_atlas
 from a2tgpo_trl.search import BM25Search
+from a2tgpo_trl.search.bm25 import BLOCK, _best, _lower_bound
 from a2tgpo_trl.search.stored import StoredPassages
 
 ATLAS = load_atlas()
@@ -69,6 +70,24 @@ def test_equal_scores_keep_the_order_given_whatever_the_bound():
     assert whole == sorted(range(300), key=lambda number: number % 3 == 0)  # sorted is stable
     for top_k in (1, 2, 199, 200, 201, 250, 299, 1000):
         assert [hit["number"] for hit in search.retrieve(["city"], top_k=top_k)[0]] == whole[:top_k]
+
+
+@pytest.mark.parametrize("number", [1, 5, 16, 50, 1000])
+@pytest.mark.parametrize("share", [0.0, 0.02, 1.0])
+def test_the_best_are_those_of_a_full_sort(monkeypatch, number, share):
+    """Scores of several blocks, and of a piece of one, with many equal ones."""
+    monkeypatch.setattr("a2tgpo_trl.search.bm25.BLOCK", 16)
+    draw = np.random.default_rng(number)
+    for _ in range(20):
+        scores = (draw.integers(1, 9, number) * (draw.random(number) < share)).astype(np.float32)
+        for top_k in (1, 3, 7):
+            order = np.argsort(-scores, kind="stable")[:top_k]
+            assert _best(scores, top_k) == [position for position in order if scores[position] > 0]
+
+
+def test_few_scores_are_compared_to_find_the_best():
+    scores = np.random.default_rng(0).random(100 * BLOCK, dtype=np.float32)  # each of them above zero
+    assert (scores >= _lower_bound(scores, 3)).sum() < 50
 
 
 def test_an_index_needs_its_corpus_no_more(tmp_path):

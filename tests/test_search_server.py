@@ -13,28 +13,16 @@ from contextlib import contextmanager
 
 import pytest
 import requests
-import uvicorn
 
+from a2tgpo_trl.cli.main import main
 from a2tgpo_trl.data import load_atlas
 from a2tgpo_trl.search import BM25Search, HTTPSearch
 from a2tgpo_trl.search.retriever import open_or_build, run_retriever
 from a2tgpo_trl.search.server import make_app
+from serving import serving
 
 ATLAS = load_atlas()
 CORPUS = [{"id": f"p{number}", **passage} for number, passage in enumerate(ATLAS.passages)]
-
-
-@contextmanager
-def serving(app):
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(10)
 
 
 @pytest.fixture(scope="module")
@@ -234,3 +222,66 @@ def test_without_its_libraries_the_error_says_what_to_install(monkeypatch, tmp_p
     with pytest.raises(ImportError, match=r"a2tgpo-trl\[retriever\]"):
         run_retriever(write_corpus(tmp_path))
     assert not (tmp_path / "wiki.jsonl.bm25").exists()
+
+
+@contextmanager
+def taken_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def test_a_port_in_use_is_found_before_anything_is_built(tmp_path, capsys):
+    corpus = write_corpus(tmp_path)
+    with taken_port() as port:
+        assert main(["retriever", "--corpus", str(corpus), "--port", str(port)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"error: host '127.0.0.1' and port {port} cannot be served at (Address already in use)" in said.err
+    assert [file.name for file in tmp_path.iterdir()] == ["wiki.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"port": 99999}, "port is 99999; give one up to 65535"),
+        ({"port": -1}, "port is -1"),
+        ({"port": 0, "host": "300.1.1.1"}, "host '300.1.1.1' and port 0 cannot be served at"),
+        ({"port": 0, "top_k": 0}, "top_k is 0; give 1 or more"),
+    ],
+)
+def test_a_bad_place_is_named_before_anything_is_built(tmp_path, options, message):
+    corpus = write_corpus(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        run_retriever(corpus, **options)
+    assert [file.name for file in tmp_path.iterdir()] == ["wiki.jsonl"]
+
+
+def test_connections_are_refused_until_the_index_is_there(tmp_path, monkeypatch):
+    opened = []
+
+    def open_slowly(*args):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=10)
+        opened.append(args)
+        return open_or_build(*args)
+
+    monkeypatch.setattr("a2tgpo_trl.search.retriever.open_or_build", open_slowly)
+    monkeypatch.setattr("a2tgpo_trl.search.retriever.serve", lambda app, listener: served.append(listener))
+    served, port = [], free_port()
+    run_retriever(write_corpus(tmp_path), port=port)
+    assert len(opened) == len(served) == 1
+
+
+def test_the_printed_address_answers(tmp_path):
+    corpus = write_corpus(tmp_path)
+    command = [sys.executable, "-m", "a2tgpo_trl.cli", "retriever", "--port", "0", "--config", "retriever.yaml"]
+    (tmp_path / "retriever.yaml").write_text(f"corpus: {corpus}\ntop_k: 3\n")
+    with subprocess.Popen([*command, "--top-k", "1"], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            next(line for line in process.stdout if line.startswith("Building"))
+            url = process.stdout.readline().split()[-1]
+            found = requests.post(url, json={"queries": ["capital of France"]}, timeout=10).json()
+            assert len(found["result"][0]) == 1
+        finally:
+            process.send_signal(signal.SIGINT)
+    assert process.returncode == 0

@@ -1,1 +1,1 @@
-"""The command `a2tgpo`: train, eval, retriever, demo."""
+"""The command `a2tgpo`: train, eval, report, retriever, recipe, demo."""

@@ -5,5 +5,4 @@ def run(options: list[str]) -> int:
     """Run the demo; returns the exit status."""
     from ..demo.__main__ import main
 
-    main(options)
-    return 0
+    return main(options)

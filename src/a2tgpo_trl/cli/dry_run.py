@@ -5,10 +5,9 @@ from enum import Enum
 from typing import Any
 
 import yaml
-from trl.data_utils import is_conversational
 
 from ..trainer import A2TGPOTrainer
-from .memory import estimate
+from .memory import Part, estimate, peak
 
 COLUMNS = {
     "information_gain": "gain",
@@ -17,20 +16,38 @@ COLUMNS = {
     "clip_scale": "clip",
 }
 
+DERIVED = ("generation_batch_size",)
+"""Options that TRL computes from others, and takes from nobody beside these."""
 
-def show(trainer: A2TGPOTrainer) -> None:
-    """Print the options, a prompt as the model reads it, one rollout with its credit, and an estimate of memory."""
+
+def resolved(arguments: Any, config: Any, model: Any) -> dict[str, Any]:
+    """
+    A run as YAML for `--config`, by the names of options.
+
+    Args:
+        arguments (`TrainArguments`): Shown as a whole.
+        config ([`A2TGPOConfig`]), model (`ModelConfig`): What differs from the defaults; no tokens of the Hub.
+    """
+    shown = {name: value for name, value in vars(arguments).items() if name != "dry_run"}
+    return shown | _changed(model) | _changed(config)
+
+
+def show(trainer: A2TGPOTrainer, options: dict[str, Any]) -> None:
+    """Print options, a prompt as the model reads it, one rollout with its credit, and an estimate of memory."""
     row = next(iter(trainer.train_dataset))
     group = trainer.play([row], num_generations=trainer.num_generations)
     if not trainer.accelerator.is_main_process:
         return
+    prompt = trainer._tokenize_prompts([row["prompt"]])[0][0]
     sections = {
-        "Options that differ from the defaults": yaml.safe_dump(_changed(trainer.args), allow_unicode=True),
-        "Prompt": _rendered(trainer, row),
+        "Options, and what differs from the defaults of the trainer and the model": yaml.safe_dump(
+            options, allow_unicode=True, sort_keys=False
+        ),
+        "Prompt": trainer._tokenizer.decode(prompt),
         f"Rollout 1 of {len(group)}": _text(group[0]["completion"]),
         "Its credit, turn by turn": credit_table(group[0]),
         "Rewards": "  ".join(f"{name} {value}" for name, value in group[0]["rewards"].items()),
-        "Memory of one device, estimated": _memory_table(estimate(trainer)),
+        "Memory of one device, estimated": memory_table(estimate(trainer, len(prompt))),
     }
     for title, content in sections.items():
         print(f"\n{title}\n{'-' * len(title)}\n{content.strip()}")
@@ -52,18 +69,10 @@ def _changed(args: Any) -> dict[str, Any]:
         default = option.default_factory() if option.default is dataclasses.MISSING else option.default
         value = getattr(args, option.name)
         value = value.value if isinstance(value, Enum) else value
-        if value != default and isinstance(value, (str, int, float, bool, list, dict)):
+        is_told = value not in (default, [], {}) and isinstance(value, (str, int, float, bool, list, dict))
+        if is_told and option.name not in DERIVED and not option.name.endswith("_token"):
             shown[option.name] = value
     return shown
-
-
-def _rendered(trainer: A2TGPOTrainer, row: dict[str, Any]) -> str:
-    if not is_conversational(row):
-        return row["prompt"]
-    tools = trainer.tools or None
-    return trainer._tokenizer.apply_chat_template(
-        row["prompt"], tools=tools, add_generation_prompt=True, tokenize=False
-    )
 
 
 def _text(completion: str | list[dict]) -> str:
@@ -74,6 +83,8 @@ def _text(completion: str | list[dict]) -> str:
     )
 
 
-def _memory_table(parts: dict[str, int]) -> str:
-    lines = [f"{name:36}{value / 2**20:10,.0f} MB" for name, value in parts.items()]
-    return "\n".join([*lines, f"{'in all, if held at once':36}{sum(parts.values()) / 2**20:10,.0f} MB"])
+def memory_table(parts: dict[str, Part]) -> str:
+    """Parts of a run's memory, one a line, and the most that is held at once."""
+    phase, most = peak(parts)
+    sizes = {name: part.size for name, part in parts.items()} | {f"at the peak, while {phase}": most}
+    return "\n".join(f"{name:36}{size / 2**20:10,.0f} MB" for name, size in sizes.items())

@@ -2,20 +2,24 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from trl import ModelConfig, get_quantization_config
+from trl import ModelConfig
 
 from .. import A2TGPOConfig, A2TGPOTrainer
 from ..rewards import exact_match_reward, f1_reward
 from .main import as_bad_usage
+from .models import ModelSource, find_model
 from .names import TaskArguments
 from .parser import parse
+from .prompts import default_template
 from .scores import summarize
-from .train import loading_options
+from .searches import check_retrievers
+from .train import TrainArguments
 
 DESCRIPTION = (
     "Exact match and token F1 of a model, a folder, an adapter or a name on the Hub. Rollout options of A2TGPOConfig "
@@ -32,6 +36,9 @@ class EvalArguments(TaskArguments):
         metadata={"help": "Question sets, as train's dataset; with name=, what to call one: hotpot=dev.jsonl."},
     )
     split: str = field(default="test", metadata={"help": "Split of the sets to ask."})
+    subset: str | None = field(
+        default=None, metadata={"help": "Subset (configuration) of the sets, if they are on the Hub."}
+    )
     samples: int = field(
         default=0, metadata={"help": "Sampled answers to each question; 0 takes one greedy answer to each."}
     )
@@ -47,6 +54,19 @@ class EvalArguments(TaskArguments):
             raise ValueError("datasets is empty: name at least one question set.")
         if self.samples < 0 or (self.limit is not None and self.limit < 1):
             raise ValueError(f"samples={self.samples} must be at least 0 and limit={self.limit} at least 1.")
+        names = [name for name, _ in self.sets()]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"datasets has two sets called {twice.pop()!r}: give one another name, other=dev.jsonl.")
+
+    def sets(self) -> Iterator[tuple[str, str]]:
+        """What each set is called, and where it is."""
+        for source in self.datasets:
+            name, _, path = source.rpartition("=")
+            yield name or Path(path).stem, path
+
+
+TRAIN_ONLY = {option.name for option in fields(TrainArguments)} - {option.name for option in fields(EvalArguments)}
+"""Options that a file for `train` may hold."""
 
 
 @dataclass(frozen=True)
@@ -77,48 +97,61 @@ ROLLOUTS = (
 """Options of A2TGPOConfig that answers depend on."""
 
 
+LOADING = ("dtype", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
+"""Options of ModelConfig that answers depend on."""
+
+
 def run(options: list[str]) -> int:
     """Ask what is missing, and print the scores of all answers; returns the exit status."""
-    arguments, config, model = parse("eval", DESCRIPTION, (EvalArguments, A2TGPOConfig, ModelConfig), options)
+    classes = (EvalArguments, A2TGPOConfig, ModelConfig)
+    arguments, config, model = parse("eval", DESCRIPTION, classes, options, ignored=TRAIN_ONLY)
     is_writer = config.process_index == 0
-    with as_bad_usage():
-        questions = list(_questions(arguments))
-        output = Path(arguments.output)
-        with config.main_process_first(local=False, desc="reading answers"):
-            answers = open_answers(output, _settings(arguments, config, model))
-        missing = [question for question in questions if not _is_answered(question, answers, output)]
-        trainer = _build(arguments, config, model, questions) if missing else None
-    for batch in _batches(missing, config.per_device_eval_batch_size, max(arguments.samples, 1), config.world_size):
-        found = _ask(trainer, batch, arguments.samples)
-        answers |= {(answer["dataset"], answer["index"]): answer for answer in found}
-        if is_writer:
-            with output.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in found)
-            print(f"{len(answers)} of {len(questions)} questions", flush=True)
+    with tempfile.TemporaryDirectory() as folder:  # the trainer wants one, and what it writes there is not needed
+        config.output_dir = folder
+        with as_bad_usage():
+            source = find_model(model, config)
+            tools, tokenizer = arguments.load_tools(), source.tokenizer()
+            template = default_template(tools, tokenizer, arguments.conversational, config)
+            questions = list(_questions(arguments, template))
+            output = Path(arguments.output)
+            with config.main_process_first(local=False, desc="reading answers"):
+                answers = open_answers(output, _settings(arguments, config, model, source))
+            missing = [question for question in questions if not _is_answered(question, answers, output)]
+            trainer = _build(arguments, config, model, source, tokenizer, tools, questions) if missing else None
+        size, start_time = _batch_size(config, arguments.samples), time.monotonic()
+        for start in range(0, len(missing), size):
+            found = _ask(trainer, missing[start : start + size], arguments.samples)
+            answers |= {(answer["dataset"], answer["index"]): answer for answer in found}
+            done = start + len(found)
+            if is_writer:
+                with output.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in found)
+                left = (time.monotonic() - start_time) / done * (len(missing) - done)
+                print(
+                    f"{len(questions) - len(missing) + done} of {len(questions)} questions, {left:.0f} s left",
+                    flush=True,
+                )
     if is_writer:
         print(summarize([answers[question.place] for question in questions]))
     return 0
 
 
-def _questions(arguments: EvalArguments) -> Iterator[Question]:
-    names = set()
-    for source in arguments.datasets:
-        name, _, path = source.rpartition("=")
-        name = name or Path(path).stem
-        if name in names:
-            raise ValueError(f"datasets has two sets called {name!r}: give one another name, other={path}.")
-        names.add(name)
-        rows = arguments.load_data(path, arguments.split)
+def _questions(arguments: EvalArguments, template: str) -> Iterator[Question]:
+    for name, path in arguments.sets():
+        rows = arguments.load_data(path, arguments.split, template, arguments.subset)
         for index, row in enumerate(rows.take(min(arguments.limit or len(rows), len(rows)))):
             yield Question(name, index, row)
 
 
-def _settings(arguments: EvalArguments, config: A2TGPOConfig, model: ModelConfig) -> dict[str, Any]:
+def _settings(
+    arguments: EvalArguments, config: A2TGPOConfig, model: ModelConfig, source: ModelSource
+) -> dict[str, Any]:
     """What the answers in one file have in common."""
-    settings = {"model": model.model_name_or_path, "revision": model.model_revision, "samples": arguments.samples}
+    settings = {"model": source.name, "revision": model.model_revision, "model_files": source.fingerprint()}
+    settings |= {name: getattr(model, name) for name in LOADING} | {"model_init_kwargs": config.model_init_kwargs}
     settings |= {name: getattr(arguments, name) for name in vars(arguments) if name.startswith(("tools", "search_"))}
-    options = ROLLOUTS + SAMPLING if arguments.samples else ROLLOUTS
-    return settings | {name: getattr(config, name) for name in options}
+    options = (*ROLLOUTS, *SAMPLING, "seed") if arguments.samples else ROLLOUTS
+    return settings | {"samples": arguments.samples} | {name: getattr(config, name) for name in options}
 
 
 def open_answers(file: Path, settings: dict[str, Any]) -> dict[tuple[str, int], dict]:
@@ -158,57 +191,42 @@ def _is_answered(question: Question, answers: dict[tuple[str, int], dict], file:
     answer = answers.get(question.place)
     if answer is None:
         return False
-    if answer["prompt"] != question.row["prompt"]:
-        raise ValueError(
-            f"{file} has an answer to another prompt at {question.dataset} {question.index}: name another output, or "
-            "give the set another name."
-        )
+    for column in ("prompt", "answer"):
+        if answer[column] != question.row[column]:
+            raise ValueError(
+                f"{file} has an answer with another {column} at {question.dataset} {question.index}: name another "
+                "output, or give the set another name."
+            )
     return True
 
 
 def _build(
-    arguments: EvalArguments, config: A2TGPOConfig, model: ModelConfig, questions: list[Question]
+    arguments: EvalArguments,
+    config: A2TGPOConfig,
+    model: ModelConfig,
+    source: ModelSource,
+    tokenizer,
+    tools: list[Callable],
+    questions: list[Question],
 ) -> A2TGPOTrainer:
     from datasets import Dataset
 
-    if model.model_name_or_path is None:
-        raise ValueError("model_name_or_path is missing: name a model on the Hub, a folder, or a trained adapter.")
+    check_retrievers(arguments.search_url)
     config.advantage_estimator = "grpo"  # answers are scored, turns are not
-    config.output_dir = tempfile.mkdtemp()  # the trainer wants one, and writes nothing here
-    options = {**loading_options(model, config), "quantization_config": get_quantization_config(model)}
     config.model_init_kwargs = None  # the trainer gets a model that is loaded
     return A2TGPOTrainer(
-        model=_load(model.model_name_or_path, options),
+        model=source.load(model),
         reward_funcs=[exact_match_reward, f1_reward],
         args=config,
         train_dataset=Dataset.from_list([questions[0].row]),
-        tools=arguments.load_tools() or None,
-        processing_class=_tokenizer(model.model_name_or_path, config),
+        tools=tools or None,
+        processing_class=tokenizer,
     )
 
 
-def _load(name: str, options: dict[str, Any]):
-    """A model, or an adapter merged into the model that it was trained on, unless that is quantized."""
-    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    if find_adapter_config_file(name, revision=options["revision"]) is None:
-        return AutoModelForCausalLM.from_pretrained(name, **options)
-    adapted = AutoPeftModelForCausalLM.from_pretrained(name, **options)
-    return adapted if options["quantization_config"] else adapted.merge_and_unload()
-
-
-def _tokenizer(name: str, config: A2TGPOConfig):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=config.trust_remote_code)
-
-
-def _batches(missing: list[Question], batch_size: int, samples: int, processes: int) -> Iterator[list[Question]]:
-    size = max(batch_size // samples, 1) * processes
-    for start in range(0, len(missing), size):
-        yield missing[start : start + size]
+def _batch_size(config: A2TGPOConfig, samples: int) -> int:
+    """Questions that all processes ask at once."""
+    return max(config.per_device_eval_batch_size // max(samples, 1), 1) * config.world_size
 
 
 def _ask(trainer: A2TGPOTrainer, questions: list[Question], samples: int) -> list[dict]:

@@ -12,9 +12,11 @@ COMMANDS = {
     "train": "train a tool-using model with credit for each turn",
     "eval": "exact match and F1 of a model with its tools, on held-out questions",
     "retriever": "serve a corpus as a search tool over HTTP",
+    "recipe": "print a recipe or a launch file, to read it or keep it",
     "demo": "a real 135 M model learns to search twice, on a CPU",
 }
 USAGE = "usage: a2tgpo {" + ",".join(COMMANDS) + "} [options]   (a2tgpo COMMAND --help lists the options)"
+TRACEBACK = "An error is one line; with A2TGPO_TRACEBACK=1 in the environment it shows where it rose."
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
@@ -24,11 +26,17 @@ class BadUsage(Exception):
 
 
 @contextmanager
-def as_bad_usage():
-    """Take the errors of bad options and missing files for what they are; `A2TGPO_TRACEBACK=1` shows where they rose."""
+def as_bad_usage(*kinds: type[Exception]):
+    """
+    Take the errors of bad options and missing files for what they are; `A2TGPO_TRACEBACK=1` shows where they rose.
+
+    Args:
+        kinds (`type[Exception]`): Which errors; by default those that options and files cause.
+    """
+    kinds = kinds or (ValueError, TypeError, OSError, ImportError)
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except kinds as error:
         if os.environ.get("A2TGPO_TRACEBACK"):
             raise
         raise BadUsage(" ".join(str(error).split()) or type(error).__name__) from error
@@ -46,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     command, *options = list(sys.argv[1:] if arguments is None else arguments) or [""]
     if command in ("-h", "--help"):
-        print(USAGE, *(f"  {name:10} {what}" for name, what in COMMANDS.items()), sep="\n")
+        print(USAGE, *(f"  {name:10} {what}" for name, what in COMMANDS.items()), TRACEBACK, sep="\n")
         return 0
     if command == "--version":
         print(__version__)

@@ -9,13 +9,12 @@ from typing import Any
 
 from ..data import load_atlas, load_questions, split_by_entity, to_dataset
 from ..rewards import exact_match_reward, f1_reward, format_reward
-from ..search import BM25Search, HTTPSearch
 from ..tools import calculator, finish
+from .searches import ATLAS, check_names, load_searches
 
 REWARDS = {"exact_match": exact_match_reward, "f1": f1_reward, "format": format_reward}
 TOOLS = {"calculator": calculator, "finish": finish}
-ATLAS = "atlas"
-"""Name of the questions and passages that ship with the package."""
+ATLAS_SPLITS = ("train", "test")
 
 
 @dataclass
@@ -24,7 +23,9 @@ class TaskArguments:
 
     prompt_template: str | None = field(
         default=None,
-        metadata={"help": "Prompt with {question} in it. Default: the data's own prompts, or 'Question: {question}'."},
+        metadata={
+            "help": "Prompt with {question} in it. Default: the data's own prompts, or one that says how to call the tools and how to answer."
+        },
     )
     conversational: bool = field(
         default=False, metadata={"help": "Whether prompts are chat messages; text otherwise."}
@@ -41,11 +42,16 @@ class TaskArguments:
             "help": "'search', 'calculator', 'finish', or dotted names of functions: my_module.my_tool. None: the model answers at once."
         },
     )
-    search_url: str | None = field(
-        default=None, metadata={"help": "Address of a retriever for 'search', such as http://127.0.0.1:8000/retrieve."}
+    search_url: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Address of a retriever for 'search', such as http://127.0.0.1:8000/retrieve. Several searches are named, "
+            "news=http://…, and are the tools search_news, …"
+        },
     )
-    search_index: str | None = field(
-        default=None, metadata={"help": "Folder of a built BM25 index for 'search', or 'atlas'."}
+    search_index: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Folder of a built index for 'search', or 'atlas'. Several are named: wiki=wiki.bm25."},
     )
     search_top_k: int = field(default=3, metadata={"help": "Passages that a search returns."})
     search_max_words: int | None = field(default=None, metadata={"help": "Words of a passage that the model reads."})
@@ -54,36 +60,46 @@ class TaskArguments:
     )
 
     def __post_init__(self):
-        if self.search_url and self.search_index:
-            raise ValueError("search_url and search_index are both set: the tool 'search' has one of them.")
         if ("search" in self.tools) != bool(self.search_url or self.search_index):
             raise ValueError("the tool 'search' and search_url or search_index go together: set both or neither.")
+        check_names(self.search_url, self.search_index)
 
     def load_tools(self) -> list[Callable]:
-        return [self._search() if name == "search" else TOOLS.get(name) or named(name, "tools") for name in self.tools]
+        """Tools by name; raises ValueError or ImportError where there is none of that name."""
+        return [tool for name in self.tools for tool in (self._searches() if name == "search" else [_tool(name)])]
 
-    def _search(self) -> Callable:
+    def _searches(self) -> list[Callable]:
         options = dict(top_k=self.search_top_k, show_titles=self.search_titles, max_words=self.search_max_words)
-        if self.search_url:
-            return HTTPSearch(self.search_url, **options).search
-        if self.search_index == ATLAS:
-            return BM25Search(load_atlas().passages, **options).search
-        return BM25Search.load(self.search_index, **options).search
+        return load_searches(self.search_url, self.search_index, **options)
 
-    def load_data(self, source: str, split: str, streaming: bool = False) -> Any:
-        """Questions by file, folder or name; the atlas' train split and the countries that it holds out."""
+    def load_data(
+        self, source: str, split: str, default_template: str, subset: str | None = None, streaming: bool = False
+    ) -> Any:
+        """Questions by file, folder or name; the atlas' train split and the countries that it holds out, `test`."""
         if source == ATLAS:
-            train, held_out = split_by_entity(load_atlas().questions)
-            template = self.prompt_template or "Question: {question}\n"
-            return to_dataset(train if split == "train" else held_out, template, self.conversational)
+            return self._load_atlas(split, self.prompt_template or default_template, subset)
         return load_questions(
             source,
             split,
             columns=_mapping(self.columns),
             prompt_template=self.prompt_template,
             conversational=self.conversational,
+            subset=subset,
             streaming=streaming,
+            default_template=default_template,
         )
+
+    def _load_atlas(self, split: str, template: str, subset: str | None) -> Any:
+        if split not in ATLAS_SPLITS:
+            raise ValueError(f"the split of the atlas is {split!r}: it has {' and '.join(ATLAS_SPLITS)}.")
+        if self.columns or subset:
+            raise ValueError("columns and subsets are for other data than the atlas: leave them out.")
+        parts = split_by_entity(load_atlas().questions)
+        return to_dataset(parts[ATLAS_SPLITS.index(split)], template, self.conversational)
+
+
+def _tool(name: str) -> Callable:
+    return TOOLS[name] if name in TOOLS else named(name, "tools")
 
 
 def _mapping(columns: dict | str | None) -> dict | None:
@@ -102,12 +118,12 @@ def load_rewards(names: list[str]) -> list[Callable]:
     return [REWARDS[name] if name in REWARDS else named(name, "rewards") for name in names]
 
 
-def named(name: str, option: str) -> Any:
+def named(name: str, option: str) -> Callable:
     """
     What a dotted name stands for, the working directory included.
 
     Raises:
-        ValueError: If there is no such module, or nothing of that name in it; names the option.
+        ValueError: If its module cannot be imported, or has nothing of that name to call; names the option.
     """
     module, _, attribute = name.replace(":", ".").rpartition(".")
     if not module:
@@ -117,6 +133,9 @@ def named(name: str, option: str) -> Any:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{option}: {name!r} cannot be imported ({error}).") from error
+        found = getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+        raise ValueError(f"{option}: {name!r} cannot be imported ({type(error).__name__}: {error}).") from error
+    if not callable(found):
+        raise ValueError(f"{option}: {name!r} is a {type(found).__name__}: name a function.")
+    return found

@@ -1,33 +1,42 @@
 """`a2tgpo retriever`: a corpus behind a port."""
 
-import argparse
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
+from typing import Literal
 
-from .main import BadUsage, as_bad_usage
+from .main import as_bad_usage
+from .parser import parse
 
 DESCRIPTION = "Serve a corpus in Search-R1's protocol, POST /retrieve. The index is built once and reused."
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise BadUsage(f"{message} ({self.prog} --help lists the options)")
+@dataclass
+class RetrieverArguments:
+    """What to serve, and where."""
+
+    corpus: str | None = field(default=None, metadata={"help": "JSONL with id and contents, or title and text."})
+    index: str | None = field(default=None, metadata={"help": "Folder of the index. Default: beside the corpus."})
+    kind: Literal["bm25", "dense"] = field(default="bm25", metadata={"help": "Kind of index."})
+    encoder: str | None = field(
+        default=None, metadata={"help": "sentence-transformers model of a dense index: a name or a folder."}
+    )
+    query_prefix: str = field(default="", metadata={"help": "Put before each query, where the encoder wants it."})
+    passage_prefix: str = field(default="", metadata={"help": "Put before each passage, likewise."})
+    host: str = field(
+        default="127.0.0.1", metadata={"help": "Address to listen on; 0.0.0.0 is for other machines too."}
+    )
+    port: int = field(default=8000, metadata={"help": "Port to listen on; 0 takes a free one."})
+    top_k: int = field(default=3, metadata={"help": "Passages for a query that does not say."})
+
+    def __post_init__(self):
+        if self.corpus is None:
+            raise ValueError("the following arguments are required: --corpus, JSONL of one passage a line.")
 
 
 def run(options: list[str]) -> int:
     """Serve until Ctrl-C; returns the exit status."""
-    parser = _Parser(prog="a2tgpo retriever", description=DESCRIPTION)
-    parser.add_argument("--corpus", type=Path, required=True, help="JSONL with id and contents, or title and text")
-    parser.add_argument("--index", type=Path, help="folder of the index (default: beside the corpus)")
-    parser.add_argument("--kind", choices=["bm25", "dense"], default="bm25", help="kind of index")
-    parser.add_argument("--encoder", help="sentence-transformers model of a dense index: a name or a folder")
-    parser.add_argument("--query_prefix", default="", help="put before each query, where the encoder wants it")
-    parser.add_argument("--passage_prefix", default="", help="put before each passage, likewise")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on")
-    parser.add_argument("--top_k", type=int, default=3, help="passages for a query that does not say")
-    arguments = parser.parse_args(options)
+    (arguments,) = parse("retriever", DESCRIPTION, (RetrieverArguments,), options)
     from ..search.retriever import run_retriever
 
     with as_bad_usage():
-        run_retriever(**vars(arguments))
+        run_retriever(**asdict(arguments))
     return 0

@@ -7,24 +7,29 @@ import numpy as np
 
 RESAMPLES = 2000
 LEVEL = 0.95
+MEASURES = ("exact_match", "f1")
 
 
-def interval(scores: Sequence[float], seed: int = 0) -> tuple[float, float]:
+def interval(*sets: Sequence[float], seed: int = 0) -> tuple[float, float]:
     """
-    Percentile bootstrap of the mean.
+    Percentile bootstrap of the mean; of several sets, of the mean of their means, each set resampled by itself.
 
     Args:
-        scores (`Sequence[float]`): One for each question, the mean over its samples.
+        sets (`Sequence[float]`): One score for each question of a set, the mean over its samples.
         seed (`int`): Of the resampling.
 
     Returns:
         `tuple[float, float]`: the bounds of the 95 % interval.
     """
-    values = np.asarray(scores, dtype=float)
-    picks = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    means = values[picks].mean(axis=1)
+    generator = np.random.default_rng(seed)
+    means = np.mean([_resampled(np.asarray(scores, dtype=float), generator) for scores in sets], axis=0)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def _resampled(scores: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    picks = generator.integers(len(scores), size=(RESAMPLES, len(scores)))
+    return scores[picks].mean(axis=1)
 
 
 def summarize(answers: Sequence[dict]) -> str:
@@ -39,23 +44,21 @@ def summarize(answers: Sequence[dict]) -> str:
     """
     by_set = defaultdict(list)
     for answer in answers:
-        by_set[answer["dataset"]].append({name: float(np.mean(answer[name])) for name in ("exact_match", "f1")})
+        by_set[answer["dataset"]].append([float(np.mean(answer[measure])) for measure in MEASURES])
+    sets = {name: np.array(scores) for name, scores in by_set.items()}  # (questions, 2) each
     lines = [f"{'':20}{'questions':>10}  {'exact match':^22}  {'F1':^22}"]
-    lines += [_line(name, scores) for name, scores in by_set.items()]
-    if len(by_set) > 1:
-        lines.append(_line("micro", [score for scores in by_set.values() for score in scores]))
-        means = {
-            name: np.mean([np.mean([score[name] for score in scores]) for scores in by_set.values()])
-            for name in ("exact_match", "f1")
-        }
-        lines.append(f"{'macro':20}{'':10}  {means['exact_match']:^22.3f}  {means['f1']:^22.3f}")
+    lines += [_line(name, scores) for name, scores in sets.items()]
+    if len(sets) > 1:
+        lines.append(_line("micro", np.concatenate(list(sets.values()))))
+        lines.append(_line("macro", *sets.values()))
     return "\n".join(lines)
 
 
-def _line(name: str, scores: list[dict[str, float]]) -> str:
+def _line(name: str, *sets: np.ndarray) -> str:
+    count = len(sets[0]) if len(sets) == 1 else ""
     cells = []
-    for measure in ("exact_match", "f1"):
-        values = [score[measure] for score in scores]
-        low, high = interval(values)
-        cells.append(f"{np.mean(values):.3f} ({low:.3f}–{high:.3f})")
-    return f"{name:20}{len(scores):10}  {cells[0]:^22}  {cells[1]:^22}"
+    for column in range(len(MEASURES)):
+        values = [scores[:, column] for scores in sets]
+        low, high = interval(*values)
+        cells.append(f"{np.mean([scores.mean() for scores in values]):.3f} ({low:.3f}–{high:.3f})")
+    return f"{name:20}{count:>10}  {cells[0]:^22}  {cells[1]:^22}"

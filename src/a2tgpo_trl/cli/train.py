@@ -1,17 +1,21 @@
 """`a2tgpo train`: options → trainer → checkpoint."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from .. import A2TGPOConfig, A2TGPOTrainer
-from .dry_run import show
+from ..data import DataError
+from .dry_run import resolved, show
 from .interrupt import StopOnInterrupt
 from .main import INTERRUPTED, as_bad_usage
+from .models import ModelSource, find_model
 from .names import TaskArguments, load_rewards
 from .parser import parse
+from .prompts import default_template
+from .searches import check_retrievers
 
 DESCRIPTION = "Train a tool-using model with A²TGPO. Options of TRL's GRPOConfig and ModelConfig are taken as well."
 
@@ -27,8 +31,12 @@ class TrainArguments(TaskArguments):
         },
     )
     dataset_split: str = field(default="train", metadata={"help": "Split of the dataset to train on."})
+    dataset_subset: str | None = field(
+        default=None, metadata={"help": "Subset (configuration) of a dataset on the Hub."}
+    )
     eval_dataset: str | None = field(default=None, metadata={"help": "Questions for eval_strategy, as for dataset."})
     eval_split: str = field(default="test", metadata={"help": "Split of eval_dataset."})
+    eval_subset: str | None = field(default=None, metadata={"help": "Subset of an eval_dataset on the Hub."})
     streaming: bool = field(default=False, metadata={"help": "Whether questions are read while training goes on."})
     rewards: list[str] = field(
         default_factory=lambda: ["exact_match"],
@@ -51,15 +59,17 @@ class TrainArguments(TaskArguments):
 def run(options: list[str]) -> int:
     """Train, or show what would be trained; returns the exit status."""
     arguments, config, model = parse("train", DESCRIPTION, (TrainArguments, A2TGPOConfig, ModelConfig), options)
+    options = resolved(arguments, config, model)
     with as_bad_usage():
-        trainer = build(arguments, config, model)
         checkpoint = _checkpoint(config)
+        trainer = build(arguments, config, model)
     if arguments.dry_run:
-        show(trainer)
+        show(trainer, options)
         return 0
     interrupt = StopOnInterrupt(trainer.accelerator)
     trainer.add_callback(interrupt)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with as_bad_usage(DataError):  # rows that are streamed
+        trainer.train(resume_from_checkpoint=checkpoint)
     if interrupt.is_asked:
         trainer.accelerator.print(
             f"Stopped after step {trainer.state.global_step}, with a checkpoint in {config.output_dir}. Go on with "
@@ -73,37 +83,55 @@ def run(options: list[str]) -> int:
 
 def build(arguments: TrainArguments, config: A2TGPOConfig, model: ModelConfig) -> A2TGPOTrainer:
     """The trainer that options ask for; raises what a bad one or a missing file raises."""
-    if model.model_name_or_path is None:
-        raise ValueError("model_name_or_path is missing: name a model on the Hub or a folder.")
-    config.model_init_kwargs = loading_options(model, config)
-    evaluation = arguments.eval_dataset and arguments.load_data(arguments.eval_dataset, arguments.eval_split)
+    rewards = load_rewards(arguments.rewards)
+    source = find_model(model, config)
+    _check_lora(model, source)
+    tools, tokenizer = arguments.load_tools(), source.tokenizer()
+    check_retrievers(arguments.search_url)
+    template = default_template(tools, tokenizer, arguments.conversational, config)
+    train_set = arguments.load_data(
+        arguments.dataset, arguments.dataset_split, template, arguments.dataset_subset, arguments.streaming
+    )
+    eval_set = arguments.eval_dataset and arguments.load_data(
+        arguments.eval_dataset, arguments.eval_split, template, arguments.eval_subset
+    )
+    config.model_init_kwargs = None if source.base else source.options
     return A2TGPOTrainer(
-        model=model.model_name_or_path,
-        reward_funcs=load_rewards(arguments.rewards),
+        model=source.load(model, is_trainable=True) if source.base else source.name,
+        reward_funcs=rewards,
         args=config,
-        train_dataset=arguments.load_data(arguments.dataset, arguments.dataset_split, arguments.streaming),
-        eval_dataset=evaluation or None,
-        quantization_config=get_quantization_config(model),
+        train_dataset=train_set,
+        eval_dataset=eval_set or None,
+        processing_class=tokenizer,
+        quantization_config=None if source.base else get_quantization_config(model),
         peft_config=get_peft_config(model),
-        tools=arguments.load_tools() or None,
+        tools=tools or None,
     )
 
 
-def loading_options(model: ModelConfig, config: A2TGPOConfig) -> dict[str, Any]:
-    """How a model is loaded: ModelConfig's options, under those of `model_init_kwargs`."""
-    options = {
-        "revision": model.model_revision,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-    }
-    return {**options, **(config.model_init_kwargs or {})}
+def _check_lora(model: ModelConfig, source: ModelSource) -> None:
+    """Refuse options of a new adapter where none is made."""
+    defaults = {option.name: option.default for option in fields(model)}
+    names = [name for name in defaults if name.startswith("lora_") or name in ("use_rslora", "use_dora")]
+    lora = [f"{name}={getattr(model, name)}" for name in names if getattr(model, name) != defaults[name]]
+    if source.base and (model.use_peft or lora):
+        unread = ", ".join(["use_peft"] * model.use_peft + lora)
+        raise ValueError(
+            f"model_name_or_path is {source.name!r}, an adapter, which is trained further: leave out {unread}."
+        )
+    if lora and not model.use_peft:
+        raise ValueError(f"{', '.join(lora)} without use_peft: add use_peft to train an adapter, or leave them out.")
 
 
 def _checkpoint(config: A2TGPOConfig) -> str | None:
     """Where to go on: `resume_from_checkpoint` is a folder, or `last` for the last one in `output_dir`."""
-    if config.resume_from_checkpoint != "last":
-        return config.resume_from_checkpoint
-    checkpoint = get_last_checkpoint(config.output_dir)
-    if checkpoint is None:
-        raise ValueError(f"resume_from_checkpoint is 'last', and there is no checkpoint in {config.output_dir}.")
-    return checkpoint
+    folder = config.resume_from_checkpoint
+    if not folder:
+        return None
+    if folder in ("last", True):
+        folder = get_last_checkpoint(config.output_dir) if Path(config.output_dir).is_dir() else None
+        if folder is None:
+            raise ValueError(f"resume_from_checkpoint is 'last', and there is no checkpoint in {config.output_dir}.")
+    if not (Path(folder) / "trainer_state.json").is_file():
+        raise ValueError(f"resume_from_checkpoint is {folder!r}, which is no checkpoint: name its folder, or 'last'.")
+    return folder

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
 
 
+class DataError(ValueError):
+    """A question set that is bad at some place; while training goes on, if it is streamed."""
+
+
 def load_questions(
     source: Union[str, PathLike, Sequence[str | PathLike], "Dataset", "IterableDataset"],
     split: str = "train",
@@ -25,6 +29,7 @@ def load_questions(
     data_source: str | None = None,
     subset: str | None = None,
     streaming: bool = False,
+    default_template: str = DEFAULT_TEMPLATE,
 ) -> Union["Dataset", "IterableDataset"]:
     """Load a question set: Search-R1's and FlashRAG's layouts, those of the sets themselves, or one's own.
 
@@ -40,7 +45,7 @@ def load_questions(
             the layout is recognised by the columns of each file's first row.
         prompt_template (`str`, *optional*):
             The prompt; `{question}` stands for the question, and other braces for themselves. Without it, ready prompts
-            are kept, and other questions get `"Question: {question}\\n"`.
+            are kept, and other questions get `default_template`.
         conversational (`bool`, *optional*, defaults to `False`):
             Whether prompts are lists of messages instead of texts. Ready prompts are brought into that form.
         data_source (`str`, *optional*):
@@ -51,6 +56,8 @@ def load_questions(
         streaming (`bool`, *optional*, defaults to `False`):
             Whether rows are read when they are asked for, instead of all at once. Bad rows are errors when they are
             reached.
+        default_template (`str`, *optional*, defaults to `"Question: {question}\\n"`):
+            The prompt where there is neither a ready one nor a `prompt_template`.
 
     Returns:
         `Dataset` or `IterableDataset`: the columns `prompt`; `answer`, a list of aliases, the canonical one first, none
@@ -58,14 +65,15 @@ def load_questions(
 
     Raises:
         `FileNotFoundError`: there is no such file, folder or dataset.
-        `ValueError`: a row is bad, a layout is not known, or an option does not fit; the error says which and where.
+        `DataError`: a row or a file is bad, or its layout is not known; the error says which and where.
+        `ValueError`: an option does not fit.
     """
     from datasets import Dataset, IterableDataset
 
     arguments = {
         "sets": _find_sets(source, split, subset, streaming),
         "columns": None if columns is None else Columns.from_option(columns),
-        "prompts": PromptForm(DEFAULT_TEMPLATE if prompt_template is None else prompt_template, conversational),
+        "prompts": PromptForm(default_template if prompt_template is None else prompt_template, conversational),
         "keep_ready": prompt_template is None,
         "data_source": data_source,
     }
@@ -119,7 +127,14 @@ def _features(conversational: bool) -> "Features":
     return Features({"prompt": prompt, "answer": List(text), "question": text, "data_source": text})
 
 
-def _examples(
+def _examples(**arguments) -> Iterator[dict]:
+    try:
+        yield from _read_examples(**arguments)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def _read_examples(
     sets: list[tuple], columns: Columns | None, prompts: PromptForm, keep_ready: bool, data_source: str | None
 ) -> Iterator[dict]:
     """Read one set after the other, each in its own layout if `columns` does not give one for all."""

@@ -14,6 +14,8 @@ from .tool import PassageSearch
 KIND = "bm25"
 CHUNK = 10_000
 """Passages that are split into words at once."""
+BLOCK = 1024
+"""Scores of which the highest is found at once."""
 
 
 class BM25Search(PassageSearch):
@@ -141,13 +143,23 @@ class BM25Search(PassageSearch):
 
 def _best(scores: np.ndarray, top_k: int) -> list[int]:
     """Positions of the highest scores above zero, highest first, equal ones in order; without sorting all of them."""
-    found = np.flatnonzero(scores > 0)
+    least = _lower_bound(scores, top_k)
+    found = np.flatnonzero(scores >= least if least > 0 else scores > 0)
     values = scores[found]
     if len(found) > top_k:
         lowest = np.partition(values, -top_k)[-top_k]
         above = found[values > lowest]
         found = np.concatenate([above, found[values == lowest][: top_k - len(above)]])
     return found[np.lexsort((found, -scores[found]))].tolist()
+
+
+def _lower_bound(scores: np.ndarray, top_k: int) -> float:
+    """A score that `top_k` passages reach, cheap to find: the highest one of each of as many blocks does."""
+    blocks = len(scores) // BLOCK
+    if blocks < top_k:
+        return 0.0
+    highest = scores[: blocks * BLOCK].reshape(blocks, BLOCK).max(axis=1)
+    return float(np.partition(highest, -top_k)[-top_k])
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:

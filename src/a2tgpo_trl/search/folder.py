@@ -54,9 +54,7 @@ def open_index(folder: Path, kind: str) -> dict:
         `FileNotFoundError`: there is no index.
         `ValueError`: the index is of another kind or version.
     """
-    if not (folder / DESCRIPTION).exists():
-        raise FileNotFoundError(f"{folder} holds no index: there is no {DESCRIPTION} in it. Build one first.")
-    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    description = describe_index(folder)
     if description["kind"] != kind:
         raise ValueError(f"{folder} holds an index of kind {description['kind']!r}, not {kind!r}.")
     if description["version"] != VERSION:
@@ -65,3 +63,14 @@ def open_index(folder: Path, kind: str) -> dict:
             f"{VERSION}; delete the folder and build the index again."
         )
     return description
+
+
+def describe_index(folder: Path) -> dict:
+    """What an index was described as when it was built, whatever its kind and version.
+
+    Raises:
+        `FileNotFoundError`: there is no index.
+    """
+    if not (folder / DESCRIPTION).exists():
+        raise FileNotFoundError(f"{folder} holds no index: there is no {DESCRIPTION} in it. Build one first.")
+    return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))

@@ -1,12 +1,13 @@
 """A corpus behind a port: its index built if need be, opened, and served."""
 
+import socket
 from pathlib import Path
 from typing import Literal
 
 from .bm25 import BM25Search
 from .dense import DenseSearch
 from .folder import open_index
-from .server import import_fastapi_and_uvicorn, make_app, serve
+from .server import bind, import_fastapi_and_uvicorn, make_app, serve
 
 
 def run_retriever(
@@ -31,9 +32,9 @@ def run_retriever(
         kind (`str`, *optional*, defaults to `"bm25"`):
             Kind of index, or `"dense"`.
         host (`str`, *optional*, defaults to `"127.0.0.1"`):
-            Address to listen on.
+            Address to listen on; `"0.0.0.0"` serves other machines too. There is no authentication.
         port (`int`, *optional*, defaults to `8000`):
-            Port to listen on.
+            Port to listen on; 0 takes a free one. It is taken before anything is built.
         top_k (`int`, *optional*, defaults to `3`):
             Passages for a query where the request does not say.
         encoder (`str`, *optional*):
@@ -46,12 +47,15 @@ def run_retriever(
     Raises:
         `FileNotFoundError`: there is neither index nor corpus.
         `ImportError`: a library is not installed; the error names the extra.
-        `ValueError`: an option is wrong, the corpus has a bad line, or the index there is one of something else.
+        `ValueError`: an option is wrong, the address is taken, the corpus has a bad line, or the index there is one of
+            something else.
     """
     import_fastapi_and_uvicorn()  # before an index is built that cannot be served
-    retriever = open_or_build(Path(corpus), index, kind, top_k, encoder, query_prefix, passage_prefix)
-    print(f"{len(retriever.passages)} passages at http://{host}:{port}/retrieve", flush=True)
-    serve(make_app(retriever), host, port)
+    with bind(host, port) as listener:
+        retriever = open_or_build(Path(corpus), index, kind, top_k, encoder, query_prefix, passage_prefix)
+        listener.listen(socket.SOMAXCONN)
+        print(f"{len(retriever.passages)} passages at http://{host}:{listener.getsockname()[1]}/retrieve", flush=True)
+        serve(make_app(retriever), listener)
 
 
 def open_or_build(
@@ -70,6 +74,8 @@ def open_or_build(
         raise ValueError("kind='dense' needs an encoder: give the name or folder of a sentence-transformers model.")
     if kind == "bm25" and (encoder or query_prefix or passage_prefix):
         raise ValueError("encoder, query_prefix and passage_prefix are for kind='dense'; leave them out.")
+    if top_k < 1:
+        raise ValueError(f"top_k is {top_k}; give 1 or more.")
     folder = Path(index or f"{corpus}.{kind}")
     if kind == "bm25":
         search, model = BM25Search, {}

@@ -1,6 +1,8 @@
 """A retriever: any of our indexes behind Search-R1's `POST /retrieve`."""
 
+import contextlib
 import json
+import socket
 from typing import TYPE_CHECKING, Protocol
 
 from .passages import contents_of
@@ -71,19 +73,51 @@ def make_app(retriever: Retriever) -> "FastAPI":
     return app
 
 
-def serve(app: "FastAPI", host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Answer requests until the process is told to stop, with SIGINT or SIGTERM.
+def bind(host: str, port: int) -> socket.socket:
+    """Take an address to serve at. Connections are refused until the socket listens.
+
+    Args:
+        host (`str`):
+            Address, or a name of it; `"0.0.0.0"` is for other machines too.
+        port (`int`):
+            Port; 0 takes a free one.
+
+    Returns:
+        `socket.socket`: to be closed by the caller.
+
+    Raises:
+        `ValueError`: there is no such address or port, or it is taken.
+    """
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port is {port}; give one up to 65535, or 0 for a free one.")
+    listener = None
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as a server that starts again needs
+        listener.bind(address)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        raise ValueError(
+            f"host {host!r} and port {port} cannot be served at ({error.strerror}); give others."
+        ) from error
+    return listener
+
+
+def serve(app: "FastAPI", listener: socket.socket) -> None:
+    """Answer requests until the process is told to stop, with SIGINT or SIGTERM. There is no authentication.
 
     Args:
         app (`FastAPI`):
             What [`make_app`] made.
-        host (`str`, *optional*, defaults to `"127.0.0.1"`):
-            Address to listen on; `"0.0.0.0"` serves other machines too. There is no authentication.
-        port (`int`, *optional*, defaults to `8000`):
-            Port to listen on.
+        listener (`socket.socket`):
+            What [`bind`] returned.
     """
     _, uvicorn = import_fastapi_and_uvicorn()
-    uvicorn.run(app, host=host, port=port, log_level="info", access_log=False, timeout_keep_alive=KEEP_ALIVE_SECONDS)
+    config = uvicorn.Config(app, log_level="info", access_log=False, timeout_keep_alive=KEEP_ALIVE_SECONDS)
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run([listener])
 
 
 def _document(passage: dict) -> dict:
