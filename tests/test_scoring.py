@@ -180,7 +180,10 @@ def other_models():
     latent = dict(kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=12, v_head_dim=12)
     routed = dict(n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, moe_intermediate_size=16)
     return {
-        "mixture of experts": (Qwen3MoeConfig, {**small, **experts, "num_key_value_heads": 2, "head_dim": 8}),
+        "mixture of experts": (
+            Qwen3MoeConfig,
+            {**small, **experts, "num_key_value_heads": 2, "head_dim": 8, "output_router_logits": True},
+        ),
         "latent attention": (
             DeepseekV3Config,
             {**small, **latent, **routed, "first_k_dense_replace": 1, "num_key_value_heads": 4},

@@ -230,12 +230,14 @@ def test_beliefs_ride_on_the_old_log_probabilities(score, monkeypatch):
 )
 def test_beliefs_ride_whatever_else_trl_does(score, options):
     cut = [*GROUP[:3], ["<search>Lyon</search>", "and on and on without an end"]]
-    riding, trainer = score(cut, peft_config=adapter(), **options)
-    alone, _ = score(cut, peft_config=adapter(), gradient_accumulation_steps=2, **options)
+    gains = []
+    for updates in ({}, {"gradient_accumulation_steps": 2}):  # old log-probabilities are computed, or not
+        torch.manual_seed(0)
+        # A random adapter: the reference model, whose log-probabilities come second, has other beliefs
+        batch, trainer = score(cut, peft_config=adapter(init_lora_weights=False), **updates, **options)
+        gains.append(batch["information_gain"])
     assert trainer._riding is None and trainer._answers is None
-    torch.testing.assert_close(
-        riding["information_gain"], alone["information_gain"], atol=1e-4, rtol=0, equal_nan=True
-    )
+    torch.testing.assert_close(*gains, atol=1e-4, rtol=0, equal_nan=True)
 
 
 def test_beliefs_ride_on_the_rollouts_of_a_rollout_func(build, rows):

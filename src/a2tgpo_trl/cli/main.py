@@ -11,6 +11,7 @@ from .. import __version__
 COMMANDS = {
     "train": "train a tool-using model with credit for each turn",
     "eval": "exact match and F1 of a model with its tools, on held-out questions",
+    "report": "a page of what runs did, and which turns earned the credit",
     "retriever": "serve a corpus as a search tool over HTTP",
     "recipe": "print a recipe or a launch file, to read it or keep it",
     "demo": "a real 135 M model learns to search twice, on a CPU",
