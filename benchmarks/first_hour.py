@@ -43,9 +43,11 @@ LEAVES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="where to clone to, and keep it; default: a temporary folder")
     options = parser.parse_args()
     minutes = {}
     with tempfile.TemporaryDirectory() as place:
+        place = options.folder.resolve() if options.folder else place
         folder = Path(place) / "a2tgpo-trl"
         for name, command in COMMANDS.items():
             start = time.perf_counter()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import synthetic
 import tiny
 from a2tgpo_trl.cli.main import main
 
@@ -17,6 +18,7 @@ TOY = {
     "train": "--num_generations 4 --per_device_train_batch_size 4 --gradient_accumulation_steps 1 --steps_per_generation 2 "
     "--max_steps 2 --max_completion_length 40 --dtype float32 --report_to none",
     "eval": "--limit 2 --max_completion_length 40 --dtype float32 --report_to none",
+    "report": "",
     "retriever": "",
     "recipe": "",
 }
@@ -46,6 +48,8 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "wiki.jsonl").write_text("".join(json.dumps(passage) + "\n" for passage in passages))
     tiny.model().save_pretrained(tmp_path / "model")
     tiny.chat_tokenizer().save_pretrained(tmp_path / "model")
+    for run in ("run", "a2tgpo", "grpo"):
+        synthetic.write_run(tmp_path / "outputs" / run, rollouts=32)
     served = []
     monkeypatch.setattr("a2tgpo_trl.search.HTTPSearch.retrieve", lambda self, queries: [[] for _ in queries])
     monkeypatch.setattr("a2tgpo_trl.search.retriever.serve", lambda app, listener: served.append(listener))
@@ -69,7 +73,7 @@ def test_command(words, workplace, tmp_path, capsys):
 
 def test_commands_are_found():
     found = {parameter.values[0][0] for parameter in commands()}
-    assert found == {"train", "eval", "retriever", "recipe"}
+    assert found == {"train", "eval", "report", "retriever", "recipe"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -9,10 +9,19 @@ from pathlib import Path
 
 from datasets.utils.logging import disable_progress_bar
 
+from ..records import read_turns
+from ..report import Measures, draw_credit, most_telling, read_runs, write_page
 from .model import prepare_model
 from .report import format_table, learning_curve, plot_learning_curve, write_rollouts
 from .training import UPDATES_PER_BATCH, Task, evaluate, load_task, make_trainer, train
 from .warmup import WarmStart, warm_up
+
+PRODUCTS = {
+    "Learning curve": "learning_curve.png",
+    "Every rollout": "report.html",
+    "One's credit": "credit.png",
+    "Before and after": "rollouts.md",
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,8 @@ def run(settings: DemoSettings, output_dir: Path, restart: bool = False) -> dict
         kept(training / "result.json", lambda: result | {"resumed": resumed, "seconds_since_start": seconds})
     result = json.loads((training / "result.json").read_text())
     print(f"\n{format_table(result['before'], result['after'])}\n")
-    print(f"Learning curve: {training / 'learning_curve.png'}\nRollouts:       {training / 'rollouts.md'}")
+    for what, name in PRODUCTS.items():
+        print(f"{what + ':':18}{training / name}")
     return result
 
 
@@ -112,6 +122,10 @@ def train_and_evaluate(settings: DemoSettings, model: Path, adapter: Path, folde
         ("Trained: the same question", after["rollouts"]),
     ]
     write_rollouts(sections, trainer.args.epsilon, trainer.args.epsilon_high, folder / "rollouts.md")
+    turns = read_turns(folder).to_pylist()
+    draw_credit(most_telling(turns[len(turns) // 2 :]), folder / "credit.png")
+    runs = read_runs([folder])
+    write_page(runs, [Measures.of(found) for found in runs], folder / "report.html")
     return {
         "settings": asdict(settings),
         "before": {mode: before[mode] for mode in ("greedy", "sampled")},

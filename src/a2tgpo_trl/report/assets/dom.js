@@ -1,0 +1,54 @@
+// Elements and numbers. Texts become text nodes, never markup.
+
+/** An element: `el("p.note", {title: "…"}, "text", other)`. Children that are null or false are left out. */
+function el(what, properties = {}, ...children) {
+  const [tag, ...classes] = what.split(".");
+  const element = document.createElement(tag);
+  element.classList.add(...classes);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "style") for (const [key, part] of Object.entries(value)) element.style.setProperty(key, part);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value != null) element.setAttribute(name, value);
+  }
+  element.append(...there(children));
+  return element;
+}
+
+/** Children in one list, without those that are null or false. */
+const there = (children) => children.flat(Infinity).filter((child) => child != null && child !== false);
+
+const fill = (element, ...children) => element.replaceChildren(...there(children));
+
+const byId = (id) => document.getElementById(id);
+
+const MISSING = "–";
+const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
+const withMinus = (text) => text.replace("-", "−");
+
+/** A number with fixed digits, with its sign if asked for. */
+function fixed(value, digits = 2, signed = false) {
+  if (!isNumber(value)) return MISSING;
+  const text = value.toFixed(digits);
+  const isZero = Number(text) === 0;
+  return (signed && value > 0 && !isZero ? "+" : "") + withMinus(isZero ? text.replace("-", "") : text);
+}
+
+/** A number of any size, with four significant digits. */
+function compact(value) {
+  if (!isNumber(value)) return MISSING;
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return withMinus(value.toExponential(2));
+  return withMinus(String(Number(value.toPrecision(4))));
+}
+
+/** A duration. */
+function seconds(value) {
+  if (!isNumber(value)) return MISSING;
+  return value < 1e-3 ? "< 0.001 s" : `${Number(value.toPrecision(3))} s`;
+}
+
+const whole = (value) => value.toLocaleString("en");
+const percent = (value) => (isNumber(value) ? `${fixed(100 * value, 1)} %` : MISSING);
+const plural = (count, noun) => `${whole(count)} ${noun}${count === 1 ? "" : "s"}`;
+const tail = (text) => text.slice(text.lastIndexOf("/") + 1);

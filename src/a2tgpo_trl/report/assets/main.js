@@ -1,0 +1,183 @@
+// Addresses, keys, and what is shown for them.
+//   #/overview   #/rollouts[/ID]   #/compare/ID/ID   with ?name=value for what the filter says
+
+let shown = { view: null, places: [] };
+let drawing = 0; // number of the latest thing to draw: earlier ones that come late are dropped
+
+/** The address of a view, of rollouts by their places, with the filter as it is. */
+function linkTo(view, ...places) {
+  const path = [view, ...places.map((place) => data.ids[place])].join("/");
+  const query = new URLSearchParams(readFilter()).toString();
+  return `#/${path}${query && `?${query}`}`;
+}
+
+function readAddress() {
+  const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?", 2);
+  const [view, ...ids] = path.split("/");
+  const places = ids.map((id) => data.places.get(id)).filter((place) => place !== undefined);
+  const values = Object.fromEntries(new URLSearchParams(query));
+  if (view === "compare" && places.length === 2) return { view, places, values };
+  if (view === "rollouts" || view === "compare") return { view: "rollouts", places: places.slice(0, 1), values };
+  return { view: "overview", places: [], values };
+}
+
+function go(address, replacing = false) {
+  if (address === location.hash) return;
+  history[replacing ? "replaceState" : "pushState"](null, "", address);
+  show();
+}
+
+async function show() {
+  const address = readAddress();
+  const before = shown;
+  shown = address;
+  const isOverview = address.view === "overview";
+  byId("overview").hidden = !isOverview;
+  byId("rollouts").hidden = isOverview;
+  for (const [id, isCurrent] of [["to-overview", isOverview], ["to-rollouts", !isOverview]])
+    if (isCurrent) byId(id).setAttribute("aria-current", "page");
+    else byId(id).removeAttribute("aria-current");
+  document.body.dataset.view = address.view;
+  document.body.dataset.open = address.places.length > 0;
+  if (isOverview) return;
+  const query = new URLSearchParams(address.values).toString();
+  if (show.query !== query) {
+    show.query = query;
+    fillFilter(address.values);
+    await applyFilter();
+  }
+  if (address.places.length) select(address.places[0]);
+  const isSame = before.view === address.view && String(before.places) === String(address.places);
+  if (isSame && byId("detail").childElementCount) return;
+  const mine = ++drawing;
+  if (!address.places.length) return showNothing();
+  const content = await (address.view === "compare" ? showComparison : showRollout)(...address.places);
+  if (mine !== drawing) return;
+  const hadFocus = byId("detail").contains(document.activeElement);
+  fill(byId("detail"), content);
+  byId("detail").scrollTop = 0;
+  if (hadFocus || address.view === "compare") byId("question").focus({ preventScroll: true });
+}
+
+async function applyFilter() {
+  const mine = (applyFilter.latest = (applyFilter.latest ?? 0) + 1);
+  byId("list").ariaBusy = true;
+  const found = await find(readFilter(), (share) => {
+    byId("count").textContent = `Searching … ${Math.round(100 * share)} %`;
+  });
+  if (mine !== applyFilter.latest) return;
+  byId("list").ariaBusy = false;
+  byId("count").textContent = `${whole(found.length)} of ${plural(data.size, "rollout")}`;
+  showFound(found);
+}
+
+async function onFilter() {
+  await applyFilter();
+  show.query = new URLSearchParams(readFilter()).toString();
+  history.replaceState(null, "", linkTo(shown.view === "overview" ? "rollouts" : shown.view, ...shown.places));
+}
+
+function open(place) {
+  select(place);
+  go(linkTo("rollouts", place));
+}
+
+function moveBy(count) {
+  const place = move(count);
+  if (place !== null && shown.view === "rollouts" && shown.places.length) go(linkTo("rollouts", place), true);
+}
+
+function compare() {
+  const place = shown.places[0] ?? list.selected;
+  const partner = place === null || place === undefined ? null : partnerOf(place);
+  if (partner !== null) go(linkTo("compare", place, partner));
+}
+
+function close() {
+  if (shown.view === "compare") go(linkTo("rollouts", shown.places[0]));
+  else if (shown.places.length) {
+    go(linkTo("rollouts"));
+    byId("list").focus();
+  }
+}
+
+const KEYS = {
+  j: () => moveBy(1),
+  k: () => moveBy(-1),
+  Enter: () => {
+    if (list.selected === null) return;
+    open(list.selected);
+    byId("detail").focus({ preventScroll: true });
+  },
+  c: compare,
+  Escape: close,
+};
+const LIST_KEYS = {
+  ArrowDown: () => moveBy(1),
+  ArrowUp: () => moveBy(-1),
+  PageDown: () => moveBy(10),
+  PageUp: () => moveBy(-10),
+  Home: () => moveBy(-list.found.length),
+  End: () => moveBy(list.found.length),
+};
+const KEYS_EVERYWHERE = {
+  "/": () => {
+    if (shown.view !== "rollouts") go(linkTo("rollouts"));
+    byId("filter").elements.text.focus();
+  },
+  o: () => go("#/overview"),
+  r: () => go(linkTo("rollouts")),
+  t: nextTheme,
+  "?": () => byId("help").showModal(),
+};
+
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || byId("help").open) return;
+  const { target, key } = event;
+  if (target.matches("input, select, textarea")) {
+    if (key !== "Escape" && !(key === "Enter" && target.matches("input"))) return;
+    event.preventDefault();
+    byId("list").focus();
+    if (list.selected === null) moveBy(1);
+    return;
+  }
+  if (key === "Enter" && target.closest("a, button, summary")) return;
+  const isInList = target === byId("list") || target === document.body;
+  const action = KEYS_EVERYWHERE[key] ?? (shown.view === "overview" ? undefined : (KEYS[key] ?? (isInList ? LIST_KEYS[key] : undefined)));
+  if (!action) return;
+  event.preventDefault();
+  action();
+}
+
+async function start() {
+  initTheme();
+  if (typeof DecompressionStream === "undefined") throw new Error("this browser cannot unpack gzip: it needs Chrome 80, Firefox 113, Safari 16.4 or newer");
+  await loadData();
+  afterThemeChange = () => {
+    setRunColors();
+    redraw();
+  };
+  setRunColors();
+  byId("total").textContent = whole(data.size);
+  byId("scale").append(...scaleLegend());
+  const names = data.overview.runs.map((run) => tail(run.name)).join(", ");
+  document.title = `${names} · a2tgpo report`;
+  initFilter(onFilter);
+  initList(open);
+  showOverview();
+  byId("to-rollouts").addEventListener("click", (event) => {
+    event.preventDefault();
+    go(linkTo("rollouts")); // with the filter as it was
+  });
+  byId("help-button").addEventListener("click", KEYS_EVERYWHERE["?"]);
+  document.addEventListener("keydown", onKey);
+  addEventListener("popstate", show);
+  await show();
+  byId("loading").remove();
+  document.body.dataset.ready = "true";
+}
+
+start().catch((error) => {
+  byId("loading").textContent = `The report could not be shown: ${error.message}`;
+  throw error;
+});

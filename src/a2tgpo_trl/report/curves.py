@@ -1,0 +1,205 @@
+"""The charts of lines over steps: where each finds its values, in the trainer's log and in the turns."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from .measures import ROLLOUT, Measures
+
+STEP = "optimizer step"
+SECTIONS = ("Learning", "Credit", "Rollouts", "Tools")
+Lines = dict[str, tuple[Sequence[float], Sequence[float]]]
+"""Steps and values, by what they show."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """
+    A chart of lines over steps.
+
+    Attributes:
+        key, section, title, what, unit (`str`): As in [`Chart`]; the unit is that of its y axis.
+        logged (`dict[str, str]`): Keys of the log, as regular expressions, with the names of their lines.
+        recorded (`Callable`): Lines from the turns, for runs whose log has none.
+        prefers_turns (`bool`): Whether the turns come first, and the log stands in.
+        has_band (`bool`): Whether lines from the turns are medians in a band, not means.
+    """
+
+    key: str
+    section: str
+    title: str
+    what: str
+    unit: str
+    logged: dict[str, str]
+    recorded: Callable[[Measures], Lines] = lambda measures: {}
+    prefers_turns: bool = False
+    has_band: bool = False
+
+
+def _by(frame: pd.DataFrame, column: str, value: str) -> Lines:
+    """A line for each value of a column."""
+    return {str(key): (part["step"], part[value]) for key, part in frame.dropna(subset=value).groupby(column)}
+
+
+def _rewards(measures: Measures) -> Lines:
+    return {"training": (measures.rollouts["step"], measures.rollouts["reward"])}
+
+
+def _turns(measures: Measures) -> Lines:
+    return {"all turns": (measures.rollouts["step"], measures.rollouts["num_turns"])}
+
+
+def _gains(measures: Measures) -> Lines:
+    return {
+        f"turn {turn}": line
+        for turn, line in _by(measures.scored.astype({"turn": int}), "turn", "information_gain").items()
+    }
+
+
+def _beliefs(measures: Measures) -> Lines:
+    last = measures.scored.drop_duplicates(ROLLOUT, keep="last")
+    if not last["belief_after"].notna().any():
+        return {}
+    return {
+        "on the prompt alone": (measures.rollouts["step"], measures.rollouts["belief_before"]),
+        "after the last observation": (last["step"], last["belief_after"]),
+    }
+
+
+CURVES = (
+    Curve(
+        "reward",
+        "Learning",
+        "Reward",
+        "What training raises: the weighted sum of the rewards.",
+        "reward of a rollout",
+        {"reward": "training", "eval_reward": "evaluation"},
+        _rewards,
+    ),
+    Curve(
+        "rewards",
+        "Learning",
+        "Reward by function",
+        "The same, function by function.",
+        "reward of a rollout",
+        {"rewards/(.+)/mean": r"\1", "eval_rewards/(.+)/mean": r"\1, evaluation"},
+        lambda measures: _by(measures.rewards, "name", "value"),
+    ),
+    Curve(
+        "turns",
+        "Learning",
+        "Turns of a rollout",
+        "How often the model acts. An observation follows a tool turn.",
+        "turns",
+        {"turns/mean": "all turns", "turns/tool_mean": "tool turns"},
+        _turns,
+    ),
+    Curve(
+        "length",
+        "Learning",
+        "Length of completions",
+        "Tool results count. Length that grows without reward is rambling.",
+        "tokens",
+        {"completions/mean_length": ""},
+    ),
+    Curve(
+        "entropy",
+        "Learning",
+        "Entropy",
+        "Near 0 the model samples the same words each time, and groups have nothing to compare.",
+        "nats per token",
+        {"entropy": ""},
+    ),
+    Curve(
+        "loss",
+        "Learning",
+        "Loss",
+        "Near 0 by construction where updates are on-policy; it says little about learning.",
+        "loss",
+        {"loss": ""},
+    ),
+    Curve(
+        "gradient",
+        "Learning",
+        "Gradient norm",
+        "Before gradient clipping. Spikes go with steps that are too large.",
+        "norm",
+        {"grad_norm": ""},
+    ),
+    Curve(
+        "equal-rewards",
+        "Learning",
+        "Groups of equal rewards",
+        "Their outcome advantage is 0: turn credit is all that they learn from.",
+        "share of groups",
+        {"frac_reward_zero_std": ""},
+    ),
+    Curve(
+        "gain",
+        "Credit",
+        "Information gain by turn index",
+        'How much the turns at an index raised the belief in the true answer. Probability with belief_measure="prob".',
+        "gain (nats per answer token)",
+        {r"information_gain/turn_(\d+)": r"turn \1"},
+        _gains,
+    ),
+    Curve(
+        "belief",
+        "Credit",
+        "Belief in the true answer",
+        "The distance between the two lines is what the tools contribute.",
+        "belief (nats per answer token)",
+        {"belief/first": "on the prompt alone", "belief/last": "after the last observation"},
+        _beliefs,
+    ),
+    Curve(
+        "clipped",
+        "Credit",
+        "Tokens at a binding clip",
+        "They learn nothing, each against the range of its turn. Near 1, steps are too large for the range.",
+        "share of tokens",
+        {"clip_ratio/region_mean": ""},
+    ),
+    Curve(
+        "advantages-by-step",
+        "Credit",
+        "Advantages by step",
+        "Median, and the band that holds all but the outer tenths.",
+        "advantage of a turn",
+        {},
+        lambda measures: {"": (measures.turns["step"], measures.turns["advantage"])},
+        has_band=True,
+    ),
+    Curve(
+        "clip-scale-by-step",
+        "Credit",
+        "Clip scale by step",
+        "Of turns that have a gain: median, and the band that holds all but the outer tenths.",
+        "factor of the clip range",
+        {},
+        lambda measures: {"": (measures.scored["step"], measures.scored["clip_scale"])},
+        has_band=True,
+    ),
+    Curve(
+        "latency",
+        "Tools",
+        "Latency by tool",
+        "How long calls ran: median, and the band that holds all but the outer tenths.",
+        "seconds",
+        {"tools/(.+)/latency_median": r"\1"},
+        lambda measures: _by(measures.calls, "name", "seconds"),
+        prefers_turns=True,
+        has_band=True,
+    ),
+    Curve(
+        "failures",
+        "Tools",
+        "Failed calls by tool",
+        "Errors of a tool, arguments that it does not take, and calls that ran out of time.",
+        "share of calls",
+        {"tools/failure_frequency": "all tools"},
+        lambda measures: _by(measures.calls, "name", "failed"),
+        prefers_turns=True,
+    ),
+)

@@ -1,0 +1,395 @@
+"""The report page in a real browser: headless Chromium, from disk, without a network."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import synthetic
+from a2tgpo_trl.records import FOLDER, RecordStore, read_turns
+from a2tgpo_trl.report import Measures, read_runs, write_page
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+CALLED = "window.hostile=1"
+HOSTILE = [
+    f"<script>{CALLED}</script>",
+    f"</script><script>{CALLED}</script>",
+    f"<img src=x onerror='{CALLED}'>",
+    f"<svg onload={CALLED}>",
+    "\"><iframe srcdoc='<script>parent.hostile=1</script>'></iframe>",
+    f"javascript:{CALLED}",
+    f"<!--<script>\u2028\u2029\x00\x1b]0;x\x07'`${{{CALLED}}}\\\u202e",
+    f"@script @data {{{{{CALLED}}}}} __proto__ constructor",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """`open_page(file, address)`: the page, ready; a message of the console or a request fails the test."""
+    contexts, heard = [], []
+
+    def opened(file, address="", **options):
+        context = browser.new_context(**{"viewport": {"width": 1400, "height": 900}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: heard.append(message.text))
+        page.on("pageerror", lambda error: heard.append(str(error)))
+        page.on("dialog", lambda dialog: heard.append(dialog.message))
+        page.on("request", lambda request: request.url.startswith(Path(file).as_uri()) or heard.append(request.url))
+        page.goto(Path(file).as_uri() + address)
+        page.wait_for_selector("body[data-ready]")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not heard
+
+
+def write(file, *folders):
+    runs = read_runs(folders)
+    write_page(runs, [Measures.of(run) for run in runs], file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    runs = [
+        synthetic.write_run(folder / "a2tgpo", rollouts=96),
+        synthetic.write_run(folder / "grpo", rollouts=64, seed=1, estimator="grpo"),
+    ]
+    return write(folder / "report.html", *runs), [read_turns(run).to_pandas() for run in runs]
+
+
+@pytest.fixture(scope="module")
+def two_runs_page(two_runs):
+    return two_runs[0]
+
+
+@pytest.fixture(scope="module")
+def firsts(two_runs):
+    """The first turn of each rollout, run by run."""
+    return [turns[turns["turn"] == 0] for turns in two_runs[1]]
+
+
+def count(page):
+    """Rollouts found, once the list says it."""
+    page.wait_for_function("() => document.getElementById('list').ariaBusy === 'false'")
+    return int(page.inner_text("#count").split(" of ")[0].replace(",", ""))
+
+
+def fill(page, name, value):
+    before = page.evaluate("applyFilter.latest ?? 0")
+    page.locator(f"#filter [name={name}]").evaluate(
+        "(field, value) => { field.value = value; field.dispatchEvent(new Event('input', {bubbles: true})) }", value
+    )
+    page.wait_for_function(f"() => applyFilter.latest > {before}")
+    return count(page)
+
+
+def is_painted(canvas):
+    return canvas.evaluate(
+        "c => c.width > 100 && c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(value => value)"
+    )
+
+
+class TestOverview:
+    def test_charts_are_drawn(self, open_page, two_runs_page):
+        page = open_page(two_runs_page)
+        cards = page.locator(".chart")
+        assert cards.count() > 15
+        for card in cards.all():
+            card.scroll_into_view_if_needed()
+            page.wait_for_function("c => drawn.has(c)", arg=card.locator("canvas").element_handle())
+            assert is_painted(card.locator("canvas"))
+            assert card.locator("canvas").get_attribute("aria-label")
+
+    def test_axes_legends_and_tooltips(self, open_page, two_runs_page):
+        page = open_page(two_runs_page)
+        page.locator("#chart-gain").scroll_into_view_if_needed()
+        page.wait_for_function("() => [...drawn.values()].some(([, what]) => what.key === 'gain')")
+        found = page.evaluate(
+            """() => {
+                const [chart] = [...drawn.values()].find(([, what]) => what.key === "gain");
+                const {x, y} = chart.options.scales;
+                return [x.title.text, y.title.text, chart.legend.legendItems.map((item) => item.text)];
+            }"""
+        )
+        assert found[:2] == ["optimizer step", "gain (nats per answer token)"]
+        assert found[2][0] == "a2tgpo · turn 0"
+        box = page.locator("#chart-gain canvas").bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 3)
+        page.wait_for_function(
+            "() => [...drawn.values()].find(([, what]) => what.key === 'gain')[0].tooltip.opacity > 0"
+        )
+
+    def test_runs_differ_in_colour(self, open_page, two_runs_page):
+        page = open_page(two_runs_page)
+        colours = page.evaluate("[...drawn.values()][0][0].data.datasets.map((line) => line.borderColor)")
+        assert len(set(colours)) == 2
+
+    def test_a_chart_as_a_table(self, open_page, two_runs_page, firsts):
+        page = open_page(two_runs_page)
+        page.click("#chart-reward button")
+        assert page.locator("#chart-reward .numbers tbody tr").count() == firsts[0]["step"].nunique()
+        assert page.locator("#chart-reward canvas").is_hidden()
+
+    def test_missing_gains_are_said(self, open_page, two_runs_page):
+        assert 'the estimator was "grpo"' in open_page(two_runs_page).inner_text("ul.notice")
+
+    def test_dark(self, open_page, two_runs_page):
+        def background(page):
+            return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+        light, dark = open_page(two_runs_page), open_page(two_runs_page, color_scheme="dark")
+        assert background(light) != background(dark)
+        of_system = background(dark)
+        dark.click("#theme")  # light, whatever the system has
+        assert background(dark) == background(light)
+        dark.reload()
+        dark.wait_for_selector("body[data-ready]")
+        assert background(dark) == background(light)
+        dark.keyboard.press("t")
+        assert background(dark) == of_system
+
+
+class TestRollouts:
+    def test_filters(self, open_page, two_runs_page, firsts):
+        page = open_page(two_runs_page, "#/rollouts")
+        rewards = [run["reward"].round(2) for run in firsts]
+        assert count(page) == 160
+        assert fill(page, "low", "1") == sum((run >= 1).sum() for run in rewards)
+        assert fill(page, "run", "1") == (rewards[1] >= 1).sum()
+        page.click("#filter [type=reset]")
+        page.wait_for_function("() => document.getElementById('count').textContent.startsWith('160')")
+        assert fill(page, "stop", "=length") == sum((run["stop_reason"] == "length").sum() for run in firsts)
+        assert fill(page, "stop", "") == 160
+        assert fill(page, "first", "9") == sum((run["step"] >= 9).sum() for run in firsts)
+        assert fill(page, "last", "10") == 0
+
+    def test_text_is_found_wherever_it_is(self, open_page, two_runs, firsts):
+        file, runs = two_runs
+        page = open_page(file, "#/rollouts")
+        place = ["batch", "group", "generation"]
+        for text in ("Lyon is?", "i look up CAPITAL of", "did not answer", '"query": "osaka"'):
+            found = 0
+            for turns in runs:
+                calls = turns["calls"].map(lambda calls: " ".join(call["arguments"] for call in calls))
+                texts = turns["prompt"] + turns["text"] + turns["observation"].fillna("") + calls
+                has = texts.str.lower().str.contains(text.lower(), regex=False)
+                found += len(turns[has].drop_duplicates(place))
+            assert fill(page, "text", text) == found > 0, text
+
+    def test_a_click_shows_the_rollout(self, open_page, two_runs):
+        file, (turns, _) = two_runs
+        page = open_page(file, "#/rollouts?run=0&sort=oldest")
+        page.click(".row >> nth=0")
+        page.wait_for_selector("#detail article")
+        rows = turns[(turns["batch"] == 0) & (turns["group"] == 0) & (turns["generation"] == 0)]
+        assert page.locator("#detail article").count() == len(rows)
+        shown = page.inner_text("#detail")
+        for row in rows.to_dict("records"):
+            assert row["text"] in shown
+            assert f"{row['advantage']:+.2f}".replace("-", "−") in shown
+            assert f"{row['clip_low']:.4f} – {row['clip_high']:.4f}" in shown
+        assert rows["answer"].iloc[0] in shown
+        assert page.url.endswith("#/rollouts/0.0.0.0?run=0&sort=oldest")
+
+    def test_turns_have_the_colour_of_their_advantage(self, open_page, two_runs_page):
+        page = open_page(two_runs_page, "#/rollouts/0.0.0.0")
+        for card in page.locator("#detail article").all():
+            text = card.locator(".advantage").inner_text()
+            assert card.evaluate("(card) => card.classList.contains('down')") == ("−" in text)
+
+    def test_what_is_missing_is_a_dash(self, open_page, two_runs_page):
+        page = open_page(two_runs_page, "#/rollouts/1.0.0.0")
+        values = page.locator("#detail article >> nth=0").locator("dd").all_inner_texts()
+        assert values[:3] == ["–", "–", "–"]
+        assert "NaN" not in page.inner_text("body")
+        assert "null" not in page.inner_text("body")
+
+    def test_compare_shows_two_of_a_group(self, open_page, two_runs_page, firsts):
+        page = open_page(two_runs_page, "#/rollouts/0.1.0.2")
+        page.click("#detail .button")
+        page.wait_for_selector(".pair")
+        assert page.locator(".pair .side").count() == 2
+        group = firsts[0][(firsts[0]["batch"] == 1) & (firsts[0]["group"] == 0)].set_index("generation")
+        ids = page.url.split("#/compare/")[1].split("?")[0].split("/")
+        left, right = (int(one.split(".")[-1]) for one in ids)
+        apart = (group["reward"] - group["reward"][left]).abs()
+        assert (left, apart[right]) == (2, apart.max())
+        turns = [group["num_turns"][one] for one in (left, right)]
+        assert page.locator(".pair > article").count() == sum(turns)
+        assert page.locator(".pair > .absent").count() == abs(turns[0] - turns[1])
+        other = next(one for one in group.index if one not in (left, right))
+        page.click(f".side >> nth=1 >> .chip[title='rollout {other} of the group']")
+        page.wait_for_url(f"**/compare/0.1.0.2/0.1.0.{other}*")
+        page.keyboard.press("Escape")
+        page.wait_for_url("**/rollouts/0.1.0.2*")
+
+    def test_an_address_says_everything(self, open_page, two_runs_page):
+        page = open_page(two_runs_page, "#/compare/0.1.0.2/0.1.0.4?text=lyon&sort=best")
+        assert page.locator(".pair .side").count() == 2
+        page.goto(two_runs_page.as_uri() + "#/rollouts?text=lyon&low=1")
+        page.wait_for_function("() => document.querySelector('#filter [name=low]').value === '1'")
+        assert page.input_value("#filter [name=text]") == "lyon"
+        assert 0 < count(page) < 160
+        page.goto(two_runs_page.as_uri() + "#/rollouts/9.9.9.9")
+        page.wait_for_selector(".nothing")
+
+    def test_back_goes_back(self, open_page, two_runs_page):
+        page = open_page(two_runs_page, "#/rollouts")
+        page.click(".row >> nth=1")
+        page.wait_for_selector("#detail article")
+        page.go_back()
+        page.wait_for_selector(".nothing")
+
+
+class TestKeyboard:
+    def test_from_the_list_to_a_comparison(self, open_page, two_runs_page):
+        page = open_page(two_runs_page)
+        page.keyboard.press("r")
+        assert page.locator("#list").is_visible()
+        for key in ("j", "j", "ArrowDown", "k"):
+            page.keyboard.press(key)
+        assert page.locator("[aria-selected=true]").get_attribute("aria-posinset") == "2"
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#detail article")
+        first = page.url
+        page.keyboard.press("j")
+        page.wait_for_function("(before) => location.href !== before", arg=first)
+        page.keyboard.press("c")
+        page.wait_for_selector(".pair")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#detail .turns")
+        page.keyboard.press("Escape")
+        page.wait_for_selector(".nothing")
+        assert page.evaluate("document.activeElement.id") == "list"
+
+    def test_filter_and_back_to_the_list(self, open_page, two_runs_page):
+        page = open_page(two_runs_page, "#/rollouts")
+        page.keyboard.press("/")
+        page.keyboard.type("jck")  # letters, not commands
+        page.wait_for_function("() => document.getElementById('count').textContent.startsWith('0 of')")
+        page.keyboard.press("Escape")
+        assert page.evaluate("document.activeElement.id") == "list"
+        assert page.input_value("#filter [name=text]") == "jck"
+
+    def test_focus_is_seen(self, open_page, two_runs_page):
+        page = open_page(two_runs_page, "#/rollouts")
+        page.keyboard.press("Tab")
+        for _ in range(12):
+            page.keyboard.press("Tab")
+            outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+            assert outline != "none", page.evaluate("document.activeElement.outerHTML.slice(0, 200)")
+
+    def test_roles(self, open_page, two_runs_page):
+        page = open_page(two_runs_page, "#/rollouts")
+        page.keyboard.press("j")
+        assert page.get_by_role("listbox", name="Rollouts found").count() == 1
+        assert page.locator("#list").get_by_role("option", selected=True).count() == 1
+        active = page.get_attribute("#list", "aria-activedescendant")
+        assert page.locator(f"#{active}").get_attribute("aria-selected") == "true"
+        page.keyboard.press("?")
+        assert page.get_by_role("dialog", name="Keys").is_visible()
+
+
+def test_narrow(open_page, two_runs_page):
+    page = open_page(two_runs_page, "#/rollouts", viewport={"width": 390, "height": 800})
+    page.click(".row >> nth=1")
+    page.wait_for_selector("#detail article")
+    assert page.locator("#list").is_hidden()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.click("text=← List")
+    page.wait_for_selector("#list", state="visible")
+    page.goto(two_runs_page.as_uri() + "#/overview")
+    page.wait_for_selector("#overview", state="visible")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_ten_thousand_rollouts(open_page, tmp_path):
+    folder = synthetic.write_run(tmp_path / "run", rollouts=10_000, batch_size=400)
+    firsts = read_turns(folder, ["turn", "reward"]).to_pandas().query("turn == 0")
+    page = open_page(write(tmp_path / "report.html", folder), "#/rollouts")
+    assert count(page) == 10_000
+    assert page.locator(".row").count() < 40  # those in view
+    assert fill(page, "low", "1") == (firsts["reward"] >= 1).sum()
+    assert fill(page, "low", "") == 10_000
+    assert 100 < fill(page, "text", "did not answer") < 5000
+    assert fill(page, "text", "") == 10_000
+    page.focus("#list")
+    page.keyboard.press("End")
+    page.wait_for_selector("[aria-posinset='10000'][aria-selected=true]")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#detail article")
+    page.evaluate("document.getElementById('list').scrollTop = 300000")
+    page.wait_for_function("() => document.querySelector('.row').getAttribute('aria-posinset') > 3000")
+
+
+def test_hostile_text_stays_text(open_page, tmp_path):
+    """In every place that a model, a tool, a dataset or a folder can write to."""
+    folder = tmp_path / "<img src=x onerror=window.hostile=1>&'\""
+    store = RecordStore(folder / FOLDER, 2**40)
+    number = dict(belief_before=-1.0, belief_after=-0.5, information_gain=0.5, normalized_gain=0.1, turn_group_size=8)
+    number |= dict(advantage=0.5, outcome_advantage=0.4, clip_low=0.99, clip_high=1.01, clip_scale=1.1, reward=1.0)
+    rows = [
+        dict(
+            **number,
+            step=0,
+            batch=0,
+            group=0,
+            generation=generation,
+            turn=0,
+            num_turns=1,
+            prompt=text,
+            answer=text,
+            text=text,
+            num_tokens=1,
+            observation=text,
+            num_observation_tokens=1,
+            calls=[dict(name=text, arguments=text, result=text, failed=True, seconds=0.1)],
+            rewards={text: 1.0},
+            stop_reason=text,
+        )
+        for generation, text in enumerate(HOSTILE)
+    ]
+    store.append(rows)
+    log = [{"step": 1, "reward": 1.0, **{f"rewards/{text}/mean": 1.0 for text in HOSTILE}}]
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 1, "log_history": log}))
+    other = synthetic.write_run(tmp_path / "</title><script>window.hostile=1</script>", rollouts=32)
+    page = open_page(write(tmp_path / "report.html", folder, other))
+    page.evaluate("[...document.querySelectorAll('canvas')].forEach((canvas) => draw(canvas, canvas.chart))")
+    for button in page.locator(".chart header button").all():
+        button.click()
+    start = page.url.partition("#")[0]
+    for generation, text in enumerate(HOSTILE):
+        page.goto(f"{start}#/compare/0.0.0.{generation}/0.0.0.0")
+        page.wait_for_selector(".pair")
+        page.goto(f"{start}#/rollouts/0.0.0.{generation}")
+        page.wait_for_function("(text) => document.querySelector('.text.model')?.textContent === text", arg=text)
+        assert page.locator(".call .tool").text_content() == text
+    assert fill(page, "stop", f"={HOSTILE[0]}") == 1
+    assert fill(page, "stop", "") == 40
+    assert fill(page, "text", "onerror") == 1
+    assert page.evaluate("window.hostile") is None
+    assert page.locator("iframe, img, svg, object, embed, link").count() == 0
+    assert page.locator("script").count() == page.locator("script[type='text/plain']").count() + 2
