@@ -5,6 +5,7 @@ import math
 import torch
 
 from a2tgpo_trl.estimators import TurnCredit
+from a2tgpo_trl.records import RecordStore
 from a2tgpo_trl.records.rows import RecordedRollout, credit_columns, outcome_columns, split_turns, turn_rows
 from a2tgpo_trl.rollout.calls import ToolCall, ToolResult
 
@@ -44,6 +45,16 @@ def test_rows():
         {"name": "searhc", "arguments": "{}", "result": '[{"type": "text"}]', "failed": True, "seconds": None},
     ]
     assert (third["group"], third["generation"], third["prompt"], third["stop_reason"]) == (1, 0, "8 8", None)
+
+
+def test_half_characters_do_not_end_the_run(tmp_path):
+    half = "\ud83d"
+    call = ToolCall(f"t{half}", {"query": half, "other": {1, 2}}), ToolResult("t", f"x{half}")
+    rollout = RecordedRollout([9], [1], None, f"a{half}", {}, 1.0, [[call]])
+    (row,) = turn_rows([rollout], {}, 0, 1, decode)
+    assert (row["answer"], row["calls"][0]["name"], row["calls"][0]["result"]) == ("a?", "t?", "x?")
+    assert '"query": "?"' in row["calls"][0]["arguments"]
+    RecordStore(tmp_path, 2**20).append([{"step": 0, "batch": 0, **row}])
 
 
 def test_credit_columns():

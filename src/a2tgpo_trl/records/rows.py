@@ -74,7 +74,7 @@ def turn_rows(
             "generation": (first + i) % num_generations,
             "num_turns": len(turns[i]),
             "prompt": prompts[tuple(rollout.prompt_ids)],
-            "answer": rollout.answer,
+            "answer": rollout.answer and _encodable(rollout.answer),
             "reward": rollout.reward,
             "rewards": rollout.rewards,
             "stop_reason": rollout.stop_reason,
@@ -175,9 +175,14 @@ def _number(values: list[float], turn: int) -> float | None:
 def _call(call: ToolCall, result: ToolResult) -> dict[str, Any]:
     text = result.content if isinstance(result.content, str) else json.dumps(result.content, default=str)
     return {
-        "name": call.name,
-        "arguments": json.dumps(call.arguments, ensure_ascii=False, default=str),
-        "result": text,
+        "name": _encodable(call.name),
+        "arguments": _encodable(json.dumps(call.arguments, ensure_ascii=False, default=str)),
+        "result": _encodable(text),
         "failed": result.failed,
         "seconds": result.seconds,
     }
+
+
+def _encodable(text: str) -> str:
+    """The text with `?` for half characters, which models can write in JSON and files cannot hold."""
+    return text.encode("utf-8", "replace").decode()
