@@ -26,7 +26,8 @@ from .functional import observation_ends, spread_turns, turn_ids, turn_level_old
 from .generation import TurnGenerator
 from .metrics import RolloutRecord, credit_metrics, rollout_metrics, rows_of_turns
 from .progress import progress
-from .records import RecordedRollout, TurnRecorder, credit_columns, outcome_columns, turn_rows
+from .records.recorder import TurnRecorder
+from .records.rows import RecordedRollout, credit_columns, outcome_columns, turn_rows
 from .replaced import replaced
 from .rollout import (
     ChatProtocol,

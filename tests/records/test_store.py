@@ -73,6 +73,15 @@ def test_a_file_that_was_cut_off_is_not_there(store, tmp_path):
     assert read_turns(tmp_path / "run").num_rows == 1 and store.next_batch() == 1
 
 
+def test_a_file_that_goes_while_others_are_read(store, tmp_path):
+    for batch in range(3):
+        store.append([row(batch, batch)])
+    batches = read_batches(tmp_path / "run")
+    assert next(batches)["step"].to_pylist() == [0]
+    store.files()[1].unlink()
+    assert next(batches)["step"].to_pylist() == [2]
+
+
 def test_bad_records(store, tmp_path):
     with pytest.raises(FileNotFoundError, match="has no turn records"):
         read_turns(tmp_path / "run")

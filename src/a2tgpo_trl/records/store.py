@@ -99,5 +99,7 @@ def read_batches(run: str | Path, columns: Iterable[str] | None = None) -> Itera
     for file in files:
         try:
             yield pq.read_table(file, columns=names).cast(pa.schema([SCHEMA.field(name) for name in names]))
+        except FileNotFoundError:  # a run that is still training has thinned its records out
+            continue
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError, KeyError) as error:
             raise ValueError(f"{file} holds no turn records of this version ({error}).") from error
