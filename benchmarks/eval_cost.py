@@ -5,7 +5,7 @@ The demo's held-out questions, its adapter, its search, greedy. The plain loop i
 batches of the same size, `generate` with stop strings, the search between two turns, and the whole text read again for the
 next turn. Both load the model, and score with the same function. One round is both of them, in turn.
 
-    python benchmarks/eval_cost.py --model outputs/demo/seed-0/warm-start
+    python benchmarks/eval_cost.py --model outputs/demo/seed-0/training/checkpoint-48
 
 Writes the figures as JSON beside itself.
 """
@@ -74,6 +74,7 @@ def ours(folder: Path, count: int) -> float:
         options += (
             f" --max_tool_calling_iterations {MAX_SEARCHES} --per_device_eval_batch_size {BATCH_SIZE} --report_to none"
         )
+        options += " --search_top_k 1 --search_titles false"
         words = [*options.split(), "--model_name_or_path", str(folder), "--output", str(output)]
         status = a2tgpo(["eval", *words, "--prompt_template", PROMPT_TEMPLATE])
         assert status == 0, "the command failed"
@@ -84,7 +85,7 @@ def ours(folder: Path, count: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model", type=Path, default=Path("outputs/demo/seed-0/warm-start"), help="the demo's adapter"
+        "--model", type=Path, default=Path("outputs/demo/seed-0/training/checkpoint-48"), help="the demo's adapter"
     )
     parser.add_argument("--questions", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
@@ -93,7 +94,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     atlas = load_atlas()
     rows = list(to_dataset(split_by_entity(atlas.questions)[1], PROMPT_TEMPLATE))[: options.questions]
-    search = BM25Search(atlas.passages).search
+    search = BM25Search(atlas.passages, top_k=1, show_titles=False).search
     found = {}
     methods = {
         "plain": lambda: found.update(plain=plain(options.model, rows, search)),

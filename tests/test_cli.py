@@ -228,16 +228,19 @@ def test_eval_asks_what_is_missing(shared, tmp_path, capsys, monkeypatch):
         ("--prompt_template {question}", "an answer with another prompt at atlas 0"),
         ("--dtype bfloat16", "other settings (dtype 'float32', now 'bfloat16')"),
         ("--output notes.txt", "notes.txt holds no answers of a2tgpo eval"),
+        ("--output other.json", "other.json holds answers to other settings"),
     ],
 )
 def test_eval_goes_on_with_the_same_settings_only(shared, tmp_path, capsys, change, message):
     (tmp_path / "notes.txt").write_text("Eggs, milk\n")
+    (tmp_path / "other.json").write_text('{"precious": 1}')
     command = ["eval", "--datasets", "atlas", "--limit", "1", *shared]
     assert main(command) == 0
     before = (tmp_path / "eval.jsonl").read_text()
     assert main([*command, *change.split()]) == 2
     assert message in capsys.readouterr().err
     assert (tmp_path / "eval.jsonl").read_text() == before and (tmp_path / "notes.txt").read_text() == "Eggs, milk\n"
+    assert (tmp_path / "other.json").read_text() == '{"precious": 1}'
 
 
 @pytest.mark.parametrize(

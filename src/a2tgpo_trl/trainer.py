@@ -27,7 +27,7 @@ from .generation import TurnGenerator
 from .metrics import RolloutRecord, credit_metrics, rollout_metrics, rows_of_turns
 from .progress import progress
 from .records.recorder import TurnRecorder
-from .records.rows import RecordedRollout, credit_columns, outcome_columns, turn_rows
+from .records.rows import RecordedRollout, credit_columns, outcome_columns, recorded_answer, turn_rows
 from .replaced import replaced
 from .rollout import (
     ChatProtocol,
@@ -473,22 +473,23 @@ class A2TGPOTrainer(GRPOTrainer):
         for i, row in enumerate(inputs):
             rewards = {name: values[i] for name, values in by_name.items()}
             given = [weights[name] * value for name, value in rewards.items() if not math.isnan(value)]
+            answer = row.get(self.args.answer_column)
             played = self._played[i] if self._played else None
             rollouts.append(
                 RecordedRollout(
                     prompts[i],
                     completions[i],
                     masks[i] if masks else None,
-                    scored_answer(row.get(self.args.answer_column), self.args.answer_column),
+                    recorded_answer(answer),
                     rewards,
-                    sum(given),
+                    sum(given) if given else math.nan,
                     played.called if played else [],
                     played.stop_reason if played else None,
                 )
             )
         epsilon = self.epsilon_low, self.epsilon_high
         if credit is None:
-            num_turns = int(turn_ids(batch["completion_mask"], batch.get("tool_mask")).max()) + 1
+            num_turns = turn_ids(batch["completion_mask"], batch.get("tool_mask")).amax(dim=1) + 1
             columns = outcome_columns(batch["advantages"], num_turns, epsilon)
         else:
             columns = credit_columns(credit, local, self.num_generations, epsilon)

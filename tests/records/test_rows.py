@@ -57,6 +57,15 @@ def test_half_characters_do_not_end_the_run(tmp_path):
     RecordStore(tmp_path, 2**20).append([{"step": 0, "batch": 0, **row}])
 
 
+def test_results_that_are_no_json():
+    inside = []
+    inside.append(inside)
+    calls = [(ToolCall("t", {(1, 2): 3}), ToolResult("t", content)) for content in ([{(1, 2): 3}], inside)]
+    (row,) = turn_rows([RecordedRollout([9], [1], None, None, {}, 1.0, [calls])], {}, 0, 1, decode)
+    assert [call["result"] for call in row["calls"]] == ["[{(1, 2): 3}]", "[[...]]"]
+    assert row["calls"][0]["arguments"] == "{(1, 2): 3}"
+
+
 def test_credit_columns():
     gains = torch.tensor([[1.0, NAN], [2.0, 3.0], [NAN, NAN], [NAN, NAN]])
     credit = TurnCredit(
@@ -79,7 +88,9 @@ def test_credit_columns():
 
 
 def test_outcome_columns():
-    columns = outcome_columns(torch.tensor([0.5, -0.5]), 2, (0.25, 0.5))
-    assert columns["advantage"] == columns["outcome_advantage"] == [[0.5, 0.5], [-0.5, -0.5]]
+    columns = outcome_columns(torch.tensor([0.5, -0.5]), torch.tensor([2, 1]), (0.25, 0.5))
+    assert columns.keys() == {"advantage", "outcome_advantage", "clip_scale", "clip_low", "clip_high"}
+    assert columns["advantage"][0] == [0.5, 0.5] and columns["advantage"][1][0] == -0.5
+    assert math.isnan(columns["advantage"][1][1])
     assert columns["clip_low"] == [[0.75, 0.75]] * 2 and columns["clip_high"] == [[1.5, 1.5]] * 2
     assert columns["clip_scale"] == [[1.0, 1.0]] * 2

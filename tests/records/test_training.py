@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 
 from a2tgpo_trl.records import SCHEMA, read_turns
 from conftest import GROUP, QUESTION
@@ -71,13 +72,32 @@ def test_tokens_are_all_there(build, folder):
     assert "overlong_observation" in {row["stop_reason"] for row in rows}
 
 
-def test_masked_completions_are_recorded_without_an_advantage(build, folder):
-    trainer = build(max_completion_length=60, mask_truncated_completions=True)
+@pytest.mark.parametrize("estimator", ["a2tgpo", "grpo"])
+def test_masked_completions_are_recorded_without_an_advantage(build, folder, estimator):
+    trainer = build(max_completion_length=60, mask_truncated_completions=True, advantage_estimator=estimator)
     trainer.train()
     rows = read_turns(folder).to_pylist()
     masked = [row for row in rows if row["advantage"] is None]
     assert masked and all(row["text"] for row in masked)
     assert {row["stop_reason"] for row in masked} == {"overlong_observation"}
+
+
+def test_answers_that_are_no_text_are_no_matter_to_grpo(build, folder):
+    dataset = Dataset.from_list([{"prompt": QUESTION, "answer": 42}] * 8)
+    trainer = build(
+        advantage_estimator="grpo", dataset=dataset, reward=lambda completions, **_: [1.0] * len(completions)
+    )
+    trainer.train()
+    assert set(read_turns(folder)["answer"].to_pylist()) == {"42"}
+
+
+def test_a_rollout_without_a_reward_has_none(build, folder):
+    def picky(completions, **kwargs):
+        return [None if "Rome" in text else 1.0 for text in completions]
+
+    build(reward=picky).train()
+    rewards = {row["generation"]: row["reward"] for row in read_turns(folder).to_pylist()}
+    assert math.isnan(rewards.pop(0)) and set(rewards.values()) == {1.0}
 
 
 def test_grpo_has_outcomes_only(build, folder):
@@ -92,14 +112,23 @@ def test_grpo_has_outcomes_only(build, folder):
     assert {row["clip_scale"] for row in rows} == {1.0}
 
 
-def test_records_do_not_change_training(build, folder):
-    with_records, without = build(), build(turn_records=False)
+def test_records_do_not_change_training(build, folder, tmp_path):
+    with_records, without = build(), build(turn_records=False, output_dir=str(tmp_path / "without"))
     with_records.train()
-    files = sorted(folder.rglob("turns/*"))
     without.train()
-    assert files and sorted(folder.rglob("turns/*")) == files  # none were added or taken away
+    assert (folder / "turns").exists() and not (tmp_path / "without" / "turns").exists()
     for name, value in without.model.state_dict().items():
         assert torch.equal(value, with_records.model.state_dict()[name]), name
+
+
+def test_another_run_in_the_same_folder_loses_nothing(build, folder, caplog):
+    build().train()
+    first = (folder / "turns" / "00000000-0000000.parquet").read_bytes()
+    for _ in range(2):
+        build().train()
+    assert f"were moved to {folder / 'turns-2'}" in caplog.text
+    assert (folder / "turns-1" / "00000000-0000000.parquet").read_bytes() == first
+    assert [sum(1 for _ in (folder / name).iterdir()) for name in ("turns", "turns-1", "turns-2")] == [1, 1, 1]
 
 
 def test_a_resumed_run_goes_on(build, folder, caplog):
@@ -114,8 +143,9 @@ def test_a_resumed_run_goes_on(build, folder, caplog):
 
 
 def test_evaluation_and_play_are_not_recorded(build, folder, rows):
-    trainer = build()
+    trainer = build(eval_dataset=Dataset.from_list(rows[:1]), per_device_eval_batch_size=4)
     trainer.play(rows[:1], num_generations=4)
+    trainer.evaluate()
     assert not Path(folder / "turns").exists()
 
 

@@ -125,7 +125,7 @@ def run(options: list[str]) -> int:
             done = start + len(found)
             if is_writer:
                 with output.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in found)
+                    file.writelines(json.dumps(answer) + "\n" for answer in found)
                 left = (time.monotonic() - start_time) / done * (len(missing) - done)
                 print(
                     f"{len(questions) - len(missing) + done} of {len(questions)} questions, {left:.0f} s left",
@@ -168,11 +168,12 @@ def open_answers(file: Path, settings: dict[str, Any]) -> dict[tuple[str, int], 
         ValueError: If the file is of other settings, or holds something else.
     """
     text = file.read_text(encoding="utf-8") if file.exists() else ""
-    head, *lines = text.split("\n")[:-1] or [None]  # an interrupted run may have left half a line
-    if head is None:
+    first = json.dumps(settings)
+    if first.startswith(text):  # an interrupted run may have left half a line
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(settings, ensure_ascii=False) + "\n", encoding="utf-8")
+        file.write_text(first + "\n", encoding="utf-8")
         return {}
+    head, *lines = text.split("\n")[:-1] or [text]
     try:
         before = json.loads(head)
         answers = {(answer["dataset"], answer["index"]): answer for answer in map(json.loads, lines)}

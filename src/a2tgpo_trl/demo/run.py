@@ -123,7 +123,8 @@ def train_and_evaluate(settings: DemoSettings, model: Path, adapter: Path, folde
     ]
     write_rollouts(sections, trainer.args.epsilon, trainer.args.epsilon_high, folder / "rollouts.md")
     turns = read_turns(folder).to_pylist()
-    draw_credit(most_telling(turns[len(turns) // 2 :]), folder / "credit.png")
+    last = [turn for turn in turns if turn["batch"] >= turns[-1]["batch"] // 2]
+    draw_credit(most_telling(last), folder / "credit.png")
     runs = read_runs([folder])
     write_page(runs, [Measures.of(found) for found in runs], folder / "report.html")
     return {

@@ -36,7 +36,10 @@ class TurnRecorder(TrainerCallback):
             return
         self._next_table = state.global_step
         describe_metrics(args.report_to)
-        if dropped := self.store.drop_from(state.global_step):
+        if state.global_step == 0:
+            if moved := self.store.set_aside():
+                logger.warning(f"Turn records of an earlier run were moved to {moved}.")
+        elif dropped := self.store.drop_from(state.global_step):
             logger.warning(
                 f"Turn records of {dropped} batches from step {state.global_step} on were deleted in {self.store.folder}: "
                 "this run writes them again."

@@ -152,16 +152,26 @@ def credit_columns(
     return {name: values[local].tolist() for name, values in columns.items()}
 
 
-def outcome_columns(advantages: Tensor, num_turns: int, epsilon: tuple[float, float]) -> dict[str, list[list[float]]]:
+def recorded_answer(value: Any) -> str | None:
+    """A cell of the answer column as text: the first of several aliases, which is the one that is scored."""
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    return None if first is None else str(first)
+
+
+def outcome_columns(
+    advantages: Tensor, num_turns: Tensor, epsilon: tuple[float, float]
+) -> dict[str, list[list[float]]]:
     """
     As [`credit_columns`], where every turn has the advantage of its completion.
 
     Args:
         advantages (`Tensor`, shape `(N,)`): Outcome advantages.
-        num_turns (`int`): Largest number of turns of a completion.
+        num_turns (`Tensor`, shape `(N,)`): Turns that are trained on.
         epsilon (`tuple[float, float]`): The clip range, below and above 1.
     """
-    (low, high), each = epsilon, advantages.unsqueeze(1).expand(-1, num_turns)
+    low, high = epsilon
+    is_trained_on = torch.arange(int(num_turns.max()), device=num_turns.device) < num_turns.unsqueeze(1)
+    each = advantages.unsqueeze(1).expand(is_trained_on.shape).where(is_trained_on, math.nan)
     constants = {"clip_scale": 1.0, "clip_low": 1 - low, "clip_high": 1 + high}
     columns = {"advantage": each, "outcome_advantage": each}
     columns |= {name: each.new_full(each.shape, value) for name, value in constants.items()}
@@ -173,14 +183,20 @@ def _number(values: list[float], turn: int) -> float | None:
 
 
 def _call(call: ToolCall, result: ToolResult) -> dict[str, Any]:
-    text = result.content if isinstance(result.content, str) else json.dumps(result.content, default=str)
     return {
         "name": _encodable(call.name),
-        "arguments": _encodable(json.dumps(call.arguments, ensure_ascii=False, default=str)),
-        "result": _encodable(text),
+        "arguments": _encodable(_json(call.arguments)),
+        "result": _encodable(result.content if isinstance(result.content, str) else _json(result.content)),
         "failed": result.failed,
         "seconds": result.seconds,
     }
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError):  # keys that are no text, or a value inside itself
+        return repr(value)
 
 
 def _encodable(text: str) -> str:

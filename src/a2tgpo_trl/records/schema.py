@@ -20,7 +20,7 @@ def _column(name: str, kind: pa.DataType, what: str, nullable: bool = False) -> 
 SCHEMA = pa.schema(
     [
         _column("step", pa.int32(), "optimizer steps done when the rollout was written"),
-        _column("batch", pa.int32(), "number of the generation batch in the run, from 0"),
+        _column("batch", pa.int32(), "number of the generation batch, ascending from 0"),
         _column(
             "group", pa.int32(), "number of the prompt in its batch; rollouts of a group answer the same question"
         ),

@@ -1,6 +1,7 @@
 """Turn records on disk: a folder of Parquet files, one for each generation batch."""
 
 from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,13 @@ class RecordStore:
         for file in later:
             file.unlink()
         return len(later)
+
+    def set_aside(self) -> Path | None:
+        """Move the records of an earlier run out of the way, to `turns-1`, `turns-2`, …; returns where, if there were any."""
+        if not self.files():
+            return None
+        places = (self.folder.with_name(f"{self.folder.name}-{number}") for number in count(1))
+        return self.folder.rename(next(place for place in places if not place.exists()))
 
     def _keep_within_bounds(self) -> None:
         sizes = {file: file.stat().st_size for file in self.files()}

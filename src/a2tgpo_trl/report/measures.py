@@ -1,5 +1,6 @@
 """The numbers of a run's turns, without their texts."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,17 +50,23 @@ class Measures:
     @classmethod
     def of(cls, run: Run) -> "Measures":
         """Read them."""
-        tables = list(run.batches([*NUMBERS, "stop_reason", "calls", "rewards"]))
-        turns = _joined([table.drop(["calls", "rewards"]).to_pandas() for table in tables], [*NUMBERS, "stop_reason"])
-        turns[NUMBERS] = turns[NUMBERS].astype(float)
+        turns, calls, rewards = [], [], []
+        for table in run.batches([*NUMBERS, "stop_reason", "calls", "rewards"]):
+            turns.append(table.drop(["calls", "rewards"]).to_pandas())
+            calls.append(
+                _items(table, "calls")[["step", "name", "failed", "seconds"]]
+            )  # texts are many times as large
+            rewards.append(_items(table.filter(pc.equal(table["turn"], 0)), "rewards", _REWARDS))
+        turns = _joined(turns, [*NUMBERS, "stop_reason"])
+        turns[NUMBERS] = turns[NUMBERS].astype(float).replace([math.inf, -math.inf], math.nan)
         turns["is_last"] = turns["turn"] == turns["num_turns"] - 1
-        calls = _joined([_items(table, "calls") for table in tables], ["step", "name", "failed", "seconds"])
+        calls = _joined(calls, ["step", "name", "failed", "seconds"])
         calls["name"] = calls["name"].where(
             calls["name"].isin(calls["name"].value_counts().index[:MOST_TOOLS]), OTHER_TOOLS
         )
-        firsts = [table.filter(pc.equal(table["turn"], 0)) for table in tables]
-        rewards = _joined([_items(first, "rewards", _REWARDS) for first in firsts], ["step", "name", "value"])
-        return cls(turns, calls.astype({"failed": float, "seconds": float}), rewards.astype({"value": float}))
+        rewards = _joined(rewards, ["step", "name", "value"])
+        rewards["value"] = rewards["value"].astype(float).replace([math.inf, -math.inf], math.nan)
+        return cls(turns, calls.astype({"failed": float, "seconds": float}), rewards)
 
     @property
     def rollouts(self) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """The folders of runs: which of the three things that training writes each of them has."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,23 +105,19 @@ def _read(folder: Path, name: str) -> Run:
 
 def _read_log(folder: Path) -> tuple[list[dict], list[str]]:
     """Rows of the log of the latest trainer state, and what is to be said of it."""
-    numbered = [file for file in folder.glob(f"checkpoint-*/{STATE}") if _number(file).isdecimal()]
-    newest = max(numbered, key=lambda file: int(_number(file)), default=None)
-    files = [file for file in (folder / STATE, newest) if file is not None and file.exists()]
+    checkpoints = sorted(folder.glob(f"checkpoint-*/{STATE}"), key=lambda file: file.stat().st_mtime)
+    files = [file for file in (folder / STATE, *checkpoints[-1:]) if file.exists()]
     states, notes = [], []
     for file in files:
         try:
-            state = json.loads(file.read_text(encoding="utf-8"))
-            states.append((state["global_step"], [row for row in state["log_history"] if "step" in row]))
+            # What is infinite, such as the norm of a gradient that overflowed, is not drawn
+            state = json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda name: math.nan)
+            states.append((file.stat().st_mtime, [row for row in state["log_history"] if "step" in row]))
         except (ValueError, KeyError, TypeError) as error:
             notes.append(f"{file.relative_to(folder)} cannot be read ({type(error).__name__}).")
     if not files:
         notes.append(f"No {STATE}, in the folder or in a checkpoint-*: entropy, loss and clip shares are missing.")
     return max(states, key=lambda state: state[0], default=(0, []))[1], notes
-
-
-def _number(file: Path) -> str:
-    return file.parent.name.removeprefix("checkpoint-")
 
 
 def _names(places: Sequence[Path]) -> list[str]:
