@@ -36,7 +36,7 @@ def train(build, monkeypatch, is_terminal, **options):
 
 
 def test_a_terminal_sees_rollouts_and_beliefs(build, monkeypatch, at_once):
-    shown = train(build, monkeypatch, is_terminal=True)
+    shown = train(build, monkeypatch, is_terminal=True, disable_tqdm=False)
     assert "Rollouts:   0%" in shown and "0/4" in shown and "rollout/s" in shown
     assert "Beliefs:   0%" in shown and "forward/s" in shown
     assert shown.endswith("\r")  # the bars are gone

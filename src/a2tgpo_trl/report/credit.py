@@ -99,7 +99,7 @@ def _advantages(axis, turns: Sequence[dict[str, Any]]) -> None:
         axis.plot([k - 0.4, k + 0.4], [whole] * 2, color="black", label="advantage" if k == 0 else None)
     axis.axhline(0, color="black", linewidth=0.6)
     axis.set_ylabel("advantage")
-    axis.legend(frameon=False, fontsize=8, ncols=3, loc="best")
+    axis.legend(frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
 
 
 def _clip_ranges(axis, turns: Sequence[dict[str, Any]]) -> None:
@@ -112,5 +112,6 @@ def _clip_ranges(axis, turns: Sequence[dict[str, Any]]) -> None:
         for end in (low / turn["clip_scale"], high / turn["clip_scale"]):
             axis.plot([k - 0.35, k + 0.35], [end] * 2, color="black", linewidth=0.9, linestyle="--")
         axis.annotate(f"× {turn['clip_scale']:.2f}", (k, 0), ha="center", va="center", fontsize=8)
+    axis.use_sticky_edges = False
     axis.margins(y=0.15)
     axis.set_ylabel("clip range of\nthe ratio, − 1")
