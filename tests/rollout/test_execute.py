@@ -34,14 +34,15 @@ def eventually(condition, seconds=10):
 
 
 @pytest.fixture(autouse=True)
-def no_thread_is_left():
+def threads():
+    """The executors' threads that the test has started; other libraries' threads come and go. In the end none is left."""
     before = set(threading.enumerate())
 
-    def left():
+    def started():
         return [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("a2tgpo")]
 
-    yield
-    assert eventually(lambda: not left())
+    yield started
+    assert eventually(lambda: not started())
 
 
 @pytest.fixture
@@ -289,14 +290,13 @@ def test_a_failure_stays_with_its_call(bad, text):
 
 
 @pytest.mark.parametrize("bad", [call("nowhere"), ToolCall("tool", error="no"), ToolCall("tool", [])])
-def test_a_call_with_an_error_is_not_executed(bad):
+def test_a_call_with_an_error_is_not_executed(bad, threads):
     executed = []
     executor = ToolExecutor()
-    before = threading.active_count()
     (result,) = run_turn(executor, [bad], {"tool": lambda: executed.append(1)})
     assert result.failed and result.seconds is None
     assert not executed
-    assert threading.active_count() == before
+    assert not threads()
 
 
 def test_a_check_of_arguments_that_raises_fails_the_call(monkeypatch):
@@ -426,13 +426,12 @@ def test_an_exception_that_leaves_the_event_loop_harms_no_other_call():
 # Side by side
 
 
-def test_no_synchronous_calls_no_threads():
-    before = threading.active_count()
+def test_no_synchronous_calls_no_threads(threads):
     executor = ToolExecutor()
     run_all(executor, [([], TOOLS)])
-    assert threading.active_count() == before
+    assert not threads()
     run_all(executor, [([call("later", text="a")] * 3, TOOLS)])
-    assert threading.active_count() == before + 1  # the event loop's
+    assert len(threads()) == 1  # the event loop's
 
 
 def test_synchronous_calls_of_all_rollouts_run_at_once():
@@ -1186,11 +1185,10 @@ def test_hung_tools_do_not_hold_up_the_end_of_the_interpreter():
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "3\n", "")
 
 
-def test_threads_end_with_the_executor():
+def test_threads_end_with_the_executor(threads):
     executor = ToolExecutor()
-    before = threading.active_count()
     run_turn(executor, [call("sync", text="a"), call("later", text="b")], TOOLS)
-    assert threading.active_count() == before + 2
+    assert len(threads()) == 2
     del executor
     gc.collect()
-    assert eventually(lambda: threading.active_count() == before)
+    assert eventually(lambda: not threads())
