@@ -449,3 +449,13 @@ def test_ctrl_c_ends_with_a_checkpoint(shared, tmp_path):
         assert process.wait(timeout=60) == 130
     assert "Stopping after this step" in rest and "Go on with --resume_from_checkpoint last" in rest
     assert list((tmp_path / "run").glob("checkpoint-*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="pipes end in another way")
+def test_a_reader_that_has_enough():
+    code = "from a2tgpo_trl.cli.main import main; raise SystemExit(main(['recipe', 'colab-t4']))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")

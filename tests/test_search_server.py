@@ -18,7 +18,7 @@ from a2tgpo_trl.cli.main import main
 from a2tgpo_trl.data import load_atlas
 from a2tgpo_trl.search import BM25Search, HTTPSearch
 from a2tgpo_trl.search.retriever import open_or_build, run_retriever
-from a2tgpo_trl.search.server import make_app
+from a2tgpo_trl.search.server import bind, make_app
 from serving import serving
 
 ATLAS = load_atlas()
@@ -285,3 +285,11 @@ def test_the_printed_address_answers(tmp_path):
         finally:
             process.send_signal(signal.SIGINT)
     assert process.returncode == 0
+
+
+def test_an_address_is_one_retrievers_before_it_listens():
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port {port} cannot be served at"):
+            bind("127.0.0.1", port)
+    bind("127.0.0.1", port).close()

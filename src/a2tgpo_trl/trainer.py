@@ -115,7 +115,7 @@ class A2TGPOTrainer(GRPOTrainer):
             # GRPOTrainer takes tools for calls of the chat template, which may not know any
             template_tools = None
             TagProtocol(processing_class, tools, args.tool_tags, args.result_tag)  # refuses what it cannot call
-        self._loss_inputs = self._answers = self._riding = self._generated = self._played = None
+        self._loss_inputs = self._answers = self._riding = self._generated = self._played = self._rewards = None
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -168,6 +168,10 @@ class A2TGPOTrainer(GRPOTrainer):
             hidden["_env_tools"] = dict.fromkeys(self._env_tools, ())
         with replaced(self, **hidden):
             return super()._tokenize_prompts(prompts)
+
+    def _calculate_rewards(self, *args, **kwargs):
+        self._rewards = super()._calculate_rewards(*args, **kwargs)  # (N, functions)
+        return self._rewards
 
     def _generate(self, prompts: list):
         self._is_training = self.model.training  # generation may change it
@@ -318,7 +322,7 @@ class A2TGPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         training = self.model.training  # generation may change it
-        with replaced(self, _played=None, _generated=None):
+        with replaced(self, _played=None, _generated=None, _rewards=None):
             if self.args.advantage_estimator == "grpo":
                 batch, credit = super()._generate_and_score_completions(inputs), None
             else:
@@ -464,15 +468,13 @@ class A2TGPOTrainer(GRPOTrainer):
             self.add_callback(self._recorder)
 
     def _record_turns(self, inputs: list[dict[str, Any]], batch: dict[str, Any], credit: TurnCredit | None) -> None:
-        local, total = self._local_rows(len(inputs)), len(inputs) * self.accelerator.num_processes
+        local = self._local_rows(len(inputs))
         prompts, completions, masks = self._generated
-        # The last rows of TRL's log are those of this batch
-        by_name = {name: list(values)[-total:][local] for name, values in self._logs["rewards"].items()}
-        weights = dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True))
+        given = self._rewards[local]
+        weighted = given * self.reward_weights.to(given.device)
+        total = weighted.nansum(dim=1).masked_fill(given.isnan().all(dim=1), math.nan).tolist()
         rollouts = []
         for i, row in enumerate(inputs):
-            rewards = {name: values[i] for name, values in by_name.items()}
-            given = [weights[name] * value for name, value in rewards.items() if not math.isnan(value)]
             answer = row.get(self.args.answer_column)
             played = self._played[i] if self._played else None
             rollouts.append(
@@ -481,8 +483,8 @@ class A2TGPOTrainer(GRPOTrainer):
                     completions[i],
                     masks[i] if masks else None,
                     recorded_answer(answer),
-                    rewards,
-                    sum(given) if given else math.nan,
+                    dict(zip(self.reward_func_names, given[i].tolist(), strict=True)),
+                    total[i],
                     played.called if played else [],
                     played.stop_reason if played else None,
                 )

@@ -100,6 +100,12 @@ def test_a_rollout_without_a_reward_has_none(build, folder):
     assert math.isnan(rewards.pop(0)) and set(rewards.values()) == {1.0}
 
 
+def test_rewards_of_the_same_name_all_count(build, folder):
+    rewards = [lambda completions, **_: [1.0] * len(completions), lambda completions, **_: [0.5] * len(completions)]
+    build(reward=rewards, reward_weights=[1.0, 4.0]).train()
+    assert set(read_turns(folder)["reward"].to_pylist()) == {3.0}
+
+
 def test_grpo_has_outcomes_only(build, folder):
     trainer = build(advantage_estimator="grpo")
     trainer.train()

@@ -20,6 +20,8 @@ USAGE = "usage: a2tgpo {" + ",".join(COMMANDS) + "} [options]   (a2tgpo COMMAND 
 TRACEBACK = "An error is one line; with A2TGPO_TRACEBACK=1 in the environment it shows where it rose."
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
+READER_GONE = 141
+"""Exit status if whoever reads the output, such as `head`, has enough."""
 
 
 class BadUsage(Exception):
@@ -37,6 +39,8 @@ def as_bad_usage(*kinds: type[Exception]):
     kinds = kinds or (ValueError, TypeError, OSError, ImportError)
     try:
         yield
+    except BrokenPipeError:
+        raise
     except kinds as error:
         if os.environ.get("A2TGPO_TRACEBACK"):
             raise
@@ -51,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments (`Sequence[str]`, *optional*): The command and its options; by default those of the process.
 
     Returns:
-        `int`: exit status, 0 if all went well, 2 for bad usage, 130 after Ctrl-C.
+        `int`: exit status, 0 if all went well, 2 for bad usage, 130 after Ctrl-C, 141 if the output's reader is gone.
     """
     command, *options = list(sys.argv[1:] if arguments is None else arguments) or [""]
     if command in ("-h", "--help"):
@@ -64,7 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"a2tgpo: {command!r} is no command\n{USAGE}", file=sys.stderr)
         return 2
     try:
-        return importlib.import_module(f".{command}", __package__).run(options)
+        status = importlib.import_module(f".{command}", __package__).run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print
+        return READER_GONE
     except BadUsage as error:
         print(f"a2tgpo {command}: error: {error}", file=sys.stderr)
         return 2
