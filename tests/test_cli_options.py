@@ -9,13 +9,16 @@ from trl import ModelConfig
 
 import tiny
 from a2tgpo_trl import A2TGPOConfig
+from a2tgpo_trl.cli.eval import EvalArguments
 from a2tgpo_trl.cli.main import BadUsage
 from a2tgpo_trl.cli.memory import Part, peak
-from a2tgpo_trl.cli.names import named
+from a2tgpo_trl.cli.names import named, tag_of_finish
 from a2tgpo_trl.cli.parser import defaults_of_this_machine, parse
 from a2tgpo_trl.cli.prompts import default_template
 from a2tgpo_trl.cli.searches import check_names, check_retrievers, load_searches
 from a2tgpo_trl.cli.train import TrainArguments
+from a2tgpo_trl.rewards import exact_match_reward
+from a2tgpo_trl.rollout import TagProtocol
 from a2tgpo_trl.search import BM25Search
 from a2tgpo_trl.tools import calculator, finish
 
@@ -99,6 +102,49 @@ def test_a_machine_without_accelerator_takes_its_cpu(monkeypatch):
     assert filled("--bf16", "true")[1].bf16 and not filled("--use_cpu", "false")[1].use_cpu
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
     assert defaults_of_this_machine() == {}
+
+
+@pytest.mark.parametrize("capability, expected", [((7, 5), {"fp16": True, "bf16": False}), ((8, 0), {})])
+def test_precision_as_the_card_allows(monkeypatch, capability, expected):
+    for name, value in {
+        "accelerator.is_available": True,
+        "cuda.is_available": True,
+        "cuda.get_device_capability": capability,
+    }.items():
+        monkeypatch.setattr(f"torch.{name}", lambda value=value: value)
+    monkeypatch.setattr("torch.version.cuda", "12.8")
+    assert defaults_of_this_machine() == expected
+
+
+def test_finish_by_text_tags_is_an_answer():
+    arguments, *_ = filled("--tools", "calculator", "finish")
+    options = config()
+    tag_of_finish(arguments.load_tools(), options)
+    tokenizer = tiny.tokenizer()
+    protocol = TagProtocol(tokenizer, [calculator, finish], options.tool_tags, options.result_tag)
+    assert "<answer>answer</answer>" in default_template([finish], tiny.tokenizer(), False, options)
+    text = "<answer>Paris</answer>"
+    _, (call,) = protocol.read_turn(tokenizer.encode(text), [], [])
+    assert call.name == "finish" and exact_match_reward([text], answer=["Paris"]) == [1.0]
+    given = config(tool_tags={"finish": "done"})
+    tag_of_finish([finish], given)
+    assert given.tool_tags == {"finish": "done"}
+
+
+def sets(*options):
+    arguments, *_ = parse("eval", "", (EvalArguments, A2TGPOConfig, ModelConfig), [*CPU, "--datasets", *options])
+    return list(arguments.sets())
+
+
+def test_splits_and_subsets_of_several_sets():
+    both = ["nq=hub/sets", "tqa=hub/sets"]
+    assert sets(*both) == [("nq", "hub/sets", "test", None), ("tqa", "hub/sets", "test", None)]
+    assert sets(*both, "--subset", "nq", "triviaqa", "--split", "dev") == [
+        ("nq", "hub/sets", "dev", "nq"),
+        ("tqa", "hub/sets", "dev", "triviaqa"),
+    ]
+    with pytest.raises(BadUsage, match=r"split has 3 values: give one for all sets, or one for each of 2"):
+        sets(*both, "--split", "a", "b", "c")
 
 
 @pytest.mark.parametrize(
@@ -206,6 +252,16 @@ def test_the_demo_without_its_libraries(monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines() == [
         "a2tgpo demo: error: No module named 'peft': pip install 'a2tgpo-trl[demo]'"
     ]
+
+
+@pytest.mark.parametrize("options", [["--foo"], ["--held-out", "0"]])
+def test_bad_options_of_the_demo_are_one_line(options, capsys):
+    pytest.importorskip("peft")
+    from a2tgpo_trl.demo.__main__ import main
+
+    assert main(options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("a2tgpo demo: error: ")
 
 
 def test_the_demo_is_interrupted(monkeypatch, capsys, workplace):

@@ -77,6 +77,13 @@ def test_commands_are_found():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_imported_names_exist(page):
+    for module, names in re.findall(r"^from (a2tgpo_trl[\w.]*) import (.+)$", page.read_text(), flags=re.MULTILINE):
+        for name in names.split(", "):
+            assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_dotted_names_exist(page):
     for name in set(re.findall(r"\ba2tgpo_trl(?:\.\w+)+", page.read_text())):
         parts = name.split(".")

@@ -11,6 +11,7 @@ from conftest import search
 pytest.importorskip("matplotlib")
 pytest.importorskip("peft")
 
+from a2tgpo_trl.cli.main import BadUsage
 from a2tgpo_trl.demo.report import format_table, learning_curve, plot_learning_curve, write_rollouts
 from a2tgpo_trl.demo.run import DemoSettings, kept, run
 from a2tgpo_trl.demo.training import load_task, readable_rollout, summarize
@@ -121,6 +122,6 @@ def test_a_kept_run_is_neither_lost_nor_mixed_up(tmp_path, capsys):
     (folder / "result.json").write_text(json.dumps({"before": numbers, "after": numbers}))
     run(DemoSettings(), tmp_path)
     assert "finished" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="--restart replaces it"):
+    with pytest.raises(BadUsage, match="--restart replaces it"):
         run(DemoSettings(rollout_batches=7), tmp_path)
     assert math.isclose(json.loads((folder / "result.json").read_text())["after"]["greedy"]["exact_match"], 0.5)

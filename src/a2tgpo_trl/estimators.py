@@ -27,6 +27,7 @@ class TurnCredit:
         gains (`Tensor`, shape `(N, K)`): Information gain of each tool turn.
         normalized (`Tensor`, shape `(N, K)`): Normalised gains.
         outcome (`Tensor`, shape `(N,)`): Outcome advantages.
+        outcome_part (`Tensor`, shape `(N, K)`): What they give each turn: IGPO discounts them by turn.
         advantages (`Tensor`, shape `(N, K)`): Turn advantages.
         clip_scale (`Tensor`, shape `(N, K)`): Factor of each turn's clip range.
         num_turns (`Tensor`, shape `(N,)`): Turns of each completion, answer turn included.
@@ -37,6 +38,7 @@ class TurnCredit:
     gains: Tensor
     normalized: Tensor
     outcome: Tensor
+    outcome_part: Tensor
     advantages: Tensor
     clip_scale: Tensor
     num_turns: Tensor
@@ -72,14 +74,18 @@ def assign_credit(
         to_come = accumulate(normalized, args.turn_gamma, rescale=False)
         turn = torch.arange(gains.size(1), device=gains.device)
         tool_turns = torch.where(turn < num_tool_turns.unsqueeze(1), 0.0, torch.nan)  # the unscorable ones as well
-        advantages = discounted_outcome(outcome, tool_turns, args.turn_gamma) + to_come.nan_to_num()
+        outcome_part = discounted_outcome(outcome, tool_turns, args.turn_gamma)
+        advantages = outcome_part + to_come.nan_to_num()
         clip_scale = torch.ones_like(advantages)
     else:
         normalized = _normalize_within(gains, num_generations, args.turn_normalization)
         to_come = accumulate(normalized, args.turn_gamma, args.turn_rescale)
+        outcome_part = outcome.unsqueeze(1).expand_as(gains)
         advantages = turn_advantages(outcome, to_come, args.turn_advantage_coef)
         clip_scale = adaptive_clip_scale(normalized, args.turn_clip_strength)
-    return TurnCredit(beliefs, gains, normalized, outcome, advantages, clip_scale, num_turns, num_tool_turns)
+    return TurnCredit(
+        beliefs, gains, normalized, outcome, outcome_part, advantages, clip_scale, num_turns, num_tool_turns
+    )
 
 
 def _without_rounding(outcome: Tensor, num_generations: int) -> Tensor:

@@ -30,7 +30,7 @@ def credit_metrics(credit: TurnCredit, num_generations: int) -> dict[str, float]
     is_tool_turn = turn < credit.num_tool_turns.unsqueeze(1)
     group_sizes = scored.unflatten(0, (-1, num_generations)).sum(1).flatten()
     group_sizes = group_sizes[group_sizes > 0].float()  # one entry per turn group
-    turn_part = credit.advantages - credit.outcome.unsqueeze(1)
+    turn_part = credit.advantages - credit.outcome_part
     last_belief = credit.beliefs.gather(1, credit.num_tool_turns.unsqueeze(1)).squeeze(1)
     metrics = {
         "turns/mean": credit.num_turns.float().mean(),

@@ -73,6 +73,7 @@ def test_credit_columns():
         gains=gains,
         normalized=gains - 1.5,
         outcome=torch.tensor([1.0, -1.0, 0.0, 0.0]),
+        outcome_part=torch.tensor([[1.0, 1.0], [-1.0, -1.0], [0.0, 0.0], [0.0, 0.0]]),
         advantages=gains + 1,
         clip_scale=torch.tensor([[1.5, 1.0], [0.5, 1.0], [1.0, 1.0], [1.0, 1.0]]),
         num_turns=torch.tensor([2, 2, 1, 1]),

@@ -100,6 +100,17 @@ def test_a_rollout_without_a_reward_has_none(build, folder):
     assert math.isnan(rewards.pop(0)) and set(rewards.values()) == {1.0}
 
 
+def test_igpo_discounts_the_outcome(build, folder):
+    trainer = build(advantage_estimator="igpo", turn_gamma=0.5)
+    trainer.train()
+    rows = [row for row in read_turns(folder).to_pylist() if row["generation"] == 3]
+    first, second, answer = (row["outcome_advantage"] for row in rows)
+    assert first == pytest.approx(answer / 4) and second == pytest.approx(answer / 2) and answer > 0
+    assert rows[-1]["advantage"] == pytest.approx(answer)
+    parts = [row["advantage"] - row["outcome_advantage"] for row in rows]
+    assert parts[0] == pytest.approx(rows[0]["normalized_gain"] + rows[1]["normalized_gain"] / 2, abs=1e-5)
+
+
 def test_rewards_of_the_same_name_all_count(build, folder):
     rewards = [lambda completions, **_: [1.0] * len(completions), lambda completions, **_: [0.5] * len(completions)]
     build(reward=rewards, reward_weights=[1.0, 4.0]).train()

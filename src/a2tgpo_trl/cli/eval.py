@@ -14,7 +14,7 @@ from .. import A2TGPOConfig, A2TGPOTrainer
 from ..rewards import exact_match_reward, f1_reward
 from .main import as_bad_usage
 from .models import ModelSource, find_model
-from .names import TaskArguments
+from .names import TaskArguments, tag_of_finish
 from .parser import parse
 from .prompts import default_template
 from .scores import summarize
@@ -35,9 +35,12 @@ class EvalArguments(TaskArguments):
         default_factory=list,
         metadata={"help": "Question sets, as train's dataset; with name=, what to call one: hotpot=dev.jsonl."},
     )
-    split: str = field(default="test", metadata={"help": "Split of the sets to ask."})
-    subset: str | None = field(
-        default=None, metadata={"help": "Subset (configuration) of the sets, if they are on the Hub."}
+    split: list[str] = field(
+        default_factory=lambda: ["test"], metadata={"help": "Split of the sets to ask: one for all, or one for each."}
+    )
+    subset: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Subset (configuration) of sets on the Hub: one for all, or one for each."},
     )
     samples: int = field(
         default=0, metadata={"help": "Sampled answers to each question; 0 takes one greedy answer to each."}
@@ -54,15 +57,21 @@ class EvalArguments(TaskArguments):
             raise ValueError("datasets is empty: name at least one question set.")
         if self.samples < 0 or (self.limit is not None and self.limit < 1):
             raise ValueError(f"samples={self.samples} must be at least 0 and limit={self.limit} at least 1.")
-        names = [name for name, _ in self.sets()]
+        for option in ("split", "subset"):
+            if len(given := getattr(self, option)) not in (option == "subset" and 0, 1, len(self.datasets)):
+                raise ValueError(
+                    f"{option} has {len(given)} values: give one for all sets, or one for each of {len(self.datasets)}."
+                )
+        names = [name for name, *_ in self.sets()]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"datasets has two sets called {twice.pop()!r}: give one another name, other=dev.jsonl.")
 
-    def sets(self) -> Iterator[tuple[str, str]]:
-        """What each set is called, and where it is."""
-        for source in self.datasets:
+    def sets(self) -> Iterator[tuple[str, str, str, str | None]]:
+        """What each set is called, where it is, its split, and its subset."""
+        splits, subsets = self.split, self.subset or [None]
+        for i, source in enumerate(self.datasets):
             name, _, path = source.rpartition("=")
-            yield name or Path(path).stem, path
+            yield name or Path(path).stem, path, splits[i % len(splits)], subsets[i % len(subsets)]
 
 
 TRAIN_ONLY = {option.name for option in fields(TrainArguments)} - {option.name for option in fields(EvalArguments)}
@@ -111,6 +120,7 @@ def run(options: list[str]) -> int:
         with as_bad_usage():
             source = find_model(model, config)
             tools, tokenizer = arguments.load_tools(), source.tokenizer()
+            tag_of_finish(tools, config)
             template = default_template(tools, tokenizer, arguments.conversational, config)
             questions = list(_questions(arguments, template))
             output = Path(arguments.output)
@@ -137,8 +147,8 @@ def run(options: list[str]) -> int:
 
 
 def _questions(arguments: EvalArguments, template: str) -> Iterator[Question]:
-    for name, path in arguments.sets():
-        rows = arguments.load_data(path, arguments.split, template, arguments.subset)
+    for name, path, split, subset in arguments.sets():
+        rows = arguments.load_data(path, split, template, subset)
         for index, row in enumerate(rows.take(min(arguments.limit or len(rows), len(rows)))):
             yield Question(name, index, row)
 

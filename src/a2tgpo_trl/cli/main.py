@@ -1,5 +1,6 @@
 """Finds the command, and makes one line of what is wrong with its options."""
 
+import argparse
 import importlib
 import os
 import sys
@@ -26,6 +27,13 @@ READER_GONE = 141
 
 class BadUsage(Exception):
     """Something that the user can put right, in one line."""
+
+
+class OptionParser(argparse.ArgumentParser):
+    """argparse, with errors of one line."""
+
+    def error(self, message: str) -> None:
+        raise BadUsage(f"{message} ({self.prog} --help lists the options)")
 
 
 @contextmanager

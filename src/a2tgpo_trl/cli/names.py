@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import A2TGPOConfig
 from ..data import load_atlas, load_questions, split_by_entity, to_dataset
 from ..rewards import exact_match_reward, f1_reward, format_reward
 from ..tools import calculator, finish
@@ -59,6 +60,10 @@ class TaskArguments:
         default=True, metadata={"help": "Whether passages are numbered and have their titles."}
     )
 
+    search_deduplicate: bool = field(
+        default=True, metadata={"help": "Whether a passage that is found again in one search is left out."}
+    )
+
     def __post_init__(self):
         if ("search" in self.tools) != bool(self.search_url or self.search_index):
             raise ValueError("the tool 'search' and search_url or search_index go together: set both or neither.")
@@ -69,7 +74,12 @@ class TaskArguments:
         return [tool for name in self.tools for tool in (self._searches() if name == "search" else [_tool(name)])]
 
     def _searches(self) -> list[Callable]:
-        options = dict(top_k=self.search_top_k, show_titles=self.search_titles, max_words=self.search_max_words)
+        options = dict(
+            top_k=self.search_top_k,
+            show_titles=self.search_titles,
+            max_words=self.search_max_words,
+            deduplicate=self.search_deduplicate,
+        )
         return load_searches(self.search_url, self.search_index, **options)
 
     def load_data(
@@ -111,6 +121,12 @@ def _mapping(columns: dict | str | None) -> dict | None:
         return json.loads(columns)
     except json.JSONDecodeError as error:
         raise ValueError(f"columns is no JSON ({error}): {columns!r}") from error
+
+
+def tag_of_finish(tools: list[Callable], config: A2TGPOConfig) -> None:
+    """Where text tags call `finish`, make it the tag of answers, which rewards read, unless tags are given."""
+    if finish in tools and config.tool_tags is None:
+        config.tool_tags = {finish.__name__: "answer"}
 
 
 def load_rewards(names: list[str]) -> list[Callable]:

@@ -78,10 +78,12 @@ def parse(
 
 
 def defaults_of_this_machine() -> dict[str, Any]:
-    """Without an accelerator: the CPU, in the precision of the weights."""
+    """Without an accelerator: the CPU, in the precision of the weights. On a card older than Ampere: float16."""
     import torch
     from transformers.utils import is_torch_xla_available
 
+    if torch.cuda.is_available() and torch.version.cuda and torch.cuda.get_device_capability() < (8, 0):
+        return {"fp16": True, "bf16": False}  # which emulates bfloat16, slowly
     if torch.accelerator.is_available() or is_torch_xla_available():
         return {}
     return {"use_cpu": True, "bf16": False}

@@ -1,10 +1,9 @@
 """`a2tgpo recipe`: a recipe or a launch file to read, and to keep and change."""
 
-import argparse
 from importlib import resources
 from pathlib import Path
 
-from .main import BadUsage
+from .main import BadUsage, OptionParser
 
 DESCRIPTION = (
     "Print a recipe or a launch file, to read it or keep it: a2tgpo recipe NAME > FILE. Without a name, list them."
@@ -14,7 +13,7 @@ FOLDER = Path(str(resources.files("a2tgpo_trl"))) / "recipes"
 
 def run(options: list[str]) -> int:
     """Print the file of a name, or all names with what their files are for; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="a2tgpo recipe", description=DESCRIPTION)
+    parser = OptionParser(prog="a2tgpo recipe", description=DESCRIPTION)
     parser.add_argument("name", nargs="?", help="such as paper-multihop or launch/zero3")
     name = parser.parse_args(options).name
     files = {file.relative_to(FOLDER).with_suffix("").as_posix(): file for file in sorted(FOLDER.rglob("*.yaml"))}

@@ -36,7 +36,7 @@ def load_searches(urls: Sequence[str], indexes: Sequence[str], **options) -> lis
     Args:
         urls (`Sequence[str]`): Addresses of retrievers, or `name=address`.
         indexes (`Sequence[str]`): Folders of built indexes, `"atlas"`, or `name=` one of these.
-        options (`Any`): `top_k`, `show_titles` and `max_words`.
+        options (`Any`): `top_k`, `show_titles`, `max_words` and `deduplicate`.
 
     Raises:
         ImportError: If a library is not installed.

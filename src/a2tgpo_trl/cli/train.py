@@ -12,7 +12,7 @@ from .dry_run import resolved, show
 from .interrupt import StopOnInterrupt
 from .main import INTERRUPTED, as_bad_usage
 from .models import ModelSource, find_model
-from .names import TaskArguments, load_rewards
+from .names import TaskArguments, load_rewards, tag_of_finish
 from .parser import parse
 from .prompts import default_template
 from .searches import check_retrievers
@@ -87,6 +87,7 @@ def build(arguments: TrainArguments, config: A2TGPOConfig, model: ModelConfig) -
     source = find_model(model, config)
     _check_lora(model, source)
     tools, tokenizer = arguments.load_tools(), source.tokenizer()
+    tag_of_finish(tools, config)
     check_retrievers(arguments.search_url)
     template = default_template(tools, tokenizer, arguments.conversational, config)
     train_set = arguments.load_data(

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import transformers
 
+from ..cli.main import INTERRUPTED, BadUsage, OptionParser
+
 MOST_HELD_OUT = 400
-BAD_USAGE, INTERRUPTED = 2, 130
+BAD_USAGE = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments (`Sequence[str]`, *optional*): Options; by default those of the process.
 
     Returns:
-        `int`: exit status, 0 if all went well, 2 if something is not installed, 130 after Ctrl-C.
+        `int`: exit status, 0 if all went well, 2 for bad usage or if something is not installed, 130 after Ctrl-C.
     """
     try:
         from .run import DemoSettings, run
@@ -34,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         transformers.utils.logging.disable_progress_bar()
         warnings.filterwarnings("ignore", category=FutureWarning)
         run(DemoSettings(options.seed, options.rollout_batches, options.held_out), options.output_dir, options.restart)
+    except BadUsage as error:
+        print(f"a2tgpo demo: error: {error}", file=sys.stderr)
+        return BAD_USAGE
     except ImportError as error:
         hint = ": pip install 'a2tgpo-trl[demo]'" if error.name else ""  # without a name the message has its own
         print(f"a2tgpo demo: error: {' '.join(str(error).split())}{hint}", file=sys.stderr)
@@ -45,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None, defaults) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="a2tgpo demo", description=__doc__)
+    parser = OptionParser(prog="a2tgpo demo", description=__doc__)
 
     def add(name: str, **options) -> None:
         parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", **options)

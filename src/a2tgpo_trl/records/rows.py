@@ -137,7 +137,7 @@ def credit_columns(
     members = (~gains.isnan()).unflatten(0, (-1, num_generations)).sum(1).repeat_interleave(num_generations, 0).float()
     low, high = epsilon
     is_trained_on = torch.arange(gains.size(1), device=gains.device) < credit.num_turns.unsqueeze(1)
-    advantages = {"advantage": credit.advantages, "outcome_advantage": credit.outcome.unsqueeze(1).expand_as(gains)}
+    advantages = {"advantage": credit.advantages, "outcome_advantage": credit.outcome_part}
     columns: dict[str, Tensor] = {
         "belief_before": credit.beliefs[:, :-1],
         "belief_after": credit.beliefs[:, 1:],
@@ -154,8 +154,9 @@ def credit_columns(
 
 def recorded_answer(value: Any) -> str | None:
     """A cell of the answer column as text: the first of several aliases, which is the one that is scored."""
-    first = value[0] if isinstance(value, (list, tuple)) and value else value
-    return None if first is None else str(first)
+    if isinstance(value, (list, tuple)):
+        value = value[0] if value else None
+    return None if value is None else str(value)
 
 
 def outcome_columns(
