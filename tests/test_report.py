@@ -6,6 +6,7 @@ import json
 import os
 import re
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from a2tgpo_trl.cli.main import main
 from a2tgpo_trl.records import FOLDER, SCHEMA, RecordStore, read_turns
 from a2tgpo_trl.report import Measures, make_charts, read_runs, write_page
 from a2tgpo_trl.report.completions import split_completion
-from a2tgpo_trl.report.lines import BINS, POINTS, band, histogram, line, step_bins
+from a2tgpo_trl.report.lines import BINS, MOST_LINES, POINTS, band, histogram, line, step_bins
 from a2tgpo_trl.report.plain import plain
 from a2tgpo_trl.report.rollouts import choose_groups, question, read_rollouts
 from a2tgpo_trl.report.summary import by_tool, by_turn, notes, progress, stop_reasons
@@ -78,6 +79,44 @@ class TestFolders:
         (run,), _ = read(folder)
         assert run.log == [{"step": 99, "loss": 1.0}]
 
+    def test_of_states_written_at_once_the_latest_step(self, folder):
+        for step in (9, 100):
+            checkpoint = folder / f"checkpoint-{step}"
+            checkpoint.mkdir()
+            (checkpoint / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": step, "loss": 1.0}]}))
+        for state in folder.glob("checkpoint-*/*.json"):
+            os.utime(state, (2e9, 2e9))
+        assert read(folder)[0][0].log == [{"step": 100, "loss": 1.0}]
+
+    def test_a_state_of_an_earlier_run_is_left_out(self, folder):
+        (state,) = folder.glob("checkpoint-*/trainer_state.json")
+        os.utime(state, (0, 0))
+        (run,), (measures,) = read(folder)
+        assert run.log == []
+        assert "checkpoint-16/trainer_state.json is older than the first turn record" in notes(run, measures)[0]
+        charts = charts_of(folder)
+        assert "entropy" not in charts
+        assert charts["reward"].series[0].x == [0, 8]
+
+    def test_a_half_written_checkpoint_leaves_the_one_before(self, folder):
+        (folder / "checkpoint-999").mkdir()
+        (folder / "checkpoint-999" / "trainer_state.json").write_text('{"log_')
+        (run,), _ = read(folder)
+        assert run.notes == ("checkpoint-999/trainer_state.json cannot be read (JSONDecodeError).",)
+        assert len(run.log) == 16
+
+    def test_a_state_that_cannot_be_read_is_not_said_to_be_missing(self, tmp_path):
+        (tmp_path / "trainer_state.json").write_text("")
+        with pytest.raises(FileNotFoundError, match="JSONDecodeError"):
+            read_runs([tmp_path])
+
+    def test_a_checkpoint_that_vanishes_is_skipped(self, folder, monkeypatch):
+        """As when training deletes it between the listing and the reading."""
+        glob, gone = Path.glob, folder / "checkpoint-999" / "trainer_state.json"
+        monkeypatch.setattr(Path, "glob", lambda self, name: [*glob(self, name), *[gone] * ("trainer_state" in name)])
+        (run,), _ = read(folder)
+        assert (run.notes, len(run.log)) == ((), 16)
+
     def test_names_tell_runs_apart(self, tmp_path):
         for path in ("a/x", "b/x", "b/y"):
             synthetic.write_run(tmp_path / path, rollouts=32)
@@ -111,6 +150,7 @@ class TestFolders:
     def test_grpo_has_no_gains(self, tmp_path):
         (run,), (measures,) = read(synthetic.write_run(tmp_path / "run", estimator="grpo"))
         assert 'the estimator was "grpo"' in notes(run, measures)[0]
+        assert notes(run, measures)[1] == "Every turn has the outcome's advantage."
         assert {"gain", "clip-scales", "turn-credit", "group-sizes"}.isdisjoint(charts_of(tmp_path / "run"))
         assert "advantages" in charts_of(tmp_path / "run")
 
@@ -131,6 +171,22 @@ class TestCompletions:
         assert (first["advantage"], first["reward"]) == (pytest.approx(0.3), 1.5)
         assert measures.rewards.groupby("name")["value"].mean().to_dict() == {"exact": 1.0, "format": 0.5}
         assert (measures.turns["generation"].tolist(), measures.turns["group"].max()) == ([0, 0, 1, 1], 0)
+
+    def test_rewards_are_those_of_the_log(self, tmp_path):
+        completions(tmp_path, 1, [{**row, "tokens": 7} for row in plain_rows()])
+        (run,), (measures,) = read(tmp_path)
+        assert measures.rollouts["reward"].tolist() == [8.5, 8.5]
+        assert "every column of numbers in completions/ counts" in run.notes[-1]
+        log = [{"step": 1, "rewards/exact/mean": 1.0, "rewards/format/mean": 0.5}]
+        (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+        (run,), (measures,) = read(tmp_path)
+        assert measures.rollouts["reward"].tolist() == [1.5, 1.5]
+        assert len(run.notes) == 1
+
+    def test_a_rollout_that_no_function_scored_has_no_reward(self, tmp_path):
+        completions(tmp_path, 1, [{**row, "format": float("nan")} for row in plain_rows(float("nan"))])
+        _, (measures,) = read(tmp_path)
+        assert measures.rollouts["reward"].isna().all()
 
     def test_repeats_of_a_batch_are_left_out(self, tmp_path):
         completions(tmp_path, 1, plain_rows())
@@ -234,6 +290,53 @@ class TestCharts:
         log = read_runs([folder])[0].log
         logged = [row["reward"] for row in log if "reward" in row]
         assert charts_of(folder)["reward"].series[0].y == pytest.approx(logged, rel=1e-4)
+
+    def test_records_go_on_where_the_log_ends(self, folder):
+        (state,) = folder.glob("checkpoint-*/trainer_state.json")
+        log = json.loads(state.read_text())["log_history"][:8]
+        log[0]["rollout/stop/answered"] = 1.0
+        state.write_text(json.dumps({"log_history": log}))
+        turns = read_turns(folder).to_pandas()
+        last = turns[(turns["turn"] == 0) & (turns["step"] == 8)]
+        charts = charts_of(folder)
+        (reward,) = charts["reward"].series
+        assert reward.x == [1, 9]  # the log counts a step when it is done
+        assert reward.y == pytest.approx([log[0]["reward"], last["reward"].mean()], rel=1e-4)
+        reasons = charts["stop-reasons-1"].series
+        assert [series.x for series in reasons] == [[1, 9]] * len(reasons)
+        assert np.sum([series.y for series in reasons], axis=0) == pytest.approx(1)
+        (run,), (measures,) = read(folder)
+        assert notes(run, measures) == [
+            "The log ends at step 8, and rollouts go on: entropy, loss and clip shares end there."
+        ]
+
+    def test_beliefs_are_of_all_rollouts(self, folder):
+        """A rollout without a scored turn believes what it did on the prompt."""
+        rows = [
+            {**row, "rewards": dict(row["rewards"]), "step": 0, "batch": 0, "group": 0, "num_turns": 1, "turn": 0}
+            | {"generation": generation, "belief_before": before, "belief_after": after, "information_gain": gain}
+            for row in read_turns(folder).slice(0, 1).to_pylist()
+            for generation, (before, after, gain) in enumerate([(-6.0, -5.0, 1.0), (-1.0, None, None)])
+        ]
+        for file in (folder / FOLDER).iterdir():
+            file.unlink()
+        RecordStore(folder / FOLDER, 2**30).append(rows)
+        lines = charts_of(folder)["belief"].series
+        assert {line.name: line.y for line in lines} == {
+            "on the prompt alone": [-3.5],
+            "after the last observation": [-3.0],
+        }
+
+    def test_the_most_used_tool_is_drawn(self, folder):
+        row = read_turns(folder).slice(0, 1).to_pylist()[0]
+        call = {"arguments": "{}", "result": "", "failed": False, "seconds": 0.1}
+        calls = [call | {"name": f"a{number}"} for number in range(9)] + [call | {"name": "z"}] * 9
+        row |= {"rewards": dict(row["rewards"]), "step": 99, "batch": 99, "calls": calls}
+        RecordStore(folder / FOLDER, 2**30).append([row])
+        for key in ("failures", "latency"):
+            names = [series.name for series in charts_of(folder)[key].series]
+            assert {"z", "other tools"} < set(names)
+            assert len(names) == MOST_LINES
 
     def test_group_sizes_are_counted_once_a_group(self, folder):
         turns = read_turns(folder).to_pandas().dropna(subset="information_gain")

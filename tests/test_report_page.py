@@ -134,7 +134,7 @@ class TestOverview:
                 return [x.title.text, y.title.text, chart.legend.legendItems.map((item) => item.text)];
             }"""
         )
-        assert found[:2] == ["optimizer step", "gain (nats per answer token)"]
+        assert found[:2] == ["optimizer step", "gain"]
         assert found[2][0] == "a2tgpo · turn 0"
         box = page.locator("#chart-gain canvas").bounding_box()
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 3)
@@ -152,6 +152,16 @@ class TestOverview:
         page.click("#chart-reward button")
         assert page.locator("#chart-reward .numbers tbody tr").count() == firsts[0]["step"].nunique()
         assert page.locator("#chart-reward canvas").is_hidden()
+
+    def test_a_table_has_the_ends_of_bands(self, open_page, two_runs_page):
+        page = open_page(two_runs_page)
+        page.click("#chart-latency button")
+        titles = page.locator("#chart-latency thead th").all_inner_texts()
+        assert titles[1:4] == ["a2tgpo · search", "a2tgpo · search, low", "a2tgpo · search, high"]
+
+    def test_whole_numbers_are_whole(self, open_page, two_runs_page):
+        page = open_page(two_runs_page)
+        assert page.evaluate("[10234, 123456, 1234.56, 2e6].map(compact)") == ["10234", "123456", "1235", "2.00e+6"]
 
     def test_missing_gains_are_said(self, open_page, two_runs_page):
         assert 'the estimator was "grpo"' in open_page(two_runs_page).inner_text("ul.notice")
@@ -246,6 +256,52 @@ class TestRollouts:
         page.keyboard.press("Escape")
         page.wait_for_url("**/rollouts/0.1.0.2*")
 
+    def test_only_an_answer_is_called_one(self, open_page, two_runs, firsts):
+        first = firsts[0]
+        for reason, kind in (("answered", "answer"), ("length", "")):
+            place = first[(first["stop_reason"] == reason)].iloc[0]
+            rollout = ".".join(str(place[name]) for name in ("batch", "group", "generation"))
+            page = open_page(two_runs[0], f"#/rollouts/0.{rollout}")
+            head = page.locator("#detail article >> nth=-1").locator("h4").inner_text()
+            assert head == f"Turn {place['num_turns'] - 1}{kind}"
+
+    def test_the_overview_stays_while_a_search_runs(self, open_page, two_runs_page):
+        page = open_page(two_runs_page, "#/rollouts")
+        page.evaluate(
+            """() => {
+                const search = loadTexts;
+                loadTexts = async (progress) => { await new Promise((done) => window.finish = done); await search(progress); };
+            }"""
+        )
+        page.fill("#filter [name=text]", "lyon")
+        page.wait_for_function("() => window.finish")
+        page.click("#to-overview")
+        page.wait_for_selector("#overview", state="visible")
+        page.evaluate("finish()")
+        assert count(page) > 0
+        assert page.url.endswith("#/overview")
+        page.evaluate("loadTexts = async () => {}")
+        page.click("#to-rollouts")
+        page.wait_for_selector("#rollouts", state="visible")
+        assert "text=lyon" in page.url
+
+    def test_the_latest_address_is_shown(self, open_page, two_runs_page):
+        page = open_page(two_runs_page, "#/rollouts")
+        page.evaluate(
+            """() => {
+                const search = loadTexts;
+                loadTexts = async (progress) => { await new Promise((done) => window.finish = done); await search(progress); };
+            }"""
+        )
+        page.evaluate("go('#/rollouts/0.0.0.0?text=lyon')")
+        page.wait_for_function("() => window.finish")
+        page.evaluate("go('#/rollouts/0.0.0.1?stop=%3Danswered')")
+        page.evaluate("finish()")
+        page.wait_for_selector("#detail article")
+        page.wait_for_timeout(200)
+        assert page.evaluate("list.selected") == page.evaluate("data.places.get('0.0.0.1')")
+        assert page.locator("#detail .chip[aria-current]").get_attribute("title") == "rollout 1 of the group"
+
     def test_an_address_says_everything(self, open_page, two_runs_page):
         page = open_page(two_runs_page, "#/compare/0.1.0.2/0.1.0.4?text=lyon&sort=best")
         assert page.locator(".pair .side").count() == 2
@@ -294,6 +350,14 @@ class TestKeyboard:
         assert page.evaluate("document.activeElement.id") == "list"
         assert page.input_value("#filter [name=text]") == "jck"
 
+    def test_the_skip_link_stays_in_the_view(self, open_page, two_runs_page):
+        page = open_page(two_runs_page, "#/rollouts")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "main"
+        assert page.locator("#list").is_visible()
+        assert page.url.endswith("#/rollouts")
+
     def test_focus_is_seen(self, open_page, two_runs_page):
         page = open_page(two_runs_page, "#/rollouts")
         page.keyboard.press("Tab")
@@ -321,6 +385,11 @@ def test_narrow(open_page, two_runs_page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.click("text=← List")
     page.wait_for_selector("#list", state="visible")
+    page.click(".row >> nth=1")
+    page.wait_for_selector("#detail article")
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.name") == "text"
+    assert page.locator("#list").is_visible()
     page.goto(two_runs_page.as_uri() + "#/overview")
     page.wait_for_selector("#overview", state="visible")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

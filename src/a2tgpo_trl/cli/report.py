@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .main import BadUsage, as_bad_usage
+from .main import OptionParser, as_bad_usage
 
 DESCRIPTION = (
     "Make a page of what runs wrote: learning curves, credit by turn, stop reasons, tools, and a browser of rollouts. It is "
@@ -12,14 +12,9 @@ DESCRIPTION = (
 PAGE = Path("report.html")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise BadUsage(f"{message} ({self.prog} --help lists the options)")
-
-
 def run(options: list[str]) -> int:
     """Write what was asked for; returns the exit status."""
-    parser = _Parser(prog="a2tgpo report", description=DESCRIPTION)
+    parser = OptionParser(prog="a2tgpo report", description=DESCRIPTION)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output_dir of a run; several are compared")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help=f"the page (default: {PAGE}, unless --png or --text is given)"
@@ -48,14 +43,15 @@ def _report(arguments: argparse.Namespace) -> None:
     measures = [Measures.of(found) for found in runs]
     if arguments.text:
         _print(runs, measures)
+    charts = make_charts(runs, measures) if arguments.png or arguments.output or not arguments.text else []
     if arguments.png:
         from ..report.plots import write_plots
 
-        files = write_plots(make_charts(runs, measures), [found.name for found in runs], arguments.png)
+        files = write_plots(charts, [found.name for found in runs], arguments.png)
         print(f"{arguments.png}: {len(files)} plots")
     if arguments.output or not (arguments.text or arguments.png):
         page = arguments.output or PAGE
-        count = write_page(runs, measures, page, arguments.limit)
+        count = write_page(runs, measures, page, arguments.limit, charts)
         print(
             f"{page}: {count:,} rollouts of {len(runs)} run{'s' * (len(runs) > 1)}, {page.stat().st_size / 1e6:.1f} MB"
         )

@@ -1,16 +1,16 @@
 """What is drawn: curves, distributions and shares, worked out once for the page and for plots."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from .curves import CURVES, SECTIONS, STEP, Curve, Lines
-from .lines import band, histogram, line
+from .lines import MOST_LINES, band, histogram, line
 from .measures import ROLLOUT, Measures
 from .runs import Run
-
-MOST_LINES = 8
-"""Of a run in a chart."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,26 @@ def _matching(log: Lines, patterns: dict[str, str]) -> Lines:
     }
 
 
+def _continued(logged: Lines, recorded: Lines) -> Lines:
+    """Lines of a log, with what was recorded after its end; a log counts a step when it is done, and records before."""
+    end = max((max(logged[name][0]) for name in recorded if name in logged), default=-math.inf)
+    lines = dict(logged)
+    for name, (steps, values) in recorded.items():
+        steps, values = np.asarray(steps, dtype=float) + 1, np.asarray(values, dtype=float)
+        before = logged.get(name, ([], []))
+        lines[name] = [*before[0], *steps[steps > end]], [*before[1], *values[steps > end]]
+    return lines
+
+
 def _curve(curve: Curve, logs: Sequence[Lines], measures: Sequence[Measures]) -> Chart:
     series, what = [], curve.what
     for run, (log, measured) in enumerate(zip(logs, measures, strict=True)):
         logged = _matching(log, curve.logged)
-        recorded = curve.recorded(measured) if len(measured.turns) and (curve.prefers_turns or not logged) else {}
-        lines = recorded or logged
+        recorded = curve.recorded(measured) if len(measured.turns) else {}
+        prefers_turns = bool(recorded) and (curve.prefers_turns or not logged)
+        lines = recorded if prefers_turns else _continued(logged, recorded)
         for name, (steps, values) in list(lines.items())[:MOST_LINES]:
-            if recorded and curve.has_band:
+            if prefers_turns and curve.has_band:
                 x, low, y, high = band(steps, values)
                 series.append(Series(run, name, x, y, low, high))
             else:
@@ -173,7 +185,7 @@ def _group_sizes(measures: Sequence[Measures]) -> Chart:
         "Credit",
         "Sizes of turn groups",
         "How many rollouts of a prompt reached the same turn index. Groups of 1 have nothing to compare with and add "
-        "no credit.",
+        "no credit, unless gains are normalised over all turns of the prompt or not at all.",
         "scored members of a turn group",
         "share of turn groups",
         "bars",
@@ -182,11 +194,14 @@ def _group_sizes(measures: Sequence[Measures]) -> Chart:
 
 
 def _stop_reasons(run: int, log: Lines, measured: Measures) -> Chart:
-    shares = _matching(log, {r"rollout/stop/(.+)": r"\1"})
-    if not shares:
-        reasons = measured.rollouts["stop_reason"].dropna()
-        steps = measured.rollouts["step"][reasons.index]
-        shares = {reason: (steps, reasons == reason) for reason in reasons.unique()}
+    logged = _matching(log, {r"rollout/stop/(.+)": r"\1"})
+    reasons = measured.rollouts["stop_reason"].dropna()
+    steps = measured.rollouts["step"][reasons.index]
+    names = dict.fromkeys([*logged, *reasons])
+    shares = {name: (steps, reasons == name) for name in names}
+    if logged:  # every share at every step
+        at = next(iter(logged.values()))[0]
+        shares = _continued({name: logged.get(name, (at, [0.0] * len(at))) for name in names}, shares)
     lines = {name: line(*values) for name, values in shares.items()}
     lines = sorted(((name, x, y) for name, (x, y) in lines.items() if any(y)), key=lambda one: -sum(one[2]))
     return Chart(

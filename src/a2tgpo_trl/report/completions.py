@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def completion_files(run: Path) -> list[Path]:
     return sorted(run.glob("completions/completions_*.parquet"), key=lambda file: (len(file.stem), file.stem))
 
 
-def read_completions(run: Path) -> Iterator[pa.Table]:
+def read_completions(run: Path, rewards: Collection[str] = ()) -> Iterator[pa.Table]:
     """
     Turns of a run's completions tables, a generation batch at a time.
 
@@ -40,6 +40,8 @@ def read_completions(run: Path) -> Iterator[pa.Table]:
 
     Args:
         run (`Path`): Its `output_dir`.
+        rewards (`Collection[str]`): Names of the reward functions; if empty, every column of numbers that is no other is a
+            reward.
 
     Returns:
         `Iterator[pyarrow.Table]`: by the columns of `records.SCHEMA`, null where a table does not tell.
@@ -52,34 +54,36 @@ def read_completions(run: Path) -> Iterator[pa.Table]:
             continue
         content = json.dumps([{**row, "step": None} for row in rows], default=str)
         if rows and content != before:
-            yield pa.Table.from_pylist(_turns(rows, batch), schema=TURNS)
+            yield pa.Table.from_pylist(_turns(rows, batch, rewards), schema=TURNS)
             batch += 1
         before = content
 
 
-def _turns(rows: list[dict], batch: int) -> list[dict]:
+def _turns(rows: list[dict], batch: int, rewards: Collection[str]) -> list[dict]:
     turns = []
     for group, (_, members) in enumerate(groupby(rows, key=lambda row: json.dumps(row["prompt"], default=str))):
         for generation, row in enumerate(members):
             place = {"step": row["step"], "batch": batch, "group": group, "generation": generation}
-            turns += [place | turn for turn in _rollout(row)]
+            turns += [place | turn for turn in _rollout(row, rewards)]
     sizes = Counter((turn["group"], turn["turn"]) for turn in turns if is_number(turn.get("information_gain")))
     return [turn | {"turn_group_size": sizes.get((turn["group"], turn["turn"]))} for turn in turns]
 
 
-def _rollout(row: dict[str, Any]) -> list[dict]:
+def _rollout(row: dict[str, Any], names: Collection[str]) -> list[dict]:
     rewards = {
         name: value
         for name, value in row.items()
-        if isinstance(value, (int, float)) and name not in ("step", "advantage") and name not in CREDIT
+        if isinstance(value, (int, float))
+        and (name in names if names else name not in ("step", "advantage") and name not in CREDIT)
     }
+    given = [value for value in rewards.values() if is_number(value)]
     pieces = split_completion(row["completion"])
     numbers = {column: list(row[name]) for name, column in CREDIT.items() if row.get(name) is not None}
     count = max([len(pieces), *map(len, numbers.values())])
     shared = {
         "num_turns": count,
         "prompt": _text(row["prompt"]),
-        "reward": sum(filter(is_number, rewards.values())),
+        "reward": sum(given) if given else math.nan,
         "rewards": rewards,
         "advantage": row.get("advantage"),
     }

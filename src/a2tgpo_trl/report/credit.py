@@ -85,7 +85,7 @@ def _beliefs(axis, turns: Sequence[dict[str, Any]]) -> None:
                 fontsize=8,
             )
     axis.margins(y=0.15)
-    axis.set_ylabel("belief in the answer\n(nats per token)")
+    axis.set_ylabel("belief in the answer")
 
 
 def _advantages(axis, turns: Sequence[dict[str, Any]]) -> None:

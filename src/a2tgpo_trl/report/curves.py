@@ -9,6 +9,7 @@ from .measures import ROLLOUT, Measures
 
 STEP = "optimizer step"
 SECTIONS = ("Learning", "Credit", "Rollouts", "Tools")
+_UNITS = 'Nats per answer token; probability with belief_measure="prob".'
 Lines = dict[str, tuple[Sequence[float], Sequence[float]]]
 """Steps and values, by what they show."""
 
@@ -58,12 +59,13 @@ def _gains(measures: Measures) -> Lines:
 
 
 def _beliefs(measures: Measures) -> Lines:
-    last = measures.scored.drop_duplicates(ROLLOUT, keep="last")
-    if not last["belief_after"].notna().any():
+    first = measures.rollouts.set_index(ROLLOUT)
+    last = measures.scored.drop_duplicates(ROLLOUT, keep="last").set_index(ROLLOUT)["belief_after"]
+    if not last.notna().any():
         return {}
     return {
-        "on the prompt alone": (measures.rollouts["step"], measures.rollouts["belief_before"]),
-        "after the last observation": (last["step"], last["belief_after"]),
+        "on the prompt alone": (first["step"], first["belief_before"]),
+        "after the last observation": (first["step"], last.reindex(first.index).fillna(first["belief_before"])),
     }
 
 
@@ -99,7 +101,7 @@ CURVES = (
         "length",
         "Learning",
         "Length of completions",
-        "Tool results count. Length that grows without reward is rambling.",
+        "Tool results do not count. Length that grows without reward is rambling.",
         "tokens",
         {"completions/mean_length": ""},
     ),
@@ -139,8 +141,8 @@ CURVES = (
         "gain",
         "Credit",
         "Information gain by turn index",
-        'How much the turns at an index raised the belief in the true answer. Probability with belief_measure="prob".',
-        "gain (nats per answer token)",
+        f"How much the turns at an index raised the belief in the true answer. {_UNITS}",
+        "gain",
         {r"information_gain/turn_(\d+)": r"turn \1"},
         _gains,
     ),
@@ -148,8 +150,8 @@ CURVES = (
         "belief",
         "Credit",
         "Belief in the true answer",
-        "The distance between the two lines is what the tools contribute.",
-        "belief (nats per answer token)",
+        f"The distance between the two lines is what the tools contribute. {_UNITS}",
+        "belief",
         {"belief/first": "on the prompt alone", "belief/last": "after the last observation"},
         _beliefs,
     ),

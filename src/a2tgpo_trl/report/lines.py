@@ -7,6 +7,8 @@ import pandas as pd
 
 POINTS = 400
 """Most points of a line: what has more steps shows the mean of neighbouring steps."""
+MOST_LINES = 8
+"""Of a run in a chart."""
 BINS = 40
 QUANTILES = (0.1, 0.5, 0.9)
 """Of a band: its lower end, its line, its upper end."""

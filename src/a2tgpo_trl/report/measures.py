@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .lines import MOST_LINES
 from .runs import Run
 
 ROLLOUT = ["batch", "group", "generation"]
@@ -26,8 +27,8 @@ NUMBERS = [
     "clip_scale",
     "reward",
 ]
-MOST_TOOLS = 8
-"""What a model calls has any name; those called least are put together."""
+MOST_TOOLS = MOST_LINES - 1
+"""What a model calls has any name; those called least are put together, as one more."""
 OTHER_TOOLS = "other tools"
 _REWARDS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.float32())]))
 

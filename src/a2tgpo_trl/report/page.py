@@ -13,13 +13,12 @@ from typing import Any
 
 import pandas as pd
 
-from .. import __version__
-from .charts import make_charts
+from .charts import Chart, make_charts
 from .measures import Measures
 from .palette import DARK, LIGHT
 from .rollouts import Rollout, choose_groups, read_rollouts
 from .runs import Run
-from .summary import PROGRESS, by_tool, notes, progress, stop_reasons
+from .summary import PROGRESS, by_tool, notes, progress
 
 SCRIPTS = ("dom", "data", "theme", "charts", "overview", "filter", "list", "turns", "rollout", "main")
 """Files of `assets/`, in the order in which they are put together."""
@@ -27,7 +26,13 @@ PART = 200
 """Rollouts whose texts are unpacked together."""
 
 
-def write_page(runs: Sequence[Run], measures: Sequence[Measures], file: Path, limit: int | None = None) -> int:
+def write_page(
+    runs: Sequence[Run],
+    measures: Sequence[Measures],
+    file: Path,
+    limit: int | None = None,
+    charts: Sequence[Chart] | None = None,
+) -> int:
     """
     Write the page.
 
@@ -38,6 +43,7 @@ def write_page(runs: Sequence[Run], measures: Sequence[Measures], file: Path, li
         runs, measures (`Sequence`): Of each run.
         file (`Path`): HTML file; replaced once the page is complete.
         limit (`int`, *optional*): About how many rollouts of each run to browse; charts are of all.
+        charts (`Sequence[Chart]`, *optional*): What [`make_charts`] gives for them; by default it is called.
 
     Returns:
         `int`: rollouts in the browser.
@@ -50,7 +56,8 @@ def write_page(runs: Sequence[Run], measures: Sequence[Measures], file: Path, li
             for name, value in _entry(rollout).items():
                 index[name].append(value)
         parts.append(_data(f"part-{len(parts)}", _texts(part)))
-    overview = _overview(runs, measures, index["run"])
+    charts = make_charts(runs, measures) if charts is None else charts
+    overview = _overview(runs, measures, charts, index["run"])
     _write(file, [_data("overview", overview), _data("index", index), *parts])
     return len(index["run"])
 
@@ -80,25 +87,24 @@ def _parts(rollouts: Iterator[Rollout]) -> Iterator[list[Rollout]]:
         yield part
 
 
-def _overview(runs: Sequence[Run], measures: Sequence[Measures], shown: list[int]) -> dict[str, Any]:
+def _overview(
+    runs: Sequence[Run], measures: Sequence[Measures], charts: Sequence[Chart], shown: list[int]
+) -> dict[str, Any]:
     return {
-        "version": __version__,
         "palette": {"light": LIGHT, "dark": DARK},
         "part": PART,
         "scale": credit_scale(measures),
         "progress": PROGRESS,
-        "charts": [asdict(chart) for chart in make_charts(runs, measures)],
+        "charts": [asdict(chart) for chart in charts],
         "runs": [
             {
                 "name": run.name,
                 "source": run.source,
                 "rollouts": len(measured.rollouts),
                 "shown": shown.count(number),
-                "turns": len(measured.turns),
                 "notes": notes(run, measured),
                 "progress": progress(run, measured, 8),
                 "tools": by_tool(measured),
-                "stop_reasons": stop_reasons(measured),
             }
             for number, (run, measured) in enumerate(zip(runs, measures, strict=True))
         ],
@@ -131,7 +137,7 @@ def _write(file: Path, data: Sequence[str]) -> None:
         "library": library,
         "script": own,
     }
-    page = re.sub("@(policy|style|data|library|script)", lambda place: pieces[place[1]], _read(assets / "page.html"))
+    page = re.sub(f"@({'|'.join(pieces)})", lambda place: pieces[place[1]], _read(assets / "page.html"))
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
     partial.write_text(page, encoding="utf-8", newline="\n")

@@ -75,7 +75,10 @@ def read_rollouts(run: Run, number: int, chosen: set[tuple[int, int]]) -> Iterat
     """
     prompts = {prompt for table in run.batches(["prompt"]) for prompt in table["prompt"].unique().to_pylist()}
     begin, end = _frame(prompts)
+    batches = {batch for batch, _ in chosen}
     for table in run.batches():
+        if table["batch"][0].as_py() not in batches:
+            continue
         places = zip(table["batch"].to_pylist(), table["group"].to_pylist(), strict=True)
         table = table.filter(pa.array([place in chosen for place in places], pa.bool_()))
         rows = table.sort_by([(name, "ascending") for name in (*ROLLOUT, "turn")]).to_pylist(maps_as_pydicts="lossy")

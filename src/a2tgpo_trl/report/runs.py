@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class Run:
         if self.source == RECORDS:
             yield from read_batches(self.folder, columns)
         elif self.source == COMPLETIONS:
-            for table in read_completions(self.folder):
+            for table in read_completions(self.folder, _reward_names(self.log)):
                 yield table if columns is None else table.select(list(columns))
 
     def logged(self) -> dict[str, tuple[list[float], list[float]]]:
@@ -93,31 +94,71 @@ def _read(folder: Path, name: str) -> Run:
             f"No turn records in {FOLDER}/: rollouts are from completions/, where beliefs, stop reasons, seconds of tools and "
             "the ends of clip ranges are missing, and the reward is the plain sum of the rewards."
         )
+        if not _reward_names(log):
+            notes.append("No log names the rewards: every column of numbers in completions/ counts as one.")
     elif log:
         notes.append(f"No turn records in {FOLDER}/ and no completions/: there are curves, and no rollouts.")
     else:
+        state = (
+            f"no rows in a {STATE}. {' '.join(notes)}"
+            if _states(folder)
+            else f"no {STATE}, in it or in a checkpoint-*."
+        )
         raise FileNotFoundError(
-            f"{folder} holds nothing of a run: no {FOLDER}/*.parquet, no completions/completions_*.parquet and no "
-            f"{STATE}, in it or in a checkpoint-*."
+            f"{folder} holds nothing of a run: no {FOLDER}/*.parquet, no completions/completions_*.parquet and {state}"
         )
     return Run(name, folder, source, log, tuple(notes))
 
 
 def _read_log(folder: Path) -> tuple[list[dict], list[str]]:
-    """Rows of the log of the latest trainer state, and what is to be said of it."""
-    checkpoints = sorted(folder.glob(f"checkpoint-*/{STATE}"), key=lambda file: file.stat().st_mtime)
-    files = [file for file in (folder / STATE, *checkpoints[-1:]) if file.exists()]
-    states, notes = [], []
+    """Rows of the log of the latest trainer state that can be read, and what is to be said of it."""
+    files = _states(folder)
+    records = RecordStore(folder / FOLDER, 0).files()
+    begin = _written(records[0]) if records else None  # of the run: thinning keeps its first record
+    notes = []
     for file in files:
+        name, written = file.relative_to(folder).as_posix(), _written(file)
+        if begin is not None and written is not None and written < begin:
+            notes.append(
+                f"{name} is older than the first turn record: it is of an earlier run, or lost its time when it was copied "
+                "(cp -a keeps it). Entropy, loss and clip shares are missing."
+            )
+            return [], notes
         try:
             # What is infinite, such as the norm of a gradient that overflowed, is not drawn
             state = json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda name: math.nan)
-            states.append((file.stat().st_mtime, [row for row in state["log_history"] if "step" in row]))
+            return [row for row in state["log_history"] if "step" in row], notes
+        except FileNotFoundError:  # a checkpoint that training has just deleted
+            continue
         except (ValueError, KeyError, TypeError) as error:
-            notes.append(f"{file.relative_to(folder)} cannot be read ({type(error).__name__}).")
+            notes.append(f"{name} cannot be read ({type(error).__name__}).")
     if not files:
         notes.append(f"No {STATE}, in the folder or in a checkpoint-*: entropy, loss and clip shares are missing.")
-    return max(states, key=lambda state: state[0], default=(0, []))[1], notes
+    return [], notes
+
+
+def _reward_names(log: Sequence[dict[str, Any]]) -> set[str]:
+    """Of the reward functions, as the log has them; empty where it has none."""
+    return {match[1] for row in log for key in row if (match := re.fullmatch("rewards/(.+)/mean", key))}
+
+
+def _states(folder: Path) -> list[Path]:
+    """Trainer states, newest first; of those written at once the one of the latest step."""
+    times = {file: _written(file) for file in (folder / STATE, *folder.glob(f"checkpoint-*/{STATE}"))}
+
+    def place(file: Path) -> tuple[int, float]:
+        step = file.parent.name.removeprefix("checkpoint-")
+        return times[file], int(step) if file.parent != folder and step.isdecimal() else math.inf
+
+    return sorted((file for file, written in times.items() if written is not None), key=place, reverse=True)
+
+
+def _written(file: Path) -> int | None:
+    """When a file was written, in ns; `None` if it is not there."""
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def _names(places: Sequence[Path]) -> list[str]:

@@ -126,11 +126,16 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def notes(run: Run, measures: Measures) -> list[str]:
-    """What is to be said of a run: what is missing in its folder, and whether it has no gains."""
-    said = list(run.notes)
-    if len(measures.turns) and not len(measures.scored):
+    """What is to be said of a run: what is missing in its folder, whether it has no gains, and where its log ends."""
+    said, turns = list(run.notes), measures.turns
+    if len(turns) and not len(measures.scored):
         said.append(
-            'No turn has an information gain: the estimator was "grpo", or no row had a true answer. Every turn of a '
-            "rollout has the outcome's advantage."
+            "No turn has an information gain: the model called no tool, no row had a true answer, or the estimator was "
+            '"grpo".'
         )
+        parts = (turns["advantage"] - turns["outcome_advantage"]).dropna().abs()
+        if len(parts) and parts.max() < 1e-6:
+            said.append("Every turn has the outcome's advantage.")
+    if len(turns) and run.log and turns["step"].max() >= (end := run.log[-1]["step"]):
+        said.append(f"The log ends at step {end}, and rollouts go on: entropy, loss and clip shares end there.")
     return said

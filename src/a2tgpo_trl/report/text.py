@@ -78,11 +78,12 @@ def _best_and_worst(run: Run, measures: Measures) -> Iterable[tuple[str, Rollout
         return
     best = ranked.iloc[-1]
     worst = ranked[ranked["reward"] == ranked["reward"].iloc[0]].iloc[-1]
-    for title, place in (("Best rollout", best), ("Worst rollout", worst)):
-        batch, group, generation = (int(place[name]) for name in ROLLOUT)
-        for rollout in read_rollouts(run, 0, {(batch, group)}):
-            if rollout.generation == generation:
-                yield title, rollout
+    places = [tuple(int(row[name]) for name in ROLLOUT) for row in (best, worst)]
+    rollouts = read_rollouts(run, 0, {place[:2] for place in places})
+    found = {place: one for one in rollouts if (place := (one.batch, one.group, one.generation)) in places}
+    for title, place in zip(("Best rollout", "Worst rollout"), places, strict=True):
+        if place in found:  # a run that is still training may have thinned its records out
+            yield title, found[place]
 
 
 def _show_rollout(title: str, rollout: Rollout, console: Console) -> None:

@@ -178,11 +178,15 @@ function chartCard(chart) {
 function chartTable(chart) {
   const xs = [...new Set(chart.series.flatMap((series) => series.x))];
   if (xs.every(isNumber)) xs.sort((a, b) => a - b);
-  const columns = chart.series.map((series) => new Map(series.x.map((x, i) => [x, series.y[i]])));
+  const columns = chart.series.flatMap((series) => {
+    const name = label(chart, series);
+    const lines = series.low ? [[name, series.y], [`${name}, low`, series.low], [`${name}, high`, series.high]] : [[name, series.y]];
+    return lines.map(([title, values]) => [title, new Map(series.x.map((x, i) => [x, values[i]]))]);
+  });
   return el(
     "table",
     {},
-    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, chart.x), chart.series.map((series) => el("th", { scope: "col" }, label(chart, series))))),
-    el("tbody", {}, xs.map((x) => el("tr", {}, el("th", { scope: "row" }, isNumber(x) ? compact(x) : x), columns.map((column) => el("td", {}, compact(column.get(x))))))),
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, chart.x), columns.map(([title]) => el("th", { scope: "col" }, title)))),
+    el("tbody", {}, xs.map((x) => el("tr", {}, el("th", { scope: "row" }, isNumber(x) ? compact(x) : x), columns.map(([, values]) => el("td", {}, compact(values.get(x))))))),
   );
 }

@@ -48,7 +48,7 @@ async function loadRollout(place) {
   const { prompts, rollouts } = await loadPart(Math.floor(place / size));
   const rollout = rollouts[place % size];
   const entry = Object.fromEntries(Object.entries(data.index).map(([name, column]) => [name, column[place]]));
-  return { ...entry, ...rollout, prompt: prompts[rollout.prompt], place, id: data.ids[place] };
+  return { ...entry, ...rollout, prompt: prompts[rollout.prompt], place };
 }
 
 function loadPart(number) {

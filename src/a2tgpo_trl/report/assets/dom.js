@@ -6,8 +6,7 @@ function el(what, properties = {}, ...children) {
   const element = document.createElement(tag);
   element.classList.add(...classes);
   for (const [name, value] of Object.entries(properties)) {
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (name === "style") for (const [key, part] of Object.entries(value)) element.style.setProperty(key, part);
+    if (name === "style") for (const [key, part] of Object.entries(value)) element.style.setProperty(key, part);
     else if (value === true) element.setAttribute(name, "");
     else if (value !== false && value != null) element.setAttribute(name, value);
   }
@@ -34,12 +33,12 @@ function fixed(value, digits = 2, signed = false) {
   return (signed && value > 0 && !isZero ? "+" : "") + withMinus(isZero ? text.replace("-", "") : text);
 }
 
-/** A number of any size, with four significant digits. */
+/** A number of any size: whole ones as they are, others with four significant digits. */
 function compact(value) {
   if (!isNumber(value)) return MISSING;
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-3 || size >= 1e6)) return withMinus(value.toExponential(2));
-  return withMinus(String(Number(value.toPrecision(4))));
+  return withMinus(String(Number.isInteger(value) ? value : Number(value.toPrecision(4))));
 }
 
 /** A duration. */

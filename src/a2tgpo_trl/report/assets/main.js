@@ -3,6 +3,7 @@
 
 let shown = { view: null, places: [] };
 let drawing = 0; // number of the latest thing to draw: earlier ones that come late are dropped
+let detail = null; // what the detail shows: view and places
 
 /** The address of a view, of rollouts by their places, with the filter as it is. */
 function linkTo(view, ...places) {
@@ -28,9 +29,8 @@ function go(address, replacing = false) {
 }
 
 async function show() {
-  const address = readAddress();
-  const before = shown;
-  shown = address;
+  const address = (shown = readAddress());
+  const mine = ++drawing;
   const isOverview = address.view === "overview";
   byId("overview").hidden = !isOverview;
   byId("rollouts").hidden = isOverview;
@@ -45,15 +45,19 @@ async function show() {
     show.query = query;
     fillFilter(address.values);
     await applyFilter();
+    if (mine !== drawing) return;
   }
   if (address.places.length) select(address.places[0]);
-  const isSame = before.view === address.view && String(before.places) === String(address.places);
-  if (isSame && byId("detail").childElementCount) return;
-  const mine = ++drawing;
-  if (!address.places.length) return showNothing();
+  const wanted = [address.view, ...address.places].join("/");
+  if (wanted === detail) return;
+  if (!address.places.length) {
+    detail = wanted;
+    return showNothing();
+  }
   const content = await (address.view === "compare" ? showComparison : showRollout)(...address.places);
   if (mine !== drawing) return;
   const hadFocus = byId("detail").contains(document.activeElement);
+  detail = wanted;
   fill(byId("detail"), content);
   byId("detail").scrollTop = 0;
   if (hadFocus || address.view === "compare") byId("question").focus({ preventScroll: true });
@@ -73,8 +77,9 @@ async function applyFilter() {
 
 async function onFilter() {
   await applyFilter();
+  if (shown.view === "overview") return;
   show.query = new URLSearchParams(readFilter()).toString();
-  history.replaceState(null, "", linkTo(shown.view === "overview" ? "rollouts" : shown.view, ...shown.places));
+  history.replaceState(null, "", linkTo(shown.view, ...shown.places));
 }
 
 function open(place) {
@@ -122,7 +127,8 @@ const LIST_KEYS = {
 };
 const KEYS_EVERYWHERE = {
   "/": () => {
-    if (shown.view !== "rollouts") go(linkTo("rollouts"));
+    const isHidden = getComputedStyle(byId("filter")).display === "none"; // beside a rollout on a narrow screen
+    if (shown.view !== "rollouts" || isHidden) go(linkTo("rollouts"));
     byId("filter").elements.text.focus();
   },
   o: () => go("#/overview"),
@@ -151,6 +157,10 @@ function onKey(event) {
 
 async function start() {
   initTheme();
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault(); // the address names a view
+    byId("main").focus();
+  });
   if (typeof DecompressionStream === "undefined") throw new Error("this browser cannot unpack gzip: it needs Chrome 80, Firefox 113, Safari 16.4 or newer");
   await loadData();
   afterThemeChange = () => {

@@ -63,7 +63,7 @@ function runsTable() {
 
 function change(before, after, format) {
   if (!isNumber(before) && !isNumber(after)) return MISSING;
-  return [el("span.before", {}, format(before)), el("span.arrow", { "aria-label": "to" }, " → "), el("b", {}, format(after))];
+  return [el("span.before", {}, format(before)), el("span.arrow", { "aria-hidden": "true" }, " → "), el("span.unseen", {}, " to "), el("b", {}, format(after))];
 }
 
 function toolsTable() {

@@ -113,7 +113,8 @@ async function showComparison(left, right) {
 }
 
 function turnCards(rollout, range) {
-  return rollout.turns.map((turn, number) => turnCard(turn, number, rollout.turns.length, range));
+  const answer = rollout.stop_reason === "answered" ? rollout.turns.length - 1 : null; // number of that turn
+  return rollout.turns.map((turn, number) => turnCard(turn, number, number === answer, range));
 }
 
 function copyButton() {

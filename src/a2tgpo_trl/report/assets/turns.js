@@ -38,7 +38,7 @@ function scaleLegend() {
 }
 
 function rewardBadge(reward) {
-  return el("span.reward", { title: "reward", "aria-label": `reward ${compact(reward)}` }, compact(reward));
+  return el("span.reward", { title: "reward" }, el("span.unseen", {}, "reward "), compact(reward));
 }
 
 /** A text, folded if it is long, without the empty lines around it. */
@@ -64,10 +64,9 @@ function beliefRange(turns) {
   return beliefs.length ? [Math.min(...beliefs), Math.max(...beliefs)] : [0, 1];
 }
 
-function turnCard(turn, number, count, [lowest, highest]) {
-  const isLast = number === count - 1;
+function turnCard(turn, number, isAnswer, [lowest, highest]) {
   const calls = turn.calls ?? [];
-  const kind = calls.length ? plural(calls.length, "tool call") : isLast ? "answer" : "";
+  const kind = calls.length ? plural(calls.length, "tool call") : isAnswer ? "answer" : "";
   return tinted(
     "article",
     turn.advantage,
@@ -95,7 +94,7 @@ function credit(turn, lowest, highest) {
   const items = [
     ["belief", belief(turn, lowest, highest)],
     ["gain", fixed(turn.information_gain, 2, true)],
-    ["normalised", [fixed(turn.normalized_gain, 2, true), isNumber(turn.turn_group_size) && el("small", {}, ` among ${turn.turn_group_size}`)]],
+    ["normalised", [fixed(turn.normalized_gain, 2, true), isNumber(turn.turn_group_size) && el("small", {}, ` turn group of ${turn.turn_group_size}`)]],
     ["outcome + turn", part === null ? MISSING : `${fixed(turn.outcome_advantage, 2, true)} ${part < 0 ? "−" : "+"} ${fixed(Math.abs(part), 2)}`],
     ["clip range", [hasRange ? `${fixed(turn.clip_low, 4)} – ${fixed(turn.clip_high, 4)}` : MISSING, isNumber(turn.clip_scale) && el("small", {}, ` ×${fixed(turn.clip_scale, 2)}`)]],
   ];
