@@ -6,6 +6,7 @@ Here they run at toy size: a tiny random model lies where they look for the demo
 import ast
 import importlib
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -136,3 +137,27 @@ class TestNotebook:
         prose = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
         for name in re.findall(r"`((?:docs|benchmarks)/[\w./]+)`", prose):
             assert (TESTS.parent / name).is_file(), name
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestInstallation:
+    """The first code cell where the package is missing, without what it installs."""
+
+    def find(self, path, folder, monkeypatch):
+        lines = [line for line in code(read(path))[0].source.splitlines() if not line.lstrip().startswith("%pip")]
+        monkeypatch.setitem(sys.modules, "a2tgpo_trl", None)  # an import fails
+        monkeypatch.chdir(folder)
+        names = {}
+        exec("\n".join(lines), names)
+        return names["SOURCE"]
+
+    @pytest.mark.parametrize("where", ["..", ".", "a2tgpo-trl"])
+    def test_finds_a_checkout(self, path, where, tmp_path, monkeypatch):
+        folder = tmp_path / "notebooks"
+        folder.mkdir()
+        (folder / where / "src" / "a2tgpo_trl").mkdir(parents=True)
+        assert self.find(path, folder, monkeypatch) == (folder / where).resolve()
+
+    def test_asks_for_one_in_a_sentence(self, path, tmp_path, monkeypatch):
+        with pytest.raises(FileNotFoundError, match="set SOURCE to its folder"):
+            self.find(path, tmp_path, monkeypatch)
