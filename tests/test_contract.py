@@ -22,6 +22,7 @@ OVERRIDDEN = {
     "tools=None rollout_func=None environment_factory=None",
     "_set_signature_columns_if_needed": "self",
     "_tokenize_prompts": "self prompts",
+    "_calculate_rewards": "self inputs prompts completions completion_ids_list",
     "_generate": "self prompts",  # calls three of the other methods
     "_generate_single_turn": "self prompt_ids images multimodal_fields num_generations has_tool_images=False",
     "_tool_call_loop": "self prompts prompt_ids completion_ids completions logprobs images multimodal_fields",
@@ -95,10 +96,21 @@ FACTS = {
             "advantages are the local part of all processes'",
             ["process_slice", "advantages = advantages[process_slice]"],
         ),
+        ("rewards are computed by the method that we override", ["self._calculate_rewards("]),
         ("the logged advantages are those of all processes", ['self._logs["advantages"].extend(']),
         (
             "the batch has the keys that we read",
             ['"completion_mask"', '"advantages"', 'output["old_per_token_logps"]', 'output["tool_mask"]'],
+        ),
+    ],
+    "_calculate_rewards": [
+        (
+            "rewards are (B, functions), those of all processes",
+            [
+                "torch.zeros(len(prompts), len(self.reward_funcs)",
+                "gather(rewards_per_func)",
+                "return rewards_per_func",
+            ],
         ),
     ],
     "_generate": [

@@ -1,13 +1,12 @@
 """A corpus behind a port: its index built if need be, opened, and served."""
 
-import socket
 from pathlib import Path
 from typing import Literal
 
 from .bm25 import BM25Search
 from .dense import DenseSearch
 from .folder import open_index
-from .server import bind, import_fastapi_and_uvicorn, make_app, serve
+from .server import bind, import_fastapi_and_uvicorn, listen, make_app, serve
 
 
 def run_retriever(
@@ -53,7 +52,7 @@ def run_retriever(
     import_fastapi_and_uvicorn()  # before an index is built that cannot be served
     with bind(host, port) as listener:
         retriever = open_or_build(Path(corpus), index, kind, top_k, encoder, query_prefix, passage_prefix)
-        listener.listen(socket.SOMAXCONN)
+        listen(listener)
         print(f"{len(retriever.passages)} passages at http://{host}:{listener.getsockname()[1]}/retrieve", flush=True)
         serve(make_app(retriever), listener)
 

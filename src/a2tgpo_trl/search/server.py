@@ -74,7 +74,7 @@ def make_app(retriever: Retriever) -> "FastAPI":
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take an address to serve at. Connections are refused until the socket listens.
+    """Take an address to serve at. Connections are refused until [`listen`].
 
     Args:
         host (`str`):
@@ -104,6 +104,12 @@ def bind(host: str, port: int) -> socket.socket:
             f"host {host!r} and port {port} cannot be served at ({error.strerror}); give others."
         ) from error
     return listener
+
+
+def listen(listener: socket.socket) -> None:
+    """Accept connections on what [`bind`] returned; they wait until [`serve`] answers them."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or closed connections would hold the port back
+    listener.listen(socket.SOMAXCONN)
 
 
 def serve(app: "FastAPI", listener: socket.socket) -> None:
