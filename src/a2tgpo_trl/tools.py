@@ -12,6 +12,8 @@ from .rollout import EndRollout
 
 MOST_DIGITS = 1000
 """Of a power's result, about: a model can write `9**9**9`."""
+MOST_CHARACTERS = 500
+"""Of an expression: nested deeper than Python's stack, it could not be evaluated."""
 
 
 def calculator(expression: str) -> str:
@@ -24,6 +26,8 @@ def calculator(expression: str) -> str:
     Returns:
         The value.
     """
+    if len(expression) > MOST_CHARACTERS:
+        raise ValueError(f"The expression has {len(expression)} characters; at most {MOST_CHARACTERS} are read.")
     try:
         tree = ast.parse(expression.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:

@@ -6,6 +6,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .palette import LIGHT
 from .plain import plain
 
@@ -90,13 +92,13 @@ def _beliefs(axis, turns: Sequence[dict[str, Any]]) -> None:
 
 def _advantages(axis, turns: Sequence[dict[str, Any]]) -> None:
     """What the rewards gave, what the gains added, and their sum."""
-    for k, turn in enumerate(turns):
-        if turn["advantage"] is None:
-            continue
-        outcome, whole = turn["outcome_advantage"], turn["advantage"]
-        axis.bar(k - 0.18, outcome, 0.3, color=OUTCOME, label="outcome" if k == 0 else None)
-        axis.bar(k + 0.18, whole - outcome, 0.3, color=TURN, label="turn credit" if k == 0 else None)
-        axis.plot([k - 0.4, k + 0.4], [whole] * 2, color="black", label="advantage" if k == 0 else None)
+    known = {k: turn for k, turn in enumerate(turns) if turn["advantage"] is not None}
+    outcome = np.array([turn["outcome_advantage"] for turn in known.values()])
+    whole = np.array([turn["advantage"] for turn in known.values()])
+    k = np.array(list(known))
+    axis.bar(k - 0.18, outcome, 0.3, color=OUTCOME, label="outcome")
+    axis.bar(k + 0.18, whole - outcome, 0.3, color=TURN, label="turn credit")
+    axis.hlines(whole, k - 0.4, k + 0.4, color="black", label="advantage")
     axis.axhline(0, color="black", linewidth=0.6)
     axis.set_ylabel("advantage")
     axis.legend(frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
