@@ -68,7 +68,10 @@ def test_one_value_stands_for_a_list(workplace):
     [
         ("max_steps: [1\n", r"--config bad.yaml is no YAML .*line 2"),
         ("- max_steps\n", r"--config bad.yaml must hold options by name"),
-        ("max_stebs: 1\nmax_steps: 1\n", r"--config bad.yaml has unknown options: max_stebs \(a2tgpo train --help"),
+        (
+            "max_stebs: 1\nmax_steps: 1\n",
+            r"--config bad.yaml has unknown options: max_stebs; did you mean max_steps\? \(a2",
+        ),
         ("config: other.yaml\n", r"unknown options: config"),
         ("reward_weights: many\n", r"argument --reward_weights.*: invalid float value: 'many'"),
         ("max_steps: many\n", r"argument --max_steps.*: invalid int value: 'many'"),
@@ -82,8 +85,12 @@ def test_bad_files(workplace, text, message):
 
 
 def test_unknown_flags_and_files():
-    with pytest.raises(BadUsage, match=r"^unknown: --max_stebs 3 \(a2tgpo train --help lists the options\)$"):
-        filled("--max_stebs", "3")
+    with pytest.raises(BadUsage, match=r"^unknown: --zzz 3 \(a2tgpo train --help lists the options\)$"):
+        filled("--zzz", "3")
+    with pytest.raises(
+        BadUsage, match=r"^unknown: --dataset_name=q --max-stebs 3; did you mean dataset, max_steps\? \("
+    ):
+        filled("--dataset_name=q", "--max-stebs", "3")
     with pytest.raises(BadUsage, match=r"--config nowhere: no such file, and the recipes are .*vllm-colocate"):
         filled("--config", "nowhere")
 

@@ -131,7 +131,10 @@ def test_the_split_chooses_among_the_files_of_a_folder(tmp_path, monkeypatch):
 
 def test_sources_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "q.csv").touch()
-    with pytest.raises(ValueError, match=r"q\.csv'; files end in \.jsonl, \.json, \.parquet\. Read it with datasets"):
+    with pytest.raises(
+        ValueError,
+        match=r"q\.csv'; files end in \.jsonl, \.json, \.parquet\. Convert it, or in Python read it with datasets",
+    ):
         load_questions(tmp_path / "q.csv")
     for missing in (tmp_path / "q.jsonl", "q.jsonl", "no such/*.json"):
         with pytest.raises(FileNotFoundError, match=r"source is .* there is no such file or folder, nor one that"):

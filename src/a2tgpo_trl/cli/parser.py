@@ -1,8 +1,9 @@
 """Options from flags and YAML, with errors of one line."""
 
 import argparse
+import difflib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -66,15 +67,22 @@ def parse(
     known = {field for cls in classes for field in cls.__dataclass_fields__} | set(ignored)
     given, unknown = parser.parse_known_args(options)
     if unknown:
-        parser.error(f"unknown: {' '.join(unknown)}")
+        parser.error(f"unknown: {' '.join(unknown)}{_closest(unknown, vars(given))}")
     for name in given.config:
         chosen = read_config(name)
         if unknown := sorted(map(str, set(chosen) - known)):
-            parser.error(f"--config {name} has unknown options: {', '.join(unknown)}")
+            parser.error(f"--config {name} has unknown options: {', '.join(unknown)}{_closest(unknown, known)}")
         values |= chosen
     parser.take_defaults(values)
     with as_bad_usage():
         return parser.parse_args_into_dataclasses(options, look_for_args_file=False)[: len(classes)]
+
+
+def _closest(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """Options whose names are close to these, as a question."""
+    names = (argument.removeprefix("--").partition("=")[0].replace("-", "_") for argument in unknown)
+    close = [match for name in names for match in difflib.get_close_matches(name, known, n=1, cutoff=0.7)]
+    return f"; did you mean {', '.join(close)}?" if close else ""
 
 
 def defaults_of_this_machine() -> dict[str, Any]:

@@ -33,8 +33,8 @@ def find_files(source: str | PathLike, split: str) -> list[Path]:
     for file in found:
         if file.suffix not in READERS:
             raise ValueError(
-                f"source is {str(file)!r}; files end in {', '.join(READERS)}. Read it with datasets.load_dataset and give "
-                "the dataset as source."
+                f"source is {str(file)!r}; files end in {', '.join(READERS)}. Convert it, or in Python read "
+                "it with datasets.load_dataset and give the dataset as source."
             )
     return found
 
