@@ -243,6 +243,14 @@ def test_eval_goes_on_with_the_same_settings_only(shared, tmp_path, capsys, chan
     assert (tmp_path / "other.json").read_text() == '{"precious": 1}'
 
 
+def test_a_run_that_failed_before_its_first_answer_is_no_hindrance(shared, tmp_path, capsys):
+    command = ["eval", "--datasets", "atlas", "--limit", "1", *shared]
+    assert main([*command, "--tools", "search", "json.loads"]) == 2
+    assert "Tool 'loads' needs" in capsys.readouterr().err
+    assert main(command) == 0
+    assert len((tmp_path / "eval.jsonl").read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -166,7 +166,7 @@ def _settings(
 
 def open_answers(file: Path, settings: dict[str, Any]) -> dict[tuple[str, int], dict]:
     """
-    The answers that an earlier run left, by set and index; a new file if there is none.
+    The answers that an earlier run left, by set and index; a new file if there are none.
 
     A last line that was cut off is dropped.
 
@@ -179,7 +179,7 @@ def open_answers(file: Path, settings: dict[str, Any]) -> dict[tuple[str, int], 
     """
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     first = json.dumps(settings)
-    if first.startswith(text):  # an interrupted run may have left half a line
+    if first.startswith(text) or _holds_settings_alone(text, settings):  # a run may have ended with half a line
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(first + "\n", encoding="utf-8")
         return {}
@@ -196,6 +196,15 @@ def open_answers(file: Path, settings: dict[str, Any]) -> dict[tuple[str, int], 
     if not text.endswith("\n"):
         file.write_text(text[: text.rindex("\n") + 1], encoding="utf-8")
     return answers
+
+
+def _holds_settings_alone(text: str, settings: dict[str, Any]) -> bool:
+    """Whether a run, maybe with other settings, ended before its first answer."""
+    try:
+        before = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(before, dict) and before.keys() == settings.keys()
 
 
 def _is_answered(question: Question, answers: dict[tuple[str, int], dict], file: Path) -> bool:
