@@ -207,7 +207,7 @@ def test_an_index_of_another_corpus_is_refused(tmp_path):
         ({"kind": "dense"}, ValueError, "needs an encoder"),
         ({"encoder": "e5"}, ValueError, "for kind='dense'"),
         ({"query_prefix": "query: "}, ValueError, "for kind='dense'"),
-        ({}, FileNotFoundError, "missing.jsonl"),
+        ({}, FileNotFoundError, "missing.jsonl': there is no such file, nor an index of it"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_served(tmp_path, options, error, message):

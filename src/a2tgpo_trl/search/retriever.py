@@ -84,6 +84,8 @@ def open_or_build(
     if folder.exists():
         origin = {"corpus_bytes": corpus.stat().st_size} if corpus.exists() else {}
         _check_origin(folder, kind, {**origin, **model})
+    elif not corpus.is_file():
+        raise FileNotFoundError(f"corpus is {str(corpus)!r}: there is no such file, nor an index of it, {folder}.")
     else:
         print(f"Building the index {folder} of {corpus}.", flush=True)
         search.build(corpus, folder, **model)
