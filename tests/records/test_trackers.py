@@ -1,6 +1,7 @@
 """What wandb, trackio and tensorboard hold after a run."""
 
 import json
+import time
 
 import pytest
 
@@ -13,13 +14,13 @@ FULL, FIRST, MIDDLE, LAST = range(1, 5)
 def read_log(data):
     """The records of a log in LevelDB's format: blocks of chunks, each with checksum, length and type before it."""
     position, parts = FILE_HEADER, []
-    while position < len(data):
+    while position + HEADER <= len(data):
         left = BLOCK - position % BLOCK
         if left < HEADER:
             position += left
             continue
         size, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
-        if kind not in (FULL, FIRST, MIDDLE, LAST):
+        if kind not in (FULL, FIRST, MIDDLE, LAST) or position + HEADER + size > len(data):
             return
         parts.append(data[position + HEADER : position + HEADER + size])
         position += HEADER + size
@@ -28,15 +29,23 @@ def read_log(data):
             parts = []
 
 
-def read_offline_run(folder):
-    """Config, history rows and metric definitions of wandb's offline run."""
+def read_records(folder):
+    """What wandb wrote of its offline run, once all of it is there: its service may still write after `finish`."""
     from wandb.proto import wandb_internal_pb2
 
     (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    for _ in range(300):
+        records = [wandb_internal_pb2.Record.FromString(data) for data in read_log(file.read_bytes())]
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        time.sleep(0.1)
+    raise AssertionError(f"{file} does not end")
+
+
+def read_offline_run(folder):
+    """Config, history rows and metric definitions of wandb's offline run."""
     config, history, metrics = {}, [], {}
-    for data in read_log(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in read_records(folder):
         updates = [*record.run.config.update, *record.config.update]
         config |= {update.key: json.loads(update.value_json) for update in updates if update.key}
         if record.history.item:
