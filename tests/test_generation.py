@@ -1,60 +1,27 @@
 """Turns on the transformers backend: the same as TRL's loop writes, each token read once, on one process or several."""
 
 import copy
-import random
+from functools import partial
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset
+from accelerate import Accelerator
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
+from trl.generation.vllm_generation import VLLMGeneration
 
+import chance
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-from a2tgpo_trl.generation import _collective_backend
-
-# Many tokens end a turn, so that random models write turns of different length, some of them empty but for the end
-ENDS = [2, *range(320, 400)]
-PROMPTS = [
-    "Where is Lyon?",
-    "Where?",
-    "What is the capital of the country where Lyon is, and what is its currency?",
-    "I",
-]
-PROMPTS += ["Who?", "Question: What is the currency of Japan?"]
-
-
-def look(key: int) -> str:
-    """
-    Look something up.
-
-    Args:
-        key: Where to look.
-    """
-    return " ".join(
-        random.Random(key).choices(["Lyon", "is", "in", "France", "capital", "of", "東京", "é"], k=key % 31)
-    )
-
-
-def calls_by_sum(tokenizer, ids, prefix=None, tools=None):
-    """A parser that finds a call in most turns, and sometimes two: a random model never writes one."""
-    message = {"role": "assistant", "content": tokenizer.decode(ids, skip_special_tokens=True)}
-    number = sum(ids) % 7
-    calls = [] if number < 2 else [sum(ids)] if number < 6 else [sum(ids), sum(ids) + 1]
-    if calls:
-        message["tool_calls"] = [
-            {"type": "function", "function": {"name": "look", "arguments": {"key": key}}} for key in calls
-        ]
-    return message
+from a2tgpo_trl.backends import TransformersBackend, VLLMBackend
+from chance import ENDS, PROMPTS, look, rolled_out, rows
 
 
 @pytest.fixture
 def trainers(config, monkeypatch):
     """`trainers(cls, **options)`: a trainer of a random model that calls tools by chance, and decides greedily."""
-    monkeypatch.setattr("trl.trainer.grpo_trainer.parse_response", calls_by_sum)
-    monkeypatch.setattr("a2tgpo_trl.rollout.chat.parse_response", calls_by_sum)
+    chance.install_parser(monkeypatch)
 
     def make(
         cls=A2TGPOTrainer,
@@ -77,30 +44,13 @@ def trainers(config, monkeypatch):
             model=model,
             reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
             args=config(A2TGPOConfig if cls is A2TGPOTrainer else GRPOConfig, **options),
-            train_dataset=Dataset.from_list(rows()),
+            train_dataset=chance.dataset(),
             processing_class=tokenizer,
             tools=list(tools),
             peft_config=peft_config,
         )
 
     return make
-
-
-def rows():
-    return [{"prompt": [{"role": "user", "content": text}], "answer": "Paris"} for text in PROMPTS for _ in range(2)]
-
-
-def rolled_out(trainer):
-    """Prompt ids, completion ids, masks, messages, … of a batch."""
-    outputs, generate = [], trainer._generate
-
-    def keep(prompts):
-        outputs.append(generate(prompts))
-        return copy.deepcopy(outputs[0])
-
-    trainer._generate = keep
-    trainer._generate_and_score_completions(rows())
-    return outputs[0]
 
 
 @pytest.mark.parametrize(
@@ -264,7 +214,7 @@ def test_observations_are_cut(trainers):
 @pytest.fixture
 def collective(trainers, monkeypatch):
     """A trainer that takes itself for one of several processes under FSDP."""
-    monkeypatch.setattr("a2tgpo_trl.generation._collective_backend", lambda trainer: "FSDP")
+    monkeypatch.setattr(TransformersBackend, "collective", "FSDP")
     return trainers
 
 
@@ -296,17 +246,22 @@ def test_a_process_without_rollouts_joins_with_a_row_that_ends_at_once(collectiv
     assert not trainer._turns._history._histories
 
 
-def test_a_vllm_server_gets_as_many_rows_from_each_process(collective, monkeypatch):
-    trainer = collective()
-    trainer.use_vllm = True
-    trainer.vllm_generation = SimpleNamespace(max_completion_length=160)
+@pytest.fixture
+def vllm_trainers(trainers, monkeypatch):
+    """Trainers with TRL's own `VLLMGeneration`, which starts no engine and calls no server."""
+    monkeypatch.setattr(VLLMGeneration, "_init_vllm", lambda self: None)
+    return partial(trainers, use_vllm=True, vllm_importance_sampling_correction=False, generation_kwargs={})
+
+
+def test_a_vllm_server_gets_as_many_rows_from_each_process(vllm_trainers, monkeypatch):
+    monkeypatch.setattr(VLLMBackend, "collective", "a vLLM server")
+    trainer = vllm_trainers(vllm_mode="server")
     asked = []
 
     def generate(contexts, images, fields, num_generations):
         asked.append((contexts, trainer.vllm_generation.max_completion_length))
         return [[7, 2] for _ in contexts], [[-0.1, -0.2] for _ in contexts]
 
-    trainer._turns._in_transformers = False
     ids, logprobs = trainer._turns.write(generate, [4], [[9, 9]], [20], 3)
     assert asked == [([[9, 9], [2], [2]], 160)]  # the main process limits all, and knows only its own rows
     assert (ids, logprobs) == ([[7, 2]], [[-0.1, -0.2]])
@@ -314,30 +269,22 @@ def test_a_vllm_server_gets_as_many_rows_from_each_process(collective, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("processes", "settings", "backend"),
+    ("processes", "settings", "fsdp", "backend"),
     [
-        (1, {"use_vllm": True, "vllm_mode": "server"}, None),
-        (2, {"use_vllm": True, "vllm_mode": "server"}, "a vLLM server"),
-        (2, {"use_vllm": True, "vllm_mode": "colocate", "vllm_tensor_parallel_size": 1}, None),
-        (
-            2,
-            {"use_vllm": True, "vllm_mode": "colocate", "vllm_tensor_parallel_size": 2},
-            "vLLM with tensor parallelism",
-        ),
-        (2, {"vllm_tensor_parallel_size": 1, "vllm_enable_sleep_mode": True}, None),
-        (
-            2,
-            {"vllm_tensor_parallel_size": 1, "vllm_enable_sleep_mode": True, "is_fsdp_enabled": True},
-            "sleep mode with FSDP",
-        ),
-        (2, {"vllm_tensor_parallel_size": 1, "is_fsdp_enabled": True}, None),
-        (2, {"use_vllm": False, "is_fsdp_enabled": False}, None),
-        (2, {"use_vllm": False, "is_fsdp_enabled": True}, "FSDP"),
+        (1, {"vllm_mode": "server"}, False, None),
+        (2, {"vllm_mode": "server"}, False, "a vLLM server"),
+        (2, {}, False, None),
+        (2, {"vllm_tensor_parallel_size": 2}, False, "vLLM with tensor parallelism"),
+        (2, {"vllm_enable_sleep_mode": True}, False, None),
+        (2, {"vllm_enable_sleep_mode": True}, True, "vLLM's sleep mode with FSDP"),
+        (2, {}, True, None),
+        (2, {"use_vllm": False}, False, None),
+        (2, {"use_vllm": False}, True, "FSDP"),
+        (2, {"use_vllm": False, "use_transformers_continuous_batching": True}, True, "FSDP"),
     ],
 )
-def test_collective_backends(processes, settings, backend):
-    settings = {"use_vllm": True, "vllm_mode": "colocate", "is_fsdp_enabled": False, **settings}
-    args = SimpleNamespace(vllm_enable_sleep_mode=settings.pop("vllm_enable_sleep_mode", False))
-    trainer = SimpleNamespace(accelerator=SimpleNamespace(num_processes=processes), args=args, **settings)
-    found = _collective_backend(trainer)
-    assert found is None if backend is None else backend in found
+def test_collective_backends(vllm_trainers, monkeypatch, processes, settings, fsdp, backend):
+    trainer = vllm_trainers(**settings)
+    trainer.is_fsdp_enabled = fsdp
+    monkeypatch.setattr(Accelerator, "num_processes", processes)
+    assert trainer.backend.collective == backend

@@ -8,9 +8,9 @@ import torch
 from datasets import Dataset
 from trl import GRPOTrainer
 
-import a2tgpo_trl.generation
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.backends import TransformersBackend
 from a2tgpo_trl.belief import BeliefScorer
 from a2tgpo_trl.functional import turn_ids
 from conftest import GROUP, QUESTION, correct, search
@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
         return script.write(trainer._tokenizer, prompt_ids), None
 
     GRPOTrainer._generate_single_turn = generate
-    a2tgpo_trl.generation._collective_backend = lambda trainer: "FSDP" if processes > 1 else None
+    TransformersBackend._what_is_collective = lambda backend, sharding: "FSDP"
     args = A2TGPOConfig(
         str(folder / f"run-{processes}"),
         num_generations=4,

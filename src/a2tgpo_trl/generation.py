@@ -1,14 +1,13 @@
 """Turns of the model, on any of TRL's backends: where they end, how long they may be, and what was read before."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from time import perf_counter
 from typing import Any
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 from trl import GRPOTrainer
 
@@ -37,18 +36,18 @@ class TurnGenerator:
     def __init__(self, trainer: GRPOTrainer, protocol: ToolProtocol):
         self.trainer = trainer
         self.protocol = protocol
+        self.backend = trainer.backend
         self.model = trainer.accelerator.unwrap_model(trainer.model)
-        self.collective = _collective_backend(trainer)
+        self.collective = self.backend.collective
         self.seconds = 0.0
         self._history = None
         self._tokens_read_again = 0
-        self._in_transformers = not (trainer.use_vllm or trainer.use_transformers_continuous_batching)
-        protocol.stop_strings = self._stop_at(protocol.stop_strings)
+        protocol.stop_strings = self.backend.stop_at(protocol.stop_strings)
         if self.collective and not trainer.args.lockstep:
             logger.warning(
                 f"All rollouts take their turns in lockstep: {self.collective} needs the same generations on all processes."
             )
-        if self._in_transformers and trainer.args.reuse_history:
+        if self.backend.takes_row_options and trainer.args.reuse_history:
             if obstacle := history_obstacle(self.model, trainer.generation_config):
                 logger.warning(f"Each turn reads its whole history again: {obstacle}.")
             else:
@@ -56,7 +55,7 @@ class TurnGenerator:
 
     @property
     def tokens_fed(self) -> int | None:
-        if not self._in_transformers:
+        if not self.backend.takes_row_options:
             return None
         return self._tokens_read_again if self._history is None else self._history.tokens_fed
 
@@ -96,8 +95,7 @@ class TurnGenerator:
         """
         start = perf_counter()
         size = len(contexts)
-        missing = (batch_size if self.trainer.use_vllm else min(batch_size, 1)) - size if self.collective else 0
-        missing = max(missing, 0)
+        missing = self._missing_rows(size, batch_size)
         rows = [*rows, *[None] * missing]
         contexts = contexts + [[self.trainer._tokenizer.eos_token_id]] * missing
         limits = [*max_tokens, *[1] * missing]
@@ -114,6 +112,12 @@ class TurnGenerator:
         self.seconds = perf_counter() - start
         return ids[:size], logprobs
 
+    def _missing_rows(self, size: int, batch_size: int) -> int:
+        """Rows that this process adds to a collective generation, so that it takes part."""
+        if not self.collective:
+            return 0
+        return max((batch_size if self.backend.needs_equal_rows else min(batch_size, 1)) - size, 0)
+
     def agree(self, number: int) -> int:
         """The maximum over all processes where generation is collective, else the number itself."""
         if not self.collective:
@@ -121,40 +125,16 @@ class TurnGenerator:
         accelerator = self.trainer.accelerator
         return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
 
-    def _stop_at(self, strings: list[str]) -> list[str]:
-        """End generation at these strings as well; returns them with those that the user configured."""
-        trainer = self.trainer
-        given = trainer.vllm_generation.generation_kwargs if trainer.use_vllm else trainer.generation_kwargs
-        configured = given.get("stop" if trainer.use_vllm else "stop_strings") or []
-        stops = [*([configured] if isinstance(configured, str) else configured), *strings]
-        if not stops:
-            return stops
-        if trainer.use_vllm:
-            # A tag may be a special token, which vLLM would skip in the text where it looks for stop strings
-            options = {"stop": stops, "include_stop_str_in_output": True, "skip_special_tokens": False}
-            trainer.vllm_generation.generation_kwargs = {**given, **options}
-        else:
-            trainer.generation_config.stop_strings = trainer.generation_kwargs["stop_strings"] = stops
-        return stops
-
-    @contextmanager
-    def _limited_to(self, limits: list[int]):
-        trainer = self.trainer
-        settings, option = trainer.generation_config, "max_new_tokens"
-        if trainer.use_vllm:
-            settings, option = trainer.vllm_generation, "max_completion_length"
-        most = getattr(settings, option)
-        if trainer.use_vllm and self.collective:  # one process sets the limit of all, and knows its own rows only
-            most = min(most, trainer.args.max_turn_tokens or most)
-        else:
-            most = min(most, max(limits))
-        with replaced(settings, **{option: most}):
-            yield
+    def _limited_to(self, limits: list[int]) -> AbstractContextManager:
+        backend, most = self.backend, self.backend.max_tokens
+        if self.collective and backend.one_limit_for_all:  # that process knows its own rows only
+            return backend.limited_to(min(most, self.trainer.args.max_turn_tokens or most))
+        return backend.limited_to(min(most, max(limits)))
 
     @contextmanager
     def _generating(self, rows: list[int | None], contexts: list[list[int]], limits: list[int]):
         """While TRL generates, pass `model.generate` what TRL does not: limits by row, histories, a tokenizer."""
-        if not self._in_transformers:
+        if not self.backend.takes_row_options:
             yield
             return
         generate = partial(self.model.generate, stopping_criteria=StoppingCriteriaList([_RowLimits(limits)]))
@@ -176,18 +156,3 @@ class _RowLimits(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         self.num_written += 1
         return (self.limits <= self.num_written).to(input_ids.device)
-
-
-def _collective_backend(trainer: GRPOTrainer) -> str | None:
-    """The backend in words if its generations are of all processes together."""
-    if trainer.accelerator.num_processes == 1:
-        return None
-    sharded = "DeepSpeed ZeRO-3" if is_deepspeed_zero3_enabled() else "FSDP" if trainer.is_fsdp_enabled else None
-    if not trainer.use_vllm:
-        return sharded
-    if trainer.vllm_mode == "server":
-        return "a vLLM server"
-    if trainer.vllm_tensor_parallel_size > 1:
-        return "vLLM with tensor parallelism"
-    # Weights that sleep are gathered and pushed again before each generation
-    return f"vLLM's sleep mode with {sharded}" if trainer.args.vllm_enable_sleep_mode and sharded else None

@@ -5,6 +5,7 @@ import sys
 import textwrap
 from collections import defaultdict, deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
 from trl.trainer.utils import get_config_model_id
 
+from .backends import backend_of, context_length
 from .belief import BeliefScorer, RidingModel, scored_answer, shared_beliefs
 from .checks import check_arguments, check_observation_limit, prompts_are_conversational, warn_of_settings
 from .config import A2TGPOConfig
@@ -144,6 +146,7 @@ class A2TGPOTrainer(GRPOTrainer):
     def _set_up_rollouts(self, protocol: str | None, conversational: bool) -> None:
         args, tokenizer = self.args, self._tokenizer
         self._protocol = self._turns = None
+        self.backend = backend_of(self)
         if protocol == "chat":
             self._protocol = ChatProtocol(tokenizer, self._get_tool_suffix_ids, self.eos_token_ids)
         elif protocol == "tags":
@@ -241,7 +244,7 @@ class A2TGPOTrainer(GRPOTrainer):
         return RolloutLimits(
             self.max_tool_calling_iterations,
             self.max_completion_length,
-            self._max_model_length(),
+            self.backend.max_model_length,
             self.args.max_turn_tokens,
             self.args.max_observation_tokens,
         )
@@ -256,14 +259,6 @@ class A2TGPOTrainer(GRPOTrainer):
         metrics = self._metrics["train" if self._is_training else "eval"]
         for name, value in rollout_metrics(gather_object([record])).items():
             metrics[name].append(value)
-
-    def _max_model_length(self) -> int:
-        if self.use_vllm and self.vllm_mode == "colocate":
-            return self.vllm_generation.llm.llm_engine.model_config.max_model_len
-        return self._context_length()
-
-    def _context_length(self) -> int:
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
     @torch.no_grad()
     def play(self, rows: list[dict[str, Any]], greedy: bool = False, num_generations: int = 1) -> list[dict[str, Any]]:
@@ -284,14 +279,12 @@ class A2TGPOTrainer(GRPOTrainer):
         """
         logs = {"prompt": [], "completion": [], "images": [], "advantages": deque()}
         logs |= {"rewards": defaultdict(list), "extra": defaultdict(list)}
-        sampler = self.vllm_generation if self.use_vllm else self.generation_config
-        choice = ({"temperature": 0.0} if self.use_vllm else {"do_sample": False}) if greedy else {}
         is_training = self.model.training
         self.model.eval()
         try:
             with (
                 replaced(self, _logs=logs, _metrics={"eval": defaultdict(list)}, num_generations_eval=num_generations),
-                replaced(sampler, **choice),
+                self.backend.greedy() if greedy else nullcontext(),
             ):
                 size = max(self.args.per_device_eval_batch_size // num_generations, 1)
                 for start in range(0, len(rows), size):
@@ -312,7 +305,7 @@ class A2TGPOTrainer(GRPOTrainer):
 
     def _set_up_credit(self) -> None:
         if self.args.advantage_estimator != "grpo":
-            model, tokenizer, length = self.model, self._tokenizer, self._context_length()
+            model, tokenizer, length = self.model, self._tokenizer, context_length(self)
             self._scorer = BeliefScorer(model, tokenizer, self.accelerator, self.args, length)
 
     def _set_signature_columns_if_needed(self):

@@ -1,48 +1,14 @@
-"""Tags with real generation: stop strings on the transformers backend, and the sampling parameters for vLLM."""
-
-from itertools import pairwise
-from types import SimpleNamespace
+"""Tags with real generation: stop strings on the transformers backend, and the stop strings that vLLM gets."""
 
 import pytest
-import torch
 from datasets import Dataset
 from trl import GRPOTrainer
+from trl.generation.vllm_generation import VLLMGeneration
 
 import tiny
 from a2tgpo_trl import A2TGPOTrainer
+from chain import CALL, LONG, PROMPTS, chain
 from conftest import search
-
-CALL = "<search>Lyon</search>"
-LONG = "abcdefghijklmnopqrstuvw"
-
-# What each token is followed by. `>` leads back to `Lyon`, so that only a stop string ends `<search>Lyon</search>`
-PATHS = [
-    ["!", "<", "search", ">", "Lyon", "</", "search"],
-    ["?", *LONG, "<"],
-    ["#", "Paris", ".", "<|im_end|>"],
-    ["\n", "Paris"],  # after an observation
-    ["@", "yen", "yen"],  # for ever
-    ["&", "(", "E", ")", "+", "+"],
-]
-PROMPTS = ["!", "?", "#", "@"]
-
-
-def chain(tokenizer, paths=PATHS):
-    """A model whose next token depends on the last one only, with near certainty: a chain through `paths`."""
-    width = 400
-    model = tiny.model(hidden_size=width, num_attention_heads=2, num_key_value_heads=2, num_hidden_layers=1)
-    layer = model.model.layers[0]
-    follow = torch.zeros(width, width)
-    for path in paths:
-        ids = [tokenizer.vocab[token.replace("\n", "Ċ")] for token in path]
-        for last, following in pairwise(ids):
-            follow[following, last] = 10.0
-    with torch.no_grad():
-        model.model.embed_tokens.weight.copy_(torch.eye(width))
-        model.lm_head.weight.copy_(follow)
-        layer.self_attn.o_proj.weight.zero_()
-        layer.mlp.down_proj.weight.zero_()
-    return model
 
 
 @pytest.fixture
@@ -156,6 +122,12 @@ def test_nothing_is_left_behind_a_stop_string_of_the_user(tags):
 # ---- vLLM
 
 
+@pytest.fixture
+def no_engine(monkeypatch):
+    """TRL's own `VLLMGeneration`, which starts no engine."""
+    monkeypatch.setattr(VLLMGeneration, "_init_vllm", lambda self: None)
+
+
 @pytest.mark.parametrize(
     ("given", "stop"),
     [
@@ -167,20 +139,15 @@ def test_nothing_is_left_behind_a_stop_string_of_the_user(tags):
         ({"include_stop_str_in_output": False}, ["</search>"]),
     ],
 )
-def test_sampling_parameters_for_vllm(tags, given, stop):
-    trainer, _ = tags()
-    trainer.use_vllm, trainer.vllm_generation = True, SimpleNamespace(generation_kwargs=dict(given))
-    trainer._turns._stop_at(("</search>",))
+def test_sampling_parameters_for_vllm(tags, no_engine, given, stop):
+    trainer, _ = tags(use_vllm=True, generation_kwargs=dict(given))
     expected = {**given, "stop": stop, "include_stop_str_in_output": True, "skip_special_tokens": False}
     assert trainer.vllm_generation.generation_kwargs == expected
 
 
-def test_generation_kwargs_of_the_user_stay_as_they_are(tags):
-    trainer, _ = tags()
-    given = {"stop": ["</answer>"]}  # TRL hands vLLM the dict of the config itself
-    trainer.use_vllm, trainer.vllm_generation = True, SimpleNamespace(generation_kwargs=given)
-    trainer._turns._stop_at(("</search>",))
-    assert given == {"stop": ["</answer>"]}
+def test_generation_kwargs_of_the_user_stay_as_they_are(tags, no_engine):
+    trainer, _ = tags(use_vllm=True, generation_kwargs={"stop": ["</answer>"]})
+    assert trainer.args.generation_kwargs == {"stop": ["</answer>"]}  # TRL hands vLLM this very dict
 
 
 def test_log_probabilities_are_cut_with_their_tokens(tags, monkeypatch):
