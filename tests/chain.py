@@ -24,7 +24,8 @@ PROMPTS = ["!", "?", "#", "@"]
 def chain(tokenizer, paths=PATHS):
     """A model whose next token depends on the last one only, with near certainty: a chain through `paths`."""
     width = 400
-    model = tiny.model(hidden_size=width, num_attention_heads=2, num_key_value_heads=2, num_hidden_layers=1)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 64}  # of a size that all backends take
+    model = tiny.model(hidden_size=width, num_hidden_layers=1, **heads)
     layer = model.model.layers[0]
     follow = torch.zeros(width, width)
     for path in paths:

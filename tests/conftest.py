@@ -15,6 +15,8 @@ from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it gives
 
+pytest_plugins = ["on_backends"]
+
 QUESTION = "Question: What is the capital of the country where Lyon is?"
 
 

@@ -30,6 +30,7 @@ class Backend(ABC):
     one_limit_for_all = False
     _limit: str
     _greedy: dict[str, Any]
+    _context_option: str | None = None  # where the backend refuses to read on
 
     def __init__(self, trainer: GRPOTrainer):
         self.trainer = trainer
@@ -63,6 +64,20 @@ class Backend(ABC):
     def max_model_length(self) -> int:
         """Tokens of prompt and completion that the backend takes."""
         return context_length(self.trainer)
+
+    def check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+        """
+        Refuse prompts that the backend cannot read.
+
+        Raises:
+            ValueError: If one leaves no room for a token.
+        """
+        longest, room = max(map(len, prompts), default=0), self.max_model_length
+        if self._context_option is not None and longest >= room:
+            raise ValueError(
+                f"A prompt has {longest} tokens, and {self._context_option}={room} is for prompt and completion: raise "
+                "it, or leave out long prompts."
+            )
 
     def limited_to(self, max_tokens: int) -> AbstractContextManager:
         """While generations may have at most so many tokens."""
@@ -107,6 +122,7 @@ class VLLMBackend(Backend):
     needs_equal_rows = True
     one_limit_for_all = True
     _limit = "max_completion_length"
+    _context_option = "vllm_max_model_length"
     _greedy = {"temperature": 0.0}
 
     @property

@@ -188,6 +188,7 @@ class A2TGPOTrainer(GRPOTrainer):
                 self._turns.clear()
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+        self.backend.check_prompts(prompt_ids)
         if self._turns is None:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations)
         limits = replace(self._rollout_limits(), max_completion_length=sys.maxsize)  # the backend's own limit

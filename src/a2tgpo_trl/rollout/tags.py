@@ -53,13 +53,14 @@ class TagProtocol(ToolProtocol):
             raise ValueError(f"Tags must be distinct: tools use {sorted(self._calls)}, results use {result_tag!r}.")
         self.stop_strings = [f"</{tag}>" for tag in self._calls]
         tags = [f"<{slash}{tag}>" for tag in [*self._calls, result_tag] for slash in ("", "/")]
-        self._hidden = set(tokenizer.all_special_ids) - set(tokenizer.convert_tokens_to_ids(tags))
+        in_tags = [token for token in tokenizer.all_special_tokens if any(token in tag for tag in tags)]
+        self._hidden = set(tokenizer.all_special_ids) - set(tokenizer.convert_tokens_to_ids(in_tags))
         names = "|".join(map(re.escape, self._calls))
         self._closing = re.compile(f"</({names})>")
         self._markup = Markup(tags)
 
     def read_turn(self, ids: list[int], prefix: list[int], schemas: list) -> tuple[Message, list[ToolCall]]:
-        # A tag may be a special token, which decoding would skip
+        # A tag may be a special token or have one inside, which decoding would skip
         text = self._decode([token for token in ids if token not in self._hidden])
         message = {"role": "assistant", "content": text}
         closing = self._closing.search(text)
