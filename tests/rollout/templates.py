@@ -1,13 +1,14 @@
 """TRL's chat templates that render tool calls, with the tiny tokenizer and TRL's own code around them."""
 
 import re
+import tempfile
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import trl
+from datasets import Dataset
 from tokenizers import AddedToken
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 from trl.chat_template_utils import (
     get_training_chat_template,
     is_chat_template_prefix_preserving,
@@ -45,16 +46,30 @@ def make_tokenizer(name, kind):
 
 
 def trl_observation_ids(tokenizer):
-    """TRL's `_get_tool_suffix_ids` as its trainer would call it."""
-    template = None if is_chat_template_prefix_preserving(tokenizer) else get_training_chat_template(tokenizer)
-    trainer = SimpleNamespace(
+    """TRL's `_get_tool_suffix_ids`, of a trainer with this tokenizer."""
+    settings = {
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": [],
+        "num_generations": 2,
+        "per_device_train_batch_size": 2,
+    }
+    trainer = GRPOTrainer(
+        model=_model(),
+        reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
+        args=GRPOConfig(tempfile.mkdtemp(), **settings),
+        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": "?"}]}]),
         processing_class=tokenizer,
-        _tokenizer=tokenizer,
-        _is_vlm=False,
-        chat_template=template,
-        chat_template_kwargs={},
     )
-    return lambda messages: GRPOTrainer._get_tool_suffix_ids(trainer, messages)
+    # With tools TRL chooses so itself, but refuses its own templates for training
+    if not is_chat_template_prefix_preserving(tokenizer):
+        trainer.chat_template = get_training_chat_template(tokenizer)
+    return trainer._get_tool_suffix_ids
+
+
+@cache
+def _model():
+    return tiny.model(vocab_size=1024)
 
 
 def make_protocol(tokenizer, **options):
