@@ -29,7 +29,7 @@ BACKENDS = {
     "continuous batching": {
         "use_transformers_continuous_batching": True,
         # The default takes half of the machine's memory at each generation
-        "transformers_continuous_batching_config": {"num_blocks": 256, "block_size": 32, "max_batch_tokens": 512},
+        "transformers_continuous_batching_config": {"num_blocks": 256, "page_size": 32, "max_batch_tokens": 512},
     },
     "vllm": {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": 1024},
 }

@@ -2,8 +2,9 @@
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -79,6 +80,10 @@ class Backend(ABC):
                 "it, or leave out long prompts."
             )
 
+    def raising_failures(self) -> AbstractContextManager:
+        """While a turn that the backend could not write is an error, where TRL would go on with none."""
+        return nullcontext()
+
     def limited_to(self, max_tokens: int) -> AbstractContextManager:
         """While generations may have at most so many tokens."""
         return replaced(self.settings, **{self._limit: max_tokens})
@@ -114,6 +119,10 @@ class ContinuousBatchingBackend(TransformersBackend):
     """`model.generate_batch`, which knows no stop strings: turns are cut after they were written."""
 
     takes_row_options = False
+
+    def raising_failures(self) -> AbstractContextManager:
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        return replaced(model, generate_batch=partial(_generate_all, model.generate_batch))
 
 
 class VLLMBackend(Backend):
@@ -165,6 +174,18 @@ def backend_of(trainer: GRPOTrainer) -> Backend:
 def context_length(trainer: GRPOTrainer) -> int:
     """Tokens that the policy can read."""
     return getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+
+def _generate_all(generate_batch: Callable[..., dict], inputs: list[list[int]], **options: Any) -> dict:
+    outputs = generate_batch(inputs, **options)
+    errors = [output.error for output in outputs.values() if output.error is not None]
+    missing = len(inputs) - len(outputs) + len(errors)
+    if missing:
+        raise RuntimeError(
+            f"Continuous batching wrote {len(inputs) - missing} of {len(inputs)} turns: {errors[0] if errors else 'see its log'}. "
+            "A context has to fit its cache: see transformers_continuous_batching_config."
+        )
+    return outputs
 
 
 def _joined(configured: str | Sequence[str] | None, strings: Sequence[str]) -> list[str]:

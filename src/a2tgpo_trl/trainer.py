@@ -179,7 +179,10 @@ class A2TGPOTrainer(GRPOTrainer):
     def _generate(self, prompts: list):
         self._is_training = self.model.training  # generation may change it
         try:
-            with replaced(self._tokenizer, parse_response=raising_value_errors(self._tokenizer.parse_response)):
+            with (
+                replaced(self._tokenizer, parse_response=raising_value_errors(self._tokenizer.parse_response)),
+                self.backend.raising_failures(),
+            ):
                 output = super()._generate(prompts)
             self._generated = output[:3]  # prompts, completions and tool masks, without padding
             return output

@@ -102,6 +102,19 @@ def test_a_prompt_beyond_the_context_of_the_engine_names_the_option(by_chance):
         trainer.play(chance.rows())
 
 
+@pytest.mark.parametrize("tools", [(), (chance.look,)], ids=["no tools", "tools"])
+def test_turns_that_continuous_batching_cannot_write_are_an_error(by_chance, tools):
+    settings = {
+        "num_blocks": 16,
+        "page_size": 32,
+        "max_batch_tokens": 64,
+    }  # 512 tokens, of which prompts take up to 600
+    trainer = by_chance("continuous batching", tools=tools, transformers_continuous_batching_config=settings)
+    rows = [{**row, "prompt": [{"role": "user", "content": "Where? " * 200}]} for row in chance.rows()]
+    with pytest.raises(RuntimeError, match="Continuous batching wrote 0 of 12 turns: No requests can be scheduled"):
+        trainer.play(rows)
+
+
 @needs_vllm
 def test_gains_are_those_of_the_transformers_backend(by_chance):
     options = {"advantage_estimator": "a2tgpo"}

@@ -59,9 +59,15 @@ def load_task() -> Task:
 
 
 def make_trainer(
-    model_folder: Path, adapter_folder: Path, task: Task, output_folder: Path, rollout_batches: int, seed: int
+    model_folder: Path,
+    adapter_folder: Path,
+    task: Task,
+    output_folder: Path,
+    rollout_batches: int,
+    seed: int,
+    **options,
 ) -> A2TGPOTrainer:
-    """The trainer, with the adapter in `adapter_folder` as its policy."""
+    """The trainer, with the adapter in `adapter_folder` as its policy; `options` of [`A2TGPOConfig`] are added."""
     args = A2TGPOConfig(
         output_dir=str(output_folder),
         num_generations=GROUP_SIZE,
@@ -87,6 +93,7 @@ def make_trainer(
         report_to="none",
         disable_tqdm=True,
         seed=seed,
+        **options,
     )
     policy = PeftModel.from_pretrained(load_model(model_folder), adapter_folder, is_trainable=True)
     trainer = A2TGPOTrainer(
