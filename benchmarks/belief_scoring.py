@@ -33,12 +33,14 @@ from a2tgpo_trl.replaced import replaced
 PROMPT_TOKENS = 200
 
 
-def make_plan(num_rows: int, tokens: int, turns: int, probe_tokens: int, shared_prompt: bool = False) -> BeliefPlan:
+def make_plan(
+    vocab_size: int, num_rows: int, tokens: int, turns: int, probe_tokens: int, shared_prompt: bool = False
+) -> BeliefPlan:
     """Random completions that share nothing, or their prompt; the last observation ends at the last token."""
     generator = torch.Generator().manual_seed(0)
 
     def ids(n: int) -> list[int]:
-        return torch.randint(0, 49152, (n,), generator=generator).tolist()
+        return torch.randint(0, vocab_size, (n,), generator=generator).tolist()
 
     probe = Probe(ids(probe_tokens), [False] * 3 + [True] * (probe_tokens - 6) + [False] * 3)
     ends = [PROMPT_TOKENS + (tokens - PROMPT_TOKENS) * k // turns for k in range(turns + 1)]
@@ -52,8 +54,8 @@ def make_plan(num_rows: int, tokens: int, turns: int, probe_tokens: int, shared_
 
 
 class Methods:
-    def __init__(self, device: str, bf16: bool, layers: int):
-        self.model = demo_shape(device, layers)
+    def __init__(self, device: str, bf16: bool, toy: bool):
+        self.model = demo_shape(device, toy)
         add_fused_lm_head(self.model)
         args = SimpleNamespace(answer_template="{answer}", ig_tokens_per_batch=None, disable_tqdm=True)
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if bf16 else "no")
@@ -121,11 +123,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def measure(options: argparse.Namespace) -> dict:
     start = time.perf_counter()
-    methods = Methods(options.device, options.bf16, options.layers)
+    methods = Methods(options.device, options.bf16, options.toy)
     set_up = round(time.perf_counter() - start, 3)
-    plan = make_plan(options.rows, options.tokens, options.turns, options.probe_tokens)
-    differences = methods.differences(make_plan(options.rows, 500, options.turns, options.probe_tokens))
-    lengths = [make_plan(options.rows, tokens, options.turns, options.probe_tokens) for tokens in range(510, 1000, 70)]
+    make = partial(make_plan, methods.model.config.vocab_size)
+    plan = make(options.rows, options.tokens, options.turns, options.probe_tokens)
+    differences = methods.differences(make(options.rows, 500, options.turns, options.probe_tokens))
+    lengths = [make(options.rows, tokens, options.turns, options.probe_tokens) for tokens in range(510, 1000, 70)]
     first = {name: [seconds_of(partial(methods.tree, p)) for p in lengths] for name in ("first", "again")}
     pairs = {name: partial(getattr(methods, name), plan) for name in ("tree", "floor", "prefixes")}
     seconds = {
@@ -133,16 +136,16 @@ def measure(options: argparse.Namespace) -> dict:
         "prefixes": in_turn({name: pairs[name] for name in ("prefixes", "tree")}, options.prefix_rounds),
     }
 
-    by_turns = {n: make_plan(options.rows, options.tokens, n, options.probe_tokens) for n in (1, 32)}
+    by_turns = {n: make(options.rows, options.tokens, n, options.probe_tokens) for n in (1, 32)}
     seconds["turns"] = in_turn({str(n): partial(methods.tree, p) for n, p in by_turns.items()}, options.rounds)
 
     # Short completions, as in the demo: 200 tokens of prompt and 200 of completion, two tool turns
-    groups = {shared: make_plan(options.group, 400, 2, options.probe_tokens, shared) for shared in (True, False)}
+    groups = {shared: make(options.group, 400, 2, options.probe_tokens, shared) for shared in (True, False)}
     seconds["group"] = in_turn(
         {"shared": partial(methods.tree, groups[True]), "apart": partial(methods.tree, groups[False])}, options.rounds
     )
 
-    long = make_plan(1, options.long, options.turns, options.probe_tokens)
+    long = make(1, options.long, options.turns, options.probe_tokens)
     memory = {name: peak_megabytes(partial(getattr(methods, name), long)) for name in ("floor", "tree")}
     return {
         "attention": methods.scorer.attention,

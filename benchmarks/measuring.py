@@ -25,21 +25,22 @@ def make_parser(script_doc: str, rounds: int, threads: int = 2) -> argparse.Argu
     parser.add_argument("--threads", type=int, default=threads)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16, with weights in float32")
-    parser.add_argument("--layers", type=int, default=30, help="layers of a random model")
+    parser.add_argument("--toy", action="store_true", help="random models of one layer, to try the script")
     return parser
 
 
-def demo_shape(device: str = "cpu", layers: int = 30, max_length: int = 16384):
+SMOLLM2 = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+TOY = {"vocab_size": 1024, "hidden_size": 144, "intermediate_size": 144, "num_hidden_layers": 1}
+
+
+def demo_shape(device: str = "cpu", toy: bool = False):
     """A random model of SmolLM2-135M's shape: 30 layers, 9 heads, 3 of keys and values, a vocabulary of 49,152."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=layers,
+        **(TOY if toy else SMOLLM2),
         num_attention_heads=9,
         num_key_value_heads=3,
-        max_position_embeddings=max_length,
+        max_position_embeddings=16384,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=2,
