@@ -15,6 +15,11 @@ from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it gives
 
+
+def pytest_addoption(parser):
+    parser.addoption("--test-device", choices=("cpu", "cuda"), default="cuda", help="for test_cuda.py")
+
+
 QUESTION = "Question: What is the capital of the country where Lyon is?"
 
 

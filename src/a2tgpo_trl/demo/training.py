@@ -59,7 +59,13 @@ def load_task() -> Task:
 
 
 def make_trainer(
-    model_folder: Path, adapter_folder: Path, task: Task, output_folder: Path, rollout_batches: int, seed: int
+    model_folder: Path,
+    adapter_folder: Path,
+    task: Task,
+    output_folder: Path,
+    rollout_batches: int,
+    seed: int,
+    use_cpu: bool = True,
 ) -> A2TGPOTrainer:
     """The trainer, with the adapter in `adapter_folder` as its policy."""
     args = A2TGPOConfig(
@@ -80,7 +86,7 @@ def make_trainer(
         gradient_checkpointing=False,
         bf16=False,  # the model is in bfloat16 already
         dataloader_pin_memory=False,
-        use_cpu=True,
+        use_cpu=use_cpu,
         save_steps=UPDATES_PER_BATCH,
         save_total_limit=1,
         logging_steps=1,
