@@ -70,7 +70,9 @@ def make_batch(rows: int, model) -> dict[str, torch.Tensor]:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__, rounds=10)
-    parser.add_argument("--rows", type=int, nargs="+", default=[2], help="completions of a micro-batch; several are measured")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[2], help="completions of a micro-batch; several are measured"
+    )
     return parser.parse_args(arguments)
 
 
