@@ -97,10 +97,10 @@ def measure_rows(model, rows: int, options: argparse.Namespace) -> dict:
         trainers[name] = make_trainer(*classes, model, rows, options.bf16)
 
     def step(name: str, batch: dict) -> None:
-        model.zero_grad()
         with trainers[name].accelerator.autocast():
             loss = trainers[name].compute_loss(model, batch)
         loss.backward()
+        model.zero_grad()
 
     methods = {"trl": lambda: step("trl", theirs), "ours": lambda: step("ours", ours)}
     seconds = in_turn(methods, options.rounds)

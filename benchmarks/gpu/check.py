@@ -19,10 +19,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 LIMITS = {
-    "suite": 170,
+    "suite": 200,
     "beliefs": 120,
     "training": 120,
-    "demo": 240,
+    "demo": 300,
     "memory": 110,
     "scaling": 60,
     "history": 100,
@@ -86,8 +86,9 @@ def run(name: str, options: argparse.Namespace, limit: float) -> None:
     start = time.monotonic()
     partial = options.output_dir / f"{name}.partial"
     partial.unlink(missing_ok=True)
+    command = [sys.executable, *sys.argv]
     try:
-        status = subprocess.run([sys.executable, *sys.argv, "--in-process", name], timeout=limit).returncode
+        status = subprocess.run([*command, "--in-process", name, "--seconds", str(limit)], timeout=limit).returncode
         error = [f"the process ended with status {status}"] if status else None
     except subprocess.TimeoutExpired:
         error = [f"ended after {limit:.0f} seconds"]

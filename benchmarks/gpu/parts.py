@@ -1,16 +1,16 @@
 """The parts of check.py: each takes its options and yields names and figures, the first as soon as they are known."""
 
 import argparse
-import subprocess
-import sys
+import os
+import random
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from xml.etree import ElementTree
 
 import belief_scoring
 import loss_cost
+import pytest
 import riding_probes
 import rollout_history
 import step_cost
@@ -35,21 +35,31 @@ Figures = Iterator[tuple[str, object]]
 
 def suite(options: argparse.Namespace) -> Figures:
     """The tests of what a GPU does in another way."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "tests/test_cuda.py", "--test-device", options.device]
-        subprocess.run([*command, "-p", "no:cacheprovider", "--tb=short", f"--junitxml={report}"], cwd=ROOT)
-        cases = list(ElementTree.parse(report).iter("testcase"))
-    outcomes = {case.get("name"): next((found.tag for found in case), "passed") for case in cases}
-    yield "tests", outcomes
-    yield "seconds", {case.get("name"): float(case.get("time")) for case in cases}
-    bad = {
-        case.get("name"): found.text[-1500:] for case in cases for found in case if found.tag in ("failure", "error")
-    }
-    if bad:
-        yield "failures", bad
-    if bad or "passed" not in outcomes.values():
-        raise AssertionError(f"{len(bad)} of {len(outcomes)} tests failed: {', '.join(bad)}")
+    os.chdir(ROOT)
+    seen = Outcomes()
+    arguments = ["tests/test_cuda.py", "--test-device", options.device, "-p", "no:cacheprovider", "--tb=short", "-v"]
+    status = pytest.main(arguments, plugins=[seen])
+    yield "tests", seen.outcomes
+    yield "seconds", seen.seconds
+    if seen.failures:
+        yield "failures", seen.failures
+    if status or "passed" not in seen.outcomes.values():
+        raise AssertionError(f"pytest ended with {status!r}: {', '.join(seen.failures) or 'see the log'}")
+
+
+class Outcomes:
+    """A plugin of pytest that keeps what became of each test."""
+
+    def __init__(self):
+        self.outcomes, self.seconds, self.failures = {}, {}, {}
+
+    def pytest_runtest_logreport(self, report):
+        name = report.nodeid.partition("::")[2]
+        self.seconds[name] = round(self.seconds.get(name, 0) + report.duration, 2)
+        if report.when == "call" or report.outcome != "passed":
+            self.outcomes[name] = report.outcome
+        if report.failed:
+            self.failures[name] = report.longreprtext[-1500:]
 
 
 def beliefs(options: argparse.Namespace) -> Figures:
@@ -143,7 +153,7 @@ def demo(options: argparse.Namespace) -> Figures:
         yield "seconds_of_warm_start", round(time.monotonic() - start, 1)
 
         trainer = make_trainer(model, adapter, task, folder / "training", 1 if toy else 20, seed=0, use_cpu=use_cpu)
-        rows = list(to_dataset(task.held_out[:2] if toy else task.held_out[::10][:40], PROMPT_TEMPLATE))
+        rows = list(to_dataset(random.Random(0).sample(task.held_out, 2 if toy else 40), PROMPT_TEMPLATE))
         trainer.args.per_device_eval_batch_size = len(rows)
         trainer.args.save_strategy = "no"
 
@@ -155,7 +165,7 @@ def demo(options: argparse.Namespace) -> Figures:
         start = time.monotonic()
         yield "held_out_before", {"questions": len(rows), **play()}
         yield "seconds_of_two_evaluations", round(time.monotonic() - start, 1)
-        until = UntilMark(play, 0.8, begin + 200)
+        until = UntilMark(play, 0.8, begin + options.seconds - 30)
         trainer.add_callback(until)
         trainer.train()
         yield "held_out", until.points
