@@ -8,33 +8,39 @@ many of them scored by the LM head. Also: the same completion cut into more turn
 memory of one completion of 8,000 tokens.
 
     python benchmarks/belief_scoring.py
+    python benchmarks/belief_scoring.py --device cuda --bf16
 
 Writes the figures as JSON beside itself.
 """
 
 import argparse
+import time
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
-from measuring import demo_shape, in_turn, peak_megabytes, ratio, report
+from measuring import demo_shape, in_turn, make_parser, peak_megabytes, ratio, report, wait
 from trl.trainer.utils import add_fused_lm_head
 
 from a2tgpo_trl.belief import BeliefPlan, Probe, ProbedRow, queries, share_contexts
 from a2tgpo_trl.belief.head import predicting_at
 from a2tgpo_trl.belief.packing import pack
 from a2tgpo_trl.belief.scoring import BeliefScorer
+from a2tgpo_trl.replaced import replaced
 
 PROMPT_TOKENS = 200
 
 
-def make_plan(num_rows: int, tokens: int, turns: int, probe_tokens: int, shared_prompt: bool = False) -> BeliefPlan:
+def make_plan(
+    vocab_size: int, num_rows: int, tokens: int, turns: int, probe_tokens: int, shared_prompt: bool = False
+) -> BeliefPlan:
     """Random completions that share nothing, or their prompt; the last observation ends at the last token."""
     generator = torch.Generator().manual_seed(0)
 
     def ids(n: int) -> list[int]:
-        return torch.randint(0, 49152, (n,), generator=generator).tolist()
+        return torch.randint(0, vocab_size, (n,), generator=generator).tolist()
 
     probe = Probe(ids(probe_tokens), [False] * 3 + [True] * (probe_tokens - 6) + [False] * 3)
     ends = [PROMPT_TOKENS + (tokens - PROMPT_TOKENS) * k // turns for k in range(turns + 1)]
@@ -48,11 +54,12 @@ def make_plan(num_rows: int, tokens: int, turns: int, probe_tokens: int, shared_
 
 
 class Methods:
-    def __init__(self):
-        self.model = demo_shape()
+    def __init__(self, device: str, bf16: bool, toy: bool):
+        self.model = demo_shape(device, toy)
         add_fused_lm_head(self.model)
-        args = SimpleNamespace(answer_template="{answer}", ig_tokens_per_batch=None)
-        self.scorer = BeliefScorer(self.model, None, Accelerator(cpu=True), args, 16384)
+        args = SimpleNamespace(answer_template="{answer}", ig_tokens_per_batch=None, disable_tqdm=True)
+        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if bf16 else "no")
+        self.scorer = BeliefScorer(self.model, None, self.accelerator, args, 16384)
 
     def tree(self, plan: BeliefPlan) -> torch.Tensor:
         self.scorer.obstacle = None
@@ -61,6 +68,18 @@ class Methods:
     def prefixes(self, plan: BeliefPlan) -> torch.Tensor:
         self.scorer.obstacle = "asked for"
         return self.scorer.measure(self.model, plan, len(plan.rows))
+
+    def in_float32(self, method: str, plan: BeliefPlan) -> torch.Tensor:
+        with replaced(self.accelerator, autocast=nullcontext):
+            return getattr(self, method)(plan)
+
+    def differences(self, plan: BeliefPlan) -> dict[str, float]:
+        """Largest differences, in nats, from the beliefs prefix by prefix in float32; and those of float32 itself."""
+        reference = self.in_float32("prefixes", plan)
+        found = {"tree": self.tree(plan)}
+        if self.accelerator.mixed_precision == "bf16":
+            found |= {"tree_in_float32": self.in_float32("tree", plan), "prefixes": self.prefixes(plan)}
+        return {name: (beliefs - reference).abs().max().item() for name, beliefs in found.items()}
 
     @torch.no_grad()
     def floor(self, plan: BeliefPlan) -> torch.Tensor:
@@ -71,17 +90,25 @@ class Methods:
         )
         size = len(plan.rows)
         width, predictions = len(tree.ids) // size, sum(len(query.labels) for query in found) // size
-        ids = torch.tensor(tree.ids[: width * size]).view(size, width)
+        device = self.model.device
+        ids = torch.tensor(tree.ids[: width * size], device=device).view(size, width)
+        labels = torch.zeros(1, predictions * size, dtype=torch.long, device=device)
         columns = list(range(width - predictions, width)) * size
         rows = [row for row in range(size) for _ in range(predictions)]
-        with predicting_at(self.model, rows, columns):
-            return self.model(
-                input_ids=ids, shift_labels=torch.zeros(1, len(rows), dtype=torch.long), fused_lm_head=True
-            ).log_probs
+        with predicting_at(self.model, rows, columns), self.accelerator.autocast():
+            return self.model(input_ids=ids, shift_labels=labels, fused_lm_head=True).log_probs
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def seconds_of(run) -> float:
+    wait()
+    start = time.perf_counter()
+    run()
+    wait()
+    return round(time.perf_counter() - start, 3)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--rows", type=int, default=2, help="completions of the batch")
     parser.add_argument("--tokens", type=int, default=2000, help="tokens of a prompt with its completion")
     parser.add_argument("--turns", type=int, default=8, help="tool turns of a completion")
@@ -90,46 +117,54 @@ def main() -> None:
     )
     parser.add_argument("--group", type=int, default=8, help="completions that share a prompt")
     parser.add_argument("--long", type=int, default=8000, help="tokens of the completion whose memory is measured")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prefix-rounds", type=int, default=2, help="rounds of prefix by prefix, which take long")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    methods = Methods()
-    plan = make_plan(options.rows, options.tokens, options.turns, options.probe_tokens)
-    short = make_plan(options.rows, 500, options.turns, options.probe_tokens)
-    difference = (methods.tree(short) - methods.prefixes(short)).abs().max().item()
+    return parser.parse_args(arguments)
+
+
+def measure(options: argparse.Namespace) -> dict:
+    start = time.perf_counter()
+    methods = Methods(options.device, options.bf16, options.toy)
+    set_up = round(time.perf_counter() - start, 3)
+    make = partial(make_plan, methods.model.config.vocab_size)
+    plan = make(options.rows, options.tokens, options.turns, options.probe_tokens)
+    differences = methods.differences(make(options.rows, 500, options.turns, options.probe_tokens))
+    lengths = [make(options.rows, tokens, options.turns, options.probe_tokens) for tokens in range(510, 1000, 70)]
+    first = {name: [seconds_of(partial(methods.tree, p)) for p in lengths] for name in ("first", "again")}
     pairs = {name: partial(getattr(methods, name), plan) for name in ("tree", "floor", "prefixes")}
     seconds = {
         "floor": in_turn({name: pairs[name] for name in ("tree", "floor")}, options.rounds),
         "prefixes": in_turn({name: pairs[name] for name in ("prefixes", "tree")}, options.prefix_rounds),
     }
 
-    by_turns = {n: make_plan(options.rows, options.tokens, n, options.probe_tokens) for n in (1, 32)}
+    by_turns = {n: make(options.rows, options.tokens, n, options.probe_tokens) for n in (1, 32)}
     seconds["turns"] = in_turn({str(n): partial(methods.tree, p) for n, p in by_turns.items()}, options.rounds)
 
     # Short completions, as in the demo: 200 tokens of prompt and 200 of completion, two tool turns
-    groups = {shared: make_plan(options.group, 400, 2, options.probe_tokens, shared) for shared in (True, False)}
+    groups = {shared: make(options.group, 400, 2, options.probe_tokens, shared) for shared in (True, False)}
     seconds["group"] = in_turn(
         {"shared": partial(methods.tree, groups[True]), "apart": partial(methods.tree, groups[False])}, options.rounds
     )
 
-    long = make_plan(1, options.long, options.turns, options.probe_tokens)
+    long = make(1, options.long, options.turns, options.probe_tokens)
     memory = {name: peak_megabytes(partial(getattr(methods, name), long)) for name in ("floor", "tree")}
-    report(
-        __file__,
-        "beliefs at the cost of one forward over the distinct tokens",
-        options,
-        {
-            "prefixes_over_tree": ratio(seconds["prefixes"], "prefixes", "tree"),
-            "tree_over_floor": ratio(seconds["floor"], "tree", "floor"),
-            "turns_32_over_1": ratio(seconds["turns"], "32", "1"),
-            "group_with_shared_prompt_over_apart": ratio(seconds["group"], "shared", "apart"),
-            "megabytes_of_a_long_completion": memory,
-            "largest_difference_nats": difference,
-            "seconds": seconds,
-        },
-    )
+    return {
+        "attention": methods.scorer.attention,
+        "prefixes_over_tree": ratio(seconds["prefixes"], "prefixes", "tree"),
+        "tree_over_floor": ratio(seconds["floor"], "tree", "floor"),
+        "turns_32_over_1": ratio(seconds["turns"], "32", "1"),
+        "group_with_shared_prompt_over_apart": ratio(seconds["group"], "shared", "apart"),
+        "megabytes_of_a_long_completion": memory,
+        "largest_difference_nats": differences,
+        "seconds_to_set_up": set_up,
+        "seconds_of_other_lengths": first,
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    report(__file__, "beliefs at the cost of one forward over the distinct tokens", options, measure(options))
 
 
 if __name__ == "__main__":

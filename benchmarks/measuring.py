@@ -1,5 +1,6 @@
-"""What the benchmarks of belief scoring share: fair timing, peak memory, and a model of the demo's shape."""
+"""What the benchmarks share: options, fair timing, peak memory, and a model of the demo's shape."""
 
+import argparse
 import ctypes
 import gc
 import json
@@ -17,37 +18,58 @@ import trl
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 
-def demo_shape(dtype: torch.dtype = torch.float32, max_length: int = 16384):
+def make_parser(script_doc: str, rounds: int, threads: int = 2) -> argparse.ArgumentParser:
+    """Options that benchmarks of a model share."""
+    parser = argparse.ArgumentParser(description=script_doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--threads", type=int, default=threads)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16, with weights in float32")
+    parser.add_argument("--toy", action="store_true", help="random models of one layer, to try the script")
+    return parser
+
+
+SMOLLM2 = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+TOY = {"vocab_size": 1024, "hidden_size": 144, "intermediate_size": 144, "num_hidden_layers": 1}
+
+
+def demo_shape(device: str = "cpu", toy: bool = False):
     """A random model of SmolLM2-135M's shape: 30 layers, 9 heads, 3 of keys and values, a vocabulary of 49,152."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
+        **(TOY if toy else SMOLLM2),
         num_attention_heads=9,
         num_key_value_heads=3,
-        max_position_embeddings=max_length,
+        max_position_embeddings=16384,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=2,
         pad_token_id=0,
     )
-    return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    return model.to(device).eval()
+
+
+def wait() -> None:
+    """Until a GPU has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def in_turn(methods: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each method in each round, after one run of each that does not count."""
     for run in methods.values():
         run()
+    wait()
     seconds = {name: [] for name in methods}
     for number in range(rounds):
         for name in list(methods)[:: -1 if number % 2 else 1]:  # who comes first has no lasting advantage
             start = time.perf_counter()
             methods[name]()
+            wait()
             seconds[name].append(time.perf_counter() - start)
         print(
-            f"round {number + 1}: " + ", ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items()),
+            f"round {number + 1}: " + ", ".join(f"{name} {times[-1]:.3g} s" for name, times in seconds.items()),
             flush=True,
         )
     return seconds
@@ -60,8 +82,13 @@ def ratio(seconds: dict[str, list[float]], above: str, below: str) -> dict[str, 
 
 
 def peak_megabytes(run: Callable[[], object]) -> float:
-    """Most memory of the process while it runs, above what it held before."""
+    """Most memory while it runs above what was held before: of the GPU where one is used, else of the process."""
     gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
     before = _memory("VmRSS")
@@ -74,12 +101,16 @@ def _memory(field: str) -> float:
     return int(line.split()[1]) / 1024
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that a training step runs in."""
+    return {module.__name__: str(module.__version__) for module in (torch, transformers, trl, peft, accelerate)}
+
+
 def report(script: str, claim: str, options: object, figures: dict) -> None:
     """Print figures, and write them as JSON beside the script with what they were measured on."""
-    versions = {module.__name__: module.__version__ for module in (torch, transformers, trl, peft, accelerate)}
     machine = {"processor": _processor(), "threads": torch.get_num_threads(), "python": platform.python_version()}
     chosen = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
-    content = {"claim": claim, "options": chosen, "versions": versions, "machine": machine, **figures}
+    content = {"claim": claim, "options": chosen, "versions": versions(), "machine": machine, **figures}
     Path(script).with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
     print(json.dumps({name: value for name, value in figures.items() if name != "seconds"}, indent=1))
 

@@ -25,7 +25,7 @@ from measuring import report
 from step_cost import demo_rollouts, make_trainer
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-from a2tgpo_trl.demo.model import prepare_model
+from a2tgpo_trl.demo.model import load_model, load_tokenizer, prepare_model
 from a2tgpo_trl.records import read_turns
 from a2tgpo_trl.records.recorder import log_table
 
@@ -40,8 +40,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     folder = prepare_model(options.model)
-    rows, rollouts = demo_rollouts(folder)
-    trainer = make_trainer(A2TGPOTrainer, A2TGPOConfig, folder, rollouts, rows)
+    rows, rollouts = demo_rollouts(load_tokenizer(folder))
+    trainer = make_trainer(A2TGPOTrainer, A2TGPOConfig, load_model(folder), rollouts, rows)
     wandb.init(project="benchmark")
     record, recording = trainer._record_turns, []
 

@@ -7,6 +7,7 @@ share nothing; and a batch of the demo, 32 traces of one and two searches in fou
 Memory is the peak of the process above what it held before, for one completion of 8,000 tokens with eight tool turns.
 
     python benchmarks/riding_probes.py
+    python benchmarks/riding_probes.py --device cuda --bf16 --random
 
 Writes the figures as JSON beside itself.
 """
@@ -18,30 +19,32 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from measuring import demo_shape, in_turn, peak_megabytes, ratio, report
-from scripted import make_tokenizer
+from measuring import demo_shape, in_turn, make_parser, peak_megabytes, ratio, report
+from scripted import atlas_tokenizer, make_tokenizer
 from step_cost import demo_rollouts, make_trainer
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.belief import queries
+from a2tgpo_trl.demo.model import load_model, load_tokenizer
 from a2tgpo_trl.replaced import replaced
 
 ANSWER = "Paris, or so"
 """Some ten tokens in the template, as an answer of two words takes with a real vocabulary."""
 
 
-def long_trainer(chunk: int) -> A2TGPOTrainer:
+def long_trainer(options: argparse.Namespace) -> A2TGPOTrainer:
     return A2TGPOTrainer(
-        model=demo_shape(),
+        model=demo_shape(options.device, options.toy),
         reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
         args=A2TGPOConfig(
             tempfile.mkdtemp(),
-            per_device_train_batch_size=chunk,
+            per_device_train_batch_size=options.rows,
             num_generations=2,
+            steps_per_generation=2,
             answer_template="\n{answer}\n",
             gradient_checkpointing=False,
-            use_cpu=True,
-            bf16=False,
+            use_cpu=options.device == "cpu",
+            bf16=options.bf16,
             report_to=[],
         ),
         train_dataset=Dataset.from_list([{"prompt": "?", "answer": ANSWER}]),
@@ -49,10 +52,10 @@ def long_trainer(chunk: int) -> A2TGPOTrainer:
     )
 
 
-def demo_setting(folder: Path) -> tuple[A2TGPOTrainer, tuple, list[str]]:
+def demo_setting(model, tokenizer) -> tuple[A2TGPOTrainer, tuple, list[str]]:
     """The demo's trainer, a batch of its traces and their answers."""
-    rows, rollouts = demo_rollouts(folder)
-    trainer = make_trainer(A2TGPOTrainer, A2TGPOConfig, folder, rollouts, rows)
+    rows, rollouts = demo_rollouts(tokenizer)
+    trainer = make_trainer(A2TGPOTrainer, A2TGPOConfig, model, rollouts, rows)
     inputs = [dict(row) for row in rows for _ in range(trainer.num_generations)]
     batch = trainer._generate_and_score_completions(inputs)
     trainer._generated = None, None, batch["tool_mask"].tolist()
@@ -65,7 +68,7 @@ def make_batch(trainer: A2TGPOTrainer, lengths: list[tuple[int, int]], turns: in
     """Random tokens, and masks in which each completion has so many tool turns and an answer of ten tokens."""
     generator = torch.Generator().manual_seed(0)
     width = max(prompt for prompt, _ in lengths), max(completion for _, completion in lengths)
-    ids = torch.randint(5, 49152, (len(lengths), sum(width)), generator=generator)
+    ids = torch.randint(5, trainer.model.config.vocab_size, (len(lengths), sum(width)), generator=generator)
     mask = torch.zeros_like(ids)
     masks = []
     for row, (prompt, completion) in zip(mask, lengths, strict=True):
@@ -75,7 +78,7 @@ def make_batch(trainer: A2TGPOTrainer, lengths: list[tuple[int, int]], turns: in
         tool_mask = ([1] * (turn - observed) + [0] * observed) * turns
         masks.append(tool_mask + [1] * (completion - len(tool_mask)))
     trainer._generated = None, None, masks
-    return ids, mask, width[1]
+    return ids.to(trainer.model.device), mask.to(trainer.model.device), width[1]
 
 
 @torch.no_grad()
@@ -83,18 +86,18 @@ def logps(trainer: A2TGPOTrainer, batch: tuple, answers: list[str] | None) -> tu
     """Log-probabilities, and the model that beliefs rode on if there are answers."""
     trainer.model.eval()
     size = trainer.args.per_device_train_batch_size
-    with replaced(trainer, _answers=answers, _riding=None):
+    with replaced(trainer, _answers=answers, _riding=None), trainer.accelerator.autocast():
         old = trainer._get_per_token_logps_and_entropies(trainer.model, *batch, batch_size=size)[0]
         return old, trainer._riding
 
 
-def measure(trainer: A2TGPOTrainer, batch: tuple, answers: list[str], rounds: int) -> dict:
+def compare(trainer: A2TGPOTrainer, batch: tuple, answers: list[str], rounds: int) -> dict:
     alone, riding = logps(trainer, batch, None), logps(trainer, batch, answers)
-    assert torch.equal(alone[0], riding[0]), "not TRL's log-probabilities"
     fed = [len(query.ids) - query.context_length + 1 for query in queries(riding[1].plan.rows)]
     methods = {"alone": partial(logps, trainer, batch, None), "riding": partial(logps, trainer, batch, answers)}
     seconds = in_turn(methods, rounds)
     return {
+        "log_probabilities_are_trls_to_the_bit": torch.equal(alone[0], riding[0]),
         "riding_over_alone": ratio(seconds, "riding", "alone"),
         "probes": len(fed),
         "probe_tokens_over_tokens": round(sum(fed) / batch[1].sum().item(), 3),
@@ -103,24 +106,36 @@ def measure(trainer: A2TGPOTrainer, batch: tuple, answers: list[str], rounds: in
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--model", type=Path, default=Path("outputs/demo/model"), help="the converted demo model")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--random", action="store_true", help="for the demo's batch a random model of its shape")
+    parser.add_argument("--rows", type=int, default=2, help="completions of 2,000 tokens in a micro-batch")
+    parser.add_argument("--tokens", type=int, default=2000, help="tokens of these with their prompts")
     parser.add_argument("--long", type=int, default=8000, help="tokens of the completion whose memory is measured")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    figures = {"demo": measure(*demo_setting(options.model), options.rounds)}
-    trainer = long_trainer(chunk=2)
-    figures["long"] = measure(trainer, make_batch(trainer, [(200, 1800)] * 2, 8), [ANSWER] * 2, options.rounds)
-    trainer = long_trainer(chunk=2)
+    return parser.parse_args(arguments)
+
+
+def measure(options: argparse.Namespace) -> dict:
+    if options.random:
+        model, tokenizer = demo_shape(toy=options.toy).bfloat16(), atlas_tokenizer()
+    else:
+        model, tokenizer = load_model(options.model), load_tokenizer(options.model)
+    figures = {"demo": compare(*demo_setting(model.to(options.device), tokenizer), options.rounds)}
+    trainer, lengths = long_trainer(options), [(200, options.tokens - 200)] * options.rows
+    figures["long"] = compare(trainer, make_batch(trainer, lengths, 8), [ANSWER] * options.rows, options.rounds)
     batch = make_batch(trainer, [(200, options.long - 200)], 8)
     figures["megabytes of a long completion"] = {
         name: peak_megabytes(partial(logps, trainer, batch, answers))
         for name, answers in (("alone", None), ("riding", [ANSWER]))
     }
-    report(__file__, "information gain beside the old log-probabilities", options, figures)
+    return figures
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    report(__file__, "information gain beside the old log-probabilities", options, measure(options))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -10,22 +11,36 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOTrainer
 from trl.chat_template_utils import qwen2_5_chat_template
 
+from a2tgpo_trl.data import load_atlas
+
 END = "<|im_end|>"
 ANSWER = f"The answer is 42.{END}"
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+TOOL_CALL = '<tool_call> {"name": "wait", "arguments": {"key": 1}} </tool_call> answer'
+
+
+@cache
+def atlas_tokenizer() -> PreTrainedTokenizerFast:
+    """Trained on the embedded questions and passages: about as many tokens to a text as a real one needs."""
+    atlas = load_atlas()
+    texts = [passage["text"] for passage in atlas.passages] + [question["question"] for question in atlas.questions]
+    return make_tokenizer([TOOL_CALL, *[qwen2_5_chat_template] * 20, *texts], vocab_size=1024)
+
+
+def make_tokenizer(texts: Sequence[str] = (TOOL_CALL,), vocab_size: int = 300) -> PreTrainedTokenizerFast:
     """A byte-level BPE with Qwen2.5's chat template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", END]
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
-    tokenizer.train_from_iterator(
-        ['<tool_call> {"name": "wait", "arguments": {"key": 1}} </tool_call> answer'], trainer
-    )
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,

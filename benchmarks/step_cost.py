@@ -8,6 +8,7 @@ the demo's warm start has them, so that generation, which would hide a differenc
 a round above what it held before.
 
     python benchmarks/step_cost.py
+    python benchmarks/step_cost.py --device cuda --random
 
 Writes the figures as JSON beside itself.
 """
@@ -19,8 +20,9 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from measuring import in_turn, peak_megabytes, ratio, report
+from measuring import demo_shape, in_turn, make_parser, peak_megabytes, ratio, report
 from peft import LoraConfig
+from scripted import atlas_tokenizer
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -57,17 +59,17 @@ class Rollouts:
         return output
 
 
-def demo_rollouts(folder: Path) -> tuple[list[dict], Rollouts]:
+def demo_rollouts(tokenizer) -> tuple[list[dict], Rollouts]:
     """Four of the demo's questions, and what is rolled out for them."""
     task = load_task()
     questions = random.Random(0).sample(task.train, PROMPTS_PER_BATCH)
     rows = [{"prompt": PROMPT_TEMPLATE.format(**question), "answer": question["answer"]} for question in questions]
-    return rows, Rollouts(load_tokenizer(folder), task)
+    return rows, Rollouts(tokenizer, task)
 
 
-def make_trainer(trainer_class, config_class, folder: Path, rollouts: Rollouts, rows: list[dict]):
+def make_trainer(trainer_class, config_class, model, rollouts: Rollouts, rows: list[dict]):
     trainer = trainer_class(
-        model=load_model(folder),
+        model=model,
         reward_funcs=exact_match_reward,
         args=config_class(
             tempfile.mkdtemp(),
@@ -79,7 +81,7 @@ def make_trainer(trainer_class, config_class, folder: Path, rollouts: Rollouts, 
             learning_rate=1e-5,
             gradient_checkpointing=False,
             bf16=False,
-            use_cpu=True,
+            use_cpu=model.device.type == "cpu",
             logging_steps=1,
             save_strategy="no",
             report_to="none",
@@ -87,7 +89,7 @@ def make_trainer(trainer_class, config_class, folder: Path, rollouts: Rollouts, 
             dataloader_pin_memory=False,
         ),
         train_dataset=Dataset.from_list(rows),
-        processing_class=load_tokenizer(folder),
+        processing_class=rollouts.tokenizer,
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
         rollout_func=rollouts,
     )
@@ -95,18 +97,23 @@ def make_trainer(trainer_class, config_class, folder: Path, rollouts: Rollouts, 
     return trainer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser(__doc__, rounds=4)
     parser.add_argument("--model", type=Path, default=Path("outputs/demo/model"), help="the converted demo model")
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    folder = prepare_model(options.model)
-    rows, rollouts = demo_rollouts(folder)
+    parser.add_argument("--random", action="store_true", help="a random model of its shape, and a tokenizer made here")
+    return parser.parse_args(arguments)
+
+
+def measure(options: argparse.Namespace) -> dict:
+    folder = None if options.random else prepare_model(options.model)
+    rows, rollouts = demo_rollouts(load_tokenizer(folder) if folder else atlas_tokenizer())
+
+    def model():
+        return (load_model(folder) if folder else demo_shape(toy=options.toy).bfloat16()).to(options.device)
+
     trainers = {
-        "trl": make_trainer(GRPOTrainer, GRPOConfig, folder, rollouts, rows),
-        "ours": make_trainer(A2TGPOTrainer, A2TGPOConfig, folder, rollouts, rows),
+        "trl": make_trainer(GRPOTrainer, GRPOConfig, model(), rollouts, rows),
+        "ours": make_trainer(A2TGPOTrainer, A2TGPOConfig, model(), rollouts, rows),
     }
     lengths = [
         len(ids)
@@ -117,17 +124,18 @@ def main() -> None:
     logs = {name: trainer.state.log_history for name, trainer in trainers.items()}
     assert logs["ours"][0]["turns/tool_mean"] == 1.5, "the rollouts are not what they are meant to be"
     assert logs["ours"][0]["reward"] == logs["trl"][0]["reward"]
-    report(
-        __file__,
-        "a step on the same rollouts, against GRPOTrainer's",
-        options,
-        {
-            "ours_over_trl": ratio(seconds, "ours", "trl"),
-            "completion_tokens": {"mean": sum(lengths) / len(lengths), "max": max(lengths)},
-            "megabytes": {name: peak_megabytes(run) for name, run in methods.items()},
-            "seconds": seconds,
-        },
-    )
+    return {
+        "ours_over_trl": ratio(seconds, "ours", "trl"),
+        "completion_tokens": {"mean": sum(lengths) / len(lengths), "max": max(lengths)},
+        "megabytes": {name: peak_megabytes(run) for name, run in methods.items()},
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    report(__file__, "a step on the same rollouts, against GRPOTrainer's", options, measure(options))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,11 @@ torch.set_num_threads(1)  # tiny models: a second thread costs more than it give
 
 pytest_plugins = ["on_backends"]
 
+
+def pytest_addoption(parser):
+    parser.addoption("--test-device", choices=("cpu", "cuda"), default="cuda", help="for test_cuda.py")
+
+
 QUESTION = "Question: What is the capital of the country where Lyon is?"
 
 

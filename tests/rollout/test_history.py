@@ -16,11 +16,11 @@ def greedy(max_new_tokens=6, **options):
     return GenerationConfig(max_new_tokens=max_new_tokens, disable_compile=True, **options)
 
 
-def padded(contexts):
+def padded(contexts, device="cpu"):
     width = max(map(len, contexts))
     ids = torch.tensor([[0] * (width - len(context)) + context for context in contexts])
     mask = torch.tensor([[0] * (width - len(context)) + [1] * len(context) for context in contexts])
-    return ids, mask
+    return ids.to(device), mask.to(device)
 
 
 def turns_of(output, width):
@@ -46,7 +46,7 @@ class Player:
 
     def turn(self, rows, contexts, config=None):
         config = config or self.config
-        ids, mask = padded(contexts)
+        ids, mask = padded(contexts, self.model.device)
         output = self.history.generate(
             self.fed, rows, contexts, input_ids=ids, attention_mask=mask, generation_config=config
         )
@@ -67,8 +67,11 @@ def random_tokens(generator, low, high):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_same_turns_as_from_the_whole_context(architecture, attention, share_prompts):
+    same_turns(Player(tiny.model(architecture, attn_implementation=attention), share_prompts=share_prompts))
+
+
+def same_turns(player):
     generator = torch.Generator().manual_seed(0)
-    player = Player(tiny.model(architecture, attn_implementation=attention), share_prompts=share_prompts)
     shared = random_tokens(generator, 9, 9)
     contexts = [shared, shared, random_tokens(generator, 1, 1), shared, random_tokens(generator, 30, 30)]
     alive = list(range(len(contexts)))

@@ -51,13 +51,13 @@ def read_gguf(folder: Path):
     return model, tokenizer
 
 
-def prepare_model(folder: Path) -> Path:
-    """Convert the packaged model into `folder` unless it is already there; return `folder`."""
+def prepare_model(folder: Path, source: Path | None = None) -> Path:
+    """Convert the packaged model, or the one in the folder `source`, into `folder` unless it is there; return `folder`."""
     if folder.is_dir():
         return folder
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model, tokenizer = read_gguf(gguf_folder())
+    model, tokenizer = read_gguf(source or gguf_folder())
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     partial.rename(folder)

@@ -65,6 +65,7 @@ def make_trainer(
     output_folder: Path,
     rollout_batches: int,
     seed: int,
+    use_cpu: bool = True,
     **options,
 ) -> A2TGPOTrainer:
     """The trainer, with the adapter in `adapter_folder` as its policy; `options` of [`A2TGPOConfig`] are added."""
@@ -86,7 +87,7 @@ def make_trainer(
         gradient_checkpointing=False,
         bf16=False,  # the model is in bfloat16 already
         dataloader_pin_memory=False,
-        use_cpu=True,
+        use_cpu=use_cpu,
         save_steps=UPDATES_PER_BATCH,
         save_total_limit=1,
         logging_steps=1,

@@ -101,6 +101,7 @@ def warm_up(
     questions: Sequence[dict],
     search: Callable[[str], str],
     settings: WarmStart,
+    use_cpu: bool = True,
 ) -> Path:
     """Train the adapter into `adapter_folder` unless it is already there; return `adapter_folder`."""
     if adapter_folder.is_dir():
@@ -123,7 +124,7 @@ def warm_up(
             report_to="none",
             disable_tqdm=True,
             dataloader_pin_memory=False,
-            use_cpu=True,
+            use_cpu=use_cpu,
             seed=settings.seed,
         ),
         train_dataset=make_traces(questions, search, tokenizer, settings),
