@@ -8,12 +8,14 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 
 import tiny
 from a2tgpo_trl import A2TGPOTrainer, EndRollout
 from a2tgpo_trl.metrics import RolloutRecord, rollout_metrics
 from a2tgpo_trl.rollout import with_named_resets
+from a2tgpo_trl.trainer import _thread_initializer
 
 END = "<|im_end|>"
 ANSWER = f"Paris.{END}"
@@ -249,3 +251,12 @@ def test_an_interrupt_ends_the_process_though_tools_hang(tmp_path):
         process.kill()
     assert "KeyboardInterrupt" in errors
     assert process.returncode != 0
+
+
+def test_the_current_cuda_device_goes_along_to_the_threads_of_tools(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)  # CPU builds have none
+    _thread_initializer(torch.device("cuda"))()  # of the accelerator of a single process, which has no index
+    assert chosen == [3]
+    assert _thread_initializer(torch.device("cpu")) is None

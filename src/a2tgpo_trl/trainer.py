@@ -155,10 +155,8 @@ class A2TGPOTrainer(GRPOTrainer):
             )
         if self._protocol is not None:
             self._turns = TurnGenerator(self, self._protocol)
-            device = self.accelerator.device  # which CUDA device is the current one is a matter of the thread
-            initializer = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
             limits = args.tool_concurrency, args.tool_timeout, args.max_abandoned_calls
-            self._executor = ToolExecutor(*limits, initializer)
+            self._executor = ToolExecutor(*limits, _thread_initializer(self.accelerator.device))
             if self.tools and args.max_observation_tokens is not None:
                 check_observation_limit(args.max_observation_tokens, self._protocol, self.tools[0].__name__)
 
@@ -494,6 +492,11 @@ class A2TGPOTrainer(GRPOTrainer):
             columns = credit_columns(credit, local, self.num_generations, epsilon)
         rows = turn_rows(rollouts, columns, local.start, self.num_generations, self._tokenizer.batch_decode)
         self._recorder.record(rows, self.state)
+
+
+def _thread_initializer(device: torch.device) -> Callable[[], None] | None:
+    """What makes this thread's CUDA device the current one of another thread; the accelerator's may have no index."""
+    return partial(torch.cuda.set_device, torch.cuda.current_device()) if device.type == "cuda" else None
 
 
 def _show_finished(bar: Any, finished: int) -> None:

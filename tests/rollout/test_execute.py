@@ -1141,6 +1141,23 @@ def test_threads_are_initialized_before_any_tool():
     assert contents(row) == ["1", "1"]
 
 
+@pytest.mark.parametrize("name", ["sync", "later"])
+def test_a_thread_that_cannot_be_set_up_is_an_error(name):
+    def sync() -> str:
+        return "done"
+
+    async def later() -> str:
+        return "done"
+
+    def fail():
+        raise ValueError("no such device")
+
+    executor = ToolExecutor(timeout=None, initializer=fail)
+    with pytest.raises(RuntimeError, match=r"A thread for tools could not be set up: ValueError\('no such device'\)"):
+        for _ in range(2):  # the first call may be done before anybody looks
+            run_turn(executor, [call(name)], by_name(sync, later))
+
+
 def test_bound_methods_can_say_that_they_are_not_thread_safe():
     class Shelf:
         def look(self):

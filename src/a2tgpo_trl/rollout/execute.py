@@ -60,7 +60,8 @@ class ToolExecutor:
     ):
         self._timeout = math.inf if timeout is None else timeout
         self._max_abandoned = max_abandoned
-        self._initializer = initializer or _nothing
+        self._broken_threads: list[BaseException] = []
+        self._initializer = _recording(initializer or _nothing, self._broken_threads)
         self._workers = WorkerPool(concurrency, self._initializer)
         weakref.finalize(self, self._workers.close)
         self._loop: EventLoop | None = None
@@ -130,7 +131,7 @@ class ToolExecutor:
             collected; nothing if none is pending or the time is over.
 
         Raises:
-            RuntimeError: If too many abandoned calls are running.
+            RuntimeError: If too many abandoned calls are running, or the initializer failed in a thread.
         """
         end = math.inf if timeout is None else time.perf_counter() + timeout
         turns: list[_Turn] = []
@@ -172,6 +173,9 @@ class ToolExecutor:
 
     def _watch(self) -> float:
         """Do what is due. Returns the seconds until there may be something again."""
+        if self._broken_threads:
+            error = self._broken_threads[0]
+            raise RuntimeError(f"A thread for tools could not be set up: {error!r}.") from error
         with self._lock:
             now = time.perf_counter()
             for execution in self._awaited & self._running:
@@ -374,6 +378,18 @@ def _refusal(call: ToolCall, tools: dict[str, Callable]) -> ToolResult | None:
 
 def _interrupted(execution: _Execution) -> ToolResult:
     return failure(execution.call.name, "The call was interrupted.")
+
+
+def _recording(initializer: Callable[[], None], errors: list[BaseException]) -> Callable[[], None]:
+    """An initializer that a thread survives: an exception there would end it in silence, with its calls for ever pending."""
+
+    def initialize() -> None:
+        try:
+            initializer()
+        except BaseException as error:
+            errors.append(error)
+
+    return initialize
 
 
 def _nothing() -> None:
