@@ -44,14 +44,18 @@ def make_tokenizer(name, kind):
     return tokenizer
 
 
+def training_template(tokenizer):
+    """The template that TRL's trainer takes instead of the tokenizer's own; `None`: that one."""
+    return None if is_chat_template_prefix_preserving(tokenizer) else get_training_chat_template(tokenizer)
+
+
 def trl_observation_ids(tokenizer):
     """TRL's `_get_tool_suffix_ids` as its trainer would call it."""
-    template = None if is_chat_template_prefix_preserving(tokenizer) else get_training_chat_template(tokenizer)
     trainer = SimpleNamespace(
         processing_class=tokenizer,
         _tokenizer=tokenizer,
         _is_vlm=False,
-        chat_template=template,
+        chat_template=training_template(tokenizer),
         chat_template_kwargs={},
     )
     return lambda messages: GRPOTrainer._get_tool_suffix_ids(trainer, messages)
