@@ -20,6 +20,7 @@ OVERRIDDEN = {
     "__init__": "self model reward_funcs=None args=None train_dataset=None eval_dataset=None processing_class=None "
     "reward_processing_classes=None callbacks=None optimizers=(None,None) quantization_config=None peft_config=None "
     "tools=None rollout_func=None environment_factory=None",
+    "train": "self resume_from_checkpoint=None trial=None ignore_keys_for_eval=None",
     "_set_signature_columns_if_needed": "self",
     "_tokenize_prompts": "self prompts",
     "_calculate_rewards": "self inputs prompts completions completion_ids_list",

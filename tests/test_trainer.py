@@ -775,6 +775,21 @@ def test_a_processor_is_refused(config):
         )
 
 
+@pytest.mark.parametrize(("kind", "beta"), [("adapter", 0.0), ("adapter", 0.1), ("whole", 0.0)])
+def test_a_frozen_policy_is_refused_before_training(build, rows, tmp_path, kind, beta):
+    """With `beta`, TRL would run to the end, log gradient norms, and change no weight."""
+    if kind == "adapter":
+        peft = pytest.importorskip("peft")
+        peft.get_peft_model(tiny.model(), adapter()).save_pretrained(tmp_path / "adapter")
+        model = peft.PeftModel.from_pretrained(tiny.model(), tmp_path / "adapter")
+    else:
+        model = tiny.model().requires_grad_(False)
+    trainer = build(model=model, beta=beta, per_device_eval_batch_size=4)
+    with pytest.raises(ValueError, match=r"No parameter of the model is trainable.*is_trainable=True"):
+        trainer.train()
+    assert len(trainer.play(rows[:1], num_generations=4)) == 4  # which takes no gradient
+
+
 # ---- what is logged
 
 

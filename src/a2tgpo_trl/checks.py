@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from torch import nn
 from transformers import ProcessorMixin
 from transformers.utils import get_json_schema, logging
 from trl.chat_template_utils import supports_tool_calling
@@ -114,6 +115,24 @@ def check_observation_limit(limit: int, protocol: ToolProtocol, tool_name: str) 
         raise ValueError(
             f"max_observation_tokens={limit} has no room for the markup of a result and the note that it was cut, which "
             f"take {len(ids)} tokens: set it well above, or to None."
+        )
+
+
+def check_trainable(model: nn.Module) -> None:
+    """
+    Refuse to train a model that has nothing to train.
+
+    Args:
+        model (`nn.Module`): The policy.
+
+    Raises:
+        ValueError: If no parameter of it requires a gradient.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "No parameter of the model is trainable, so training would change nothing. Load an adapter with "
+            "PeftModel.from_pretrained(model, adapter, is_trainable=True), pass a peft_config for a new one, or set "
+            "requires_grad on the parameters to train."
         )
 
 

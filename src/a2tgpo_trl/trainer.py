@@ -19,7 +19,13 @@ from trl.extras.profiling import profiling_context
 from trl.trainer.utils import get_config_model_id
 
 from .belief import BeliefScorer, RidingModel, scored_answer, shared_beliefs
-from .checks import check_arguments, check_observation_limit, prompts_are_conversational, warn_of_settings
+from .checks import (
+    check_arguments,
+    check_observation_limit,
+    check_trainable,
+    prompts_are_conversational,
+    warn_of_settings,
+)
 from .config import A2TGPOConfig
 from .estimators import TurnCredit, assign_credit
 from .functional import observation_ends, spread_turns, turn_ids, turn_level_old_logps
@@ -423,6 +429,10 @@ class A2TGPOTrainer(GRPOTrainer):
             self._logs["extra"][column].extend(rows_of_turns(values, credit.num_turns))
 
     # ---- loss and updates --------------------------------------------------------------------------------------
+
+    def train(self, *args, **kwargs):
+        check_trainable(self.model)  # a frozen model can be played
+        return super().train(*args, **kwargs)
 
     def _compute_loss(self, model, inputs):
         inputs = dict(inputs)  # TRL uses the batch again, and the turn level changes what it says of the old policy
