@@ -16,6 +16,7 @@ import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.belief import BeliefScorer
 from a2tgpo_trl.functional import spread_turns, turn_ids, turn_log_ratio
+from a2tgpo_trl.records import read_turns
 from conftest import GROUP, QUESTION, correct, search
 
 ANSWER_ONLY = [
@@ -130,6 +131,18 @@ def test_a_row_without_an_answer_learns_from_its_outcome_only(score, rows):
     metrics = trainer._metrics["train"]
     assert metrics["information_gain/rows_without_answer"] == [1.0]
     assert metrics["information_gain/unscorable_turns"] == [3.0]
+
+
+def test_the_first_alias_that_is_not_empty_is_scored_and_recorded(score, rows):
+    expected, _ = score()
+    rows[:] = [{"prompt": QUESTION, "answer": ["", "Paris"]}] * 8
+
+    def reward(completions, answer, **kwargs):
+        return correct(completions, [aliases[1:] for aliases in answer])
+
+    batch, trainer = score(reward=reward)
+    torch.testing.assert_close(batch["information_gain"], expected["information_gain"], equal_nan=True)
+    assert set(read_turns(trainer.args.output_dir)["answer"].to_pylist()) == {"Paris"}
 
 
 def test_a_probe_past_the_context_is_unscorable_not_fatal(score):
@@ -751,9 +764,10 @@ def test_a_bad_answer_is_named(build, score, rows):
     with pytest.raises(ValueError, match=r"'answer' of the first row of train_dataset must be text.*got 7"):
         build(dataset=Dataset.from_list([{"prompt": QUESTION, "answer": 7}] * 8))
     fine = Dataset.from_list(rows)
-    rows[2] = {"prompt": QUESTION, "answer": {"text": "Paris"}}
-    with pytest.raises(ValueError, match=r"'answer' of 'Question: What.*must be text or a list of aliases, got {"):
-        score(dataset=fine)
+    for cell in ({"text": "Paris"}, [["Paris"]], ["Paris", None]):
+        rows[2] = {"prompt": QUESTION, "answer": cell}
+        with pytest.raises(ValueError, match=r"'answer' of 'Question: What.*must be text or a list of aliases, got "):
+            score(dataset=fine)
     with pytest.raises(ValueError, match="train_dataset is empty"):
         build(dataset=Dataset.from_list([{"prompt": "", "answer": ""}]).select([]))
 

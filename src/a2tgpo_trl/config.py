@@ -110,8 +110,8 @@ class A2TGPOConfig(GRPOConfig):
     answer_column: str = field(
         default="answer",
         metadata={
-            "help": "Dataset column with the true answer: text, or a list of aliases of which the first is scored. A "
-            "row with an empty answer is trained on its outcome only."
+            "help": "Dataset column with the true answer: text, or a list of aliases of which the first that is not "
+            "empty is scored. A row with an empty answer is trained on its outcome only."
         },
     )
     answer_template: str = field(

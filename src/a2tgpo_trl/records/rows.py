@@ -153,10 +153,9 @@ def credit_columns(
 
 
 def recorded_answer(value: Any) -> str | None:
-    """A cell of the answer column as text: the first of several aliases, which is the one that is scored."""
-    if isinstance(value, (list, tuple)):
-        value = value[0] if value else None
-    return None if value is None else str(value)
+    """A cell of the answer column as text: the first of several aliases that is not empty, which is the one that is scored."""
+    aliases = value if isinstance(value, (list, tuple)) else [value]
+    return next((str(alias) for alias in aliases if alias is not None and str(alias).strip()), None)
 
 
 def outcome_columns(
