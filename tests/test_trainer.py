@@ -709,6 +709,8 @@ def test_defaults_are_the_papers(config):
         (dict(turn_normalization="x"), "turn_normalization must be one of"),
         (dict(belief_measure="x"), "belief_measure must be one of"),
         (dict(tool_protocol="x"), "tool_protocol must be one of"),
+        (dict(max_completion_length=None), "max_completion_length must be at least 1, got None. For completions that"),
+        (dict(max_completion_length=0), "max_completion_length must be at least 1, got 0"),
         (dict(loss_type="sapo"), "turn_clip_strength=0"),
         (dict(loss_type="cispo"), "set epsilon_high to the cap"),
         (dict(advantage_estimator="grpo", turn_advantage_coef=0.5), "turn_advantage_coef=0.5 has no effect"),

@@ -274,6 +274,11 @@ class A2TGPOConfig(GRPOConfig):
             raise ValueError(f"{option} ({symbol}) must be {expected}, got {getattr(self, option)}.")
 
     def _check_rollouts(self) -> None:
+        if self.max_completion_length is None or self.max_completion_length < 1:
+            raise ValueError(
+                f"max_completion_length must be at least 1, got {self.max_completion_length}. For completions that may "
+                "fill the model's context give its length in tokens: rollouts with tools end there, whatever the limit."
+            )
         if self.tool_concurrency < 1:
             raise ValueError(f"tool_concurrency must be at least 1, got {self.tool_concurrency}.")
         if self.max_abandoned_calls < 0:
