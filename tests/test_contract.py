@@ -306,6 +306,7 @@ def test_config_adds_fields_and_drops_none():
         "turn_table_steps",
         "belief_measure",
         "answer_column",
+        "answer_stop",
         "answer_template",
         "ig_tokens_per_batch",
         "tool_protocol",

@@ -555,7 +555,29 @@ def test_tags_are_configurable(score):
     batch, trainer = score(renamed, tool_tags={"search": "lookup"}, result_tag="passage")
     text = tiny.tokenizer().decode(batch["completion_ids"][1])
     assert "<lookup>Lyon</lookup>\n<passage>Lyon is in France.</passage>\n<answer>" in text
-    assert trainer.generation_config.stop_strings == ["</lookup>"]
+    assert trainer.generation_config.stop_strings == ["</lookup>", "</answer>"]
+
+
+@pytest.mark.parametrize(
+    ("options", "stop"),
+    [
+        ({}, "</answer>"),
+        (dict(answer_template="Then <final> {answer} </final>."), "</final>"),
+        (dict(answer_template="The answer is {answer}."), None),
+        (dict(answer_template="{answer}<|im_end|>"), None),
+        (dict(answer_stop="."), "."),
+        (dict(answer_stop=""), None),
+        (dict(mask_truncated_completions=True), None),
+        (dict(mask_truncated_completions=True, answer_stop="</answer>"), "</answer>"),
+        (dict(advantage_estimator="grpo"), "</answer>"),
+    ],
+)
+def test_what_ends_a_rollout_with_tags(build, options, stop):
+    assert build(**options).generation_config.stop_strings == ["</search>"] + [stop] * (stop is not None)
+
+
+def test_a_tool_may_have_the_tag_of_answers(build):
+    assert build(tool_tags={"search": "answer"}).generation_config.stop_strings == ["</answer>"]
 
 
 # ---- updates with nothing to learn from
@@ -716,6 +738,7 @@ def test_defaults_are_the_papers(config):
         (dict(advantage_estimator="grpo", turn_advantage_coef=0.5), "turn_advantage_coef=0.5 has no effect"),
         (dict(advantage_estimator="grpo", answer_template="x {answer}"), "answer_template='x {answer}' has no effect"),
         (dict(tool_protocol="chat", result_tag="x"), "no effect with tool_protocol='chat'"),
+        (dict(tool_protocol="chat", answer_stop="x"), "no effect with tool_protocol='chat'"),
         (dict(advantage_estimator="igpo", turn_clip_strength=0.1), "turn_clip_strength=0.1 has no effect"),
     ],
 )  # fmt: skip

@@ -17,6 +17,7 @@ from .rollout import ToolProtocol
 logger = logging.get_logger(__name__)
 
 _TOOL_OPTIONS = (
+    "answer_stop",
     "tool_concurrency",
     "tool_timeout",
     "max_abandoned_calls",

@@ -154,7 +154,13 @@ class A2TGPOTrainer(GRPOTrainer):
             self._protocol = ChatProtocol(tokenizer, self._get_tool_suffix_ids, self.eos_token_ids)
         elif protocol == "tags":
             self._protocol = TagProtocol(
-                tokenizer, self.tools, args.tool_tags, args.result_tag, conversational, self.eos_token_ids
+                tokenizer,
+                self.tools,
+                args.tool_tags,
+                args.result_tag,
+                conversational,
+                self.eos_token_ids,
+                args.answer_stop_string,
             )
         if self._protocol is not None:
             self._turns = TurnGenerator(self, self._protocol)
