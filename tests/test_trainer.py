@@ -17,6 +17,7 @@ from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.belief import BeliefScorer
 from a2tgpo_trl.functional import spread_turns, turn_ids, turn_log_ratio
 from a2tgpo_trl.records import read_turns
+from a2tgpo_trl.updates import SkipUpdates
 from conftest import GROUP, QUESTION, correct, search
 
 ANSWER_ONLY = [
@@ -616,7 +617,7 @@ def test_empty_updates(build, skip):
         [0, 0, 1, 1] if skip else [None] * 4
     )
     if skip:
-        assert trainer.empty_updates.num_empty == 2
+        assert trainer.skipped_updates.num_empty == 2
 
 
 @pytest.mark.parametrize("reward", [0.3, 0.7, 1.1])
@@ -629,20 +630,72 @@ def test_equal_rewards_are_nothing_to_learn_from(build, rows, reward):
     trainer = build(group, reward=lambda completions, **k: [reward] * len(completions), **options)
     start = weights(trainer)
     trainer.train()
-    assert trainer.empty_updates.num_empty == 2 and same(start, weights(trainer))
+    assert trainer.skipped_updates.num_empty == 2 and same(start, weights(trainer))
 
 
-def test_gradients_may_be_anywhere(build):
+@pytest.mark.parametrize("skip_empty", [True, False])
+def test_gradients_may_be_anywhere(build, skip_empty):
     """A parameter without elements, one without gradient, and a NaN that must not pass for zero."""
     trainer = build()
-    metrics = []
-    callback = type(trainer.empty_updates)(trainer.accelerator, lambda name, value: metrics.append(value))
+    metrics = {}
+    callback = SkipUpdates(trainer.accelerator, metrics.__setitem__, skip_empty)
     module = torch.nn.ParameterList([torch.zeros(0), torch.zeros(2), torch.zeros(3)])
-    for gradient, empty in ((torch.zeros(3), 1.0), (torch.tensor([0.0, torch.nan, 0.0]), 0.0), (torch.ones(3), 0.0)):
-        module[0].grad, module[2].grad = torch.zeros(0), gradient
-        callback.on_pre_optimizer_step(None, None, None, model=module)
-        assert metrics[-1] == empty
-        assert (module[2].grad is None) == bool(empty)
+    for gradient, empty, non_finite in (
+        ([0.0, 0.0, 0.0], 1.0, 0.0),
+        ([0.0, torch.nan, 9.0], 0.0, 1.0),
+        ([0.0, -torch.inf, 0.0], 0.0, 1.0),
+        ([1.0, 1.0, 1.0], 0.0, 0.0),
+    ):
+        module[0].grad, module[2].grad = torch.zeros(0), torch.tensor(gradient)
+        callback.on_pre_optimizer_step(None, trainer.state, None, model=module)
+        assert metrics == {"updates/non_finite": non_finite} | ({"updates/empty": empty} if skip_empty else {})
+        assert (module[2].grad is None) == bool(non_finite or (empty and skip_empty))
+
+
+@pytest.mark.parametrize("skip_empty", [True, False])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        dict(),
+        dict(gradient_accumulation_steps=2, steps_per_generation=4, per_device_train_batch_size=1),
+        dict(max_grad_norm=0.0),
+        dict(importance_sampling_level="token", loss_type="dapo"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("column", ["old_per_token_logps", "advantages"])
+def test_an_update_of_broken_numbers_is_left_out(build, caplog, column, steps, skip_empty):
+    """One NaN in one row of the second generation batch: one of its two updates, and nothing else, is lost."""
+    moved = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            self.before = [p.detach().clone() for p in model.parameters()]
+
+        def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
+            moved.append(not all(map(torch.equal, self.before, model.parameters())))
+            assert all(s["exp_avg"].isfinite().all() for s in optimizer.state.values())
+
+    # A range so wide that not everything is clipped, which would be an empty update
+    trainer = build(max_steps=6, callbacks=[Watch()], skip_empty_updates=skip_empty, epsilon=5.0, **steps)
+    batches, original = [], trainer._generate_and_score_completions
+
+    def poisoned(inputs):
+        batches.append(original(inputs))
+        if len(batches) == 2:
+            batches[-1][column][0, 0] = math.nan
+        return batches[-1]
+
+    trainer._generate_and_score_completions = poisoned
+    trainer.train()
+    assert len(batches) == 3
+    (lost,) = [step for step, has_moved in enumerate(moved) if not has_moved]
+    assert lost in (2, 3) and len(moved) == 6
+    assert trainer.skipped_updates.num_non_finite == 1
+    logged = [log["updates/non_finite"] for log in trainer.state.log_history if "updates/non_finite" in log]
+    assert logged == [float(step == lost) for step in range(6)]
+    assert all(value.isfinite().all() for value in weights(trainer).values())
+    assert [r.message for r in caplog.records if f"Optimizer step {lost + 1} was left out" in r.message]
 
 
 # ---- start-up

@@ -46,7 +46,7 @@ from .rollout import (
     raising_value_errors,
     with_named_resets,
 )
-from .updates import SkipEmptyUpdates
+from .updates import SkipUpdates
 
 logger = logging.get_logger(__name__)
 
@@ -467,13 +467,18 @@ class A2TGPOTrainer(GRPOTrainer):
         return logps, entropies, aux_loss
 
     def _set_up_updates(self) -> None:
-        if not self.args.skip_empty_updates:
-            return
         if self.is_deepspeed_enabled:
-            logger.warning("skip_empty_updates has no effect with DeepSpeed, which keeps gradients to itself.")
+            logger.warning(
+                "DeepSpeed keeps gradients to itself: skip_empty_updates has no effect, and updates whose gradient is not "
+                "finite are not left out."
+            )
             return
-        self.empty_updates = SkipEmptyUpdates(self.accelerator, lambda name, v: self._metrics["train"][name].append(v))
-        self.add_callback(self.empty_updates)
+        self.skipped_updates = SkipUpdates(
+            self.accelerator,
+            lambda name, value: self._metrics["train"][name].append(value),
+            self.args.skip_empty_updates,
+        )
+        self.add_callback(self.skipped_updates)
 
     # ---- records -----------------------------------------------------------------------------------------------
 
