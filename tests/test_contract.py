@@ -44,6 +44,7 @@ FUNCTIONS = {
     "trl.data_utils.is_conversational": "example",
     "trl.extras.profiling.profiling_context": "trainer name",
     "trl.trainer.utils.get_config_model_id": "config",
+    "trl.trainer.utils.is_async_callable": "func",
     "trl.trainer.utils.start_event_loop_in_daemon": "name=None",
     "trl.trainer.utils.shutdown_event_loop_in_daemon": "thread loop",
 }
@@ -105,6 +106,15 @@ FACTS = {
         ),
     ],
     "_calculate_rewards": [
+        (
+            "reward functions are read from the attribute that we replace, and called with keywords",
+            [
+                "self.reward_funcs, self.reward_processing_classes",
+                "reward_func(**reward_inputs).logits[:, 0]",
+                "is_async_callable(reward_func)",
+                "prompts=prompts, completions=completions, completion_ids=completion_ids_list, **reward_kwargs",
+            ],
+        ),
         (
             "rewards are (B, functions), those of all processes",
             [

@@ -4,12 +4,13 @@ import copy
 import logging
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import transformers
 from datasets import Dataset
-from transformers import LlamaModel, TrainerCallback
+from transformers import LlamaForSequenceClassification, LlamaModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 import tiny
@@ -581,6 +582,108 @@ def test_a_tool_may_have_the_tag_of_answers(build):
     assert build(tool_tags={"search": "answer"}).generation_config.stop_strings == ["</answer>"]
 
 
+# ---- rewards that are no numbers
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(turn_normalization="group"),
+        dict(turn_normalization="none", turn_clip_strength=0.9),
+        dict(advantage_estimator="igpo"),
+        dict(advantage_estimator="grpo"),
+    ],
+    ids=str,
+)
+def test_a_rollout_that_nothing_scored_has_no_credit(score, options):
+    batch, trainer = score(reward=lambda completions, **kwargs: [0.0, 1.0, None, 0.9], **options)
+    assert (batch["advantages"][2] == 0).all() and (batch["advantages"][3] != 0).any()
+    assert trainer._metrics["train"]["rewards/unscored"] == [1.0]
+    if "clip_scale" in batch:
+        assert (batch["clip_scale"][2] == 1).all()
+        assert not batch["information_gain"][2, :3].isnan().any()  # it is measured, and counts for nobody
+        records = [row for row in read_turns(trainer.args.output_dir).to_pylist() if row["turn"] == 0]
+        assert [row["turn_group_size"] for row in records] == [None, 2, None, 2]
+        assert trainer._metrics["train"]["turn_group/size_mean"] == [1.5]  # rows 1 and 3, and row 3 alone
+
+
+def test_a_rollout_that_nothing_scored_is_no_yardstick(score):
+    batch, _ = score(reward=lambda completions, **kwargs: [0.0, 1.0, None, 1.0], turn_rescale=False)
+    first, second = batch["information_gain"][1, 0].item(), batch["information_gain"][3, 0].item()
+    # Two members: the normalised gains of turn 0 are 1 and -1
+    sign = math.copysign(1.0, first - second)
+    turns = batch["turn_ids"][1] == 0
+    outcome = batch["advantages"][1][batch["turn_ids"][1] == 1][0].item()
+    assert batch["advantages"][1][turns][0].item() == pytest.approx(outcome + 0.3 * sign, abs=1e-4)
+
+
+def broken_reward(value, kind="function"):
+    """`correct`, with a value in the first row, as a function, a coroutine function or a callable object."""
+
+    def reward(completions, answer, **kwargs):
+        return [value, *correct(completions, answer)[1:]]
+
+    async def reward_later(**kwargs):
+        return reward(**kwargs)
+
+    class Reward:
+        __name__ = "reward"
+
+        async def __call__(self, **kwargs):
+            return reward(**kwargs)
+
+    reward_later.__name__ = "reward"
+    return {"function": reward, "coroutine": reward_later, "object": Reward()}[kind]
+
+
+@pytest.mark.parametrize("scale", ["none", "group", "batch"])
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (math.inf, "function"),
+        (-math.inf, "function"),
+        (math.nan, "function"),
+        (torch.tensor(math.nan), "function"),
+        (np.float32(math.inf), "function"),
+        (1e39, "function"),  # more than float32 holds
+        (math.nan, "coroutine"),
+        (math.inf, "object"),
+    ],
+)
+def test_a_reward_that_is_no_finite_number_counts_as_none(build, caplog, value, kind, scale):
+    def trained(value, kind="function"):
+        caplog.clear()
+        trainer = build(GROUP[1:] + GROUP[:1], reward=broken_reward(value, kind), scale_rewards=scale, max_steps=4)
+        trainer.train()
+        messages = [record.getMessage() for record in caplog.records]
+        told = [m for m in messages if "Reward function 'reward' returned NaN or infinity for 1 of 4 completions" in m]
+        assert all(f"The first is completion 0, to '{QUESTION}'." in message for message in told)
+        return weights(trainer), len(told), sum("returned None for the following" in message for message in messages)
+
+    expected, *counts = trained(None)
+    assert counts == [0, 2] and all(weight.isfinite().all() for weight in expected.values())
+    assert not same(expected, dict(tiny.model().named_parameters()))  # the rest of the group is learned from
+    broken, *counts = trained(value, kind)
+    assert counts == [2, 0]  # for each generation batch
+    assert same(broken, expected)
+
+
+def test_a_reward_model_that_gives_nan_is_named(config, rows, caplog, monkeypatch):
+    model = LlamaForSequenceClassification(tiny.CONFIGS["llama"](num_labels=1, name_or_path="scorer"))
+    torch.nn.init.constant_(model.score.weight, math.nan)
+    tiny.Script(GROUP).install(monkeypatch)
+    trainer = A2TGPOTrainer(
+        tiny.model(), [model, correct], config(reward_weights=[0.5, 1.0]), Dataset.from_list(rows),
+        processing_class=tiny.tokenizer(), reward_processing_classes=[tiny.tokenizer(), None], tools=[search],
+    )  # fmt: skip
+    trainer.train()
+    assert any("'scorer' returned NaN or infinity for 4 of 4" in record.getMessage() for record in caplog.records)
+    assert trainer.state.log_history[0]["rewards/scorer/mean"] is None
+    assert trainer.state.log_history[0]["rewards/unscored"] == 0
+    assert trainer.state.log_history[0]["reward"] == pytest.approx(0.75)
+
+
 # ---- updates with nothing to learn from
 
 
@@ -620,14 +723,14 @@ def test_empty_updates(build, skip):
         assert trainer.skipped_updates.num_empty == 2
 
 
-@pytest.mark.parametrize("reward", [0.3, 0.7, 1.1])
-def test_equal_rewards_are_nothing_to_learn_from(build, rows, reward):
+@pytest.mark.parametrize("rewards", [[0.3] * 8, [0.7] * 8, [1.1] * 8, [0.3] * 7 + [None]])
+def test_equal_rewards_are_nothing_to_learn_from(build, rows, rewards):
     """reward - mean leaves rounding for these, and eight equal rollouts have no gains to tell them apart either."""
     group = [["<search>Lyon</search>", "<answer>Rome</answer><|im_end|>"]] * 8
     options = dict(
         num_generations=8, per_device_train_batch_size=4, max_steps=2, dataset=Dataset.from_list(rows[:1] * 8)
     )
-    trainer = build(group, reward=lambda completions, **k: [reward] * len(completions), **options)
+    trainer = build(group, reward=lambda completions, **k: rewards, **options)
     start = weights(trainer)
     trainer.train()
     assert trainer.skipped_updates.num_empty == 2 and same(start, weights(trainer))

@@ -28,6 +28,7 @@ from .checks import (
 )
 from .config import A2TGPOConfig
 from .estimators import TurnCredit, assign_credit
+from .finite_rewards import marking_nan, without_infinite
 from .functional import observation_ends, spread_turns, turn_ids, turn_level_old_logps
 from .generation import TurnGenerator
 from .metrics import RolloutRecord, credit_metrics, rollout_metrics, rows_of_turns
@@ -181,9 +182,18 @@ class A2TGPOTrainer(GRPOTrainer):
         with replaced(self, **hidden):
             return super()._tokenize_prompts(prompts)
 
-    def _calculate_rewards(self, *args, **kwargs):
-        self._rewards = super()._calculate_rewards(*args, **kwargs)  # (N, functions)
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        with replaced(self, reward_funcs=list(map(marking_nan, self.reward_funcs))):
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        local = self._local_rows(len(prompts))
+        self._rewards = without_infinite(rewards, local, self.reward_func_names, prompts)  # (N, functions)
+        metrics = self._metrics["train" if self._is_training else "eval"]
+        metrics["rewards/unscored"].append(self._unscored().sum().item())
         return self._rewards
+
+    def _unscored(self) -> Tensor:
+        """Which completions no reward function could score, `(N,)`."""
+        return self._rewards.isnan().all(dim=1)
 
     def _generate(self, prompts: list):
         self._is_training = self.model.training  # generation may change it
@@ -408,7 +418,7 @@ class A2TGPOTrainer(GRPOTrainer):
         beliefs, keys, *gathered = self.accelerator.gather(local)
         beliefs = beliefs.exp() if self.args.belief_measure == "prob" else beliefs
         num_generations = self.num_generations if training else self.num_generations_eval
-        return assign_credit(shared_beliefs(beliefs, keys), *gathered, num_generations, self.args)
+        return assign_credit(shared_beliefs(beliefs, keys), *gathered, self._unscored(), num_generations, self.args)
 
     def _log_credit(
         self, credit: TurnCredit, advantages: Tensor, ids: Tensor, num_unanswerable: int, training: bool
