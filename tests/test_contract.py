@@ -81,6 +81,15 @@ FACTS = {
             "tools of each rollout are set up before generation",
             ["self._batch_environments", "self._sync_tool_dicts", "self._async_tool_dicts", "self._generate(prompts)"],
         ),
+        (
+            "environments are reset before generation, where we read the answers that they set, into rows that rewards get",
+            [
+                "self.environments = []",
+                "environment.reset(",
+                "self._generate(prompts)",
+                "self._calculate_rewards(inputs,",
+            ],
+        ),
         ("each rollout starts from the tools without environment", ["self._standalone_tools + methods"]),
         ("tool_mask is padded with 1", ["tool_mask_list", "padding_value=1"]),
         (

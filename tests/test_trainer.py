@@ -16,8 +16,10 @@ from trl import GRPOConfig, GRPOTrainer
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.belief import BeliefScorer
+from a2tgpo_trl.config import ADVANTAGE_ESTIMATORS
 from a2tgpo_trl.functional import spread_turns, turn_ids, turn_log_ratio
 from a2tgpo_trl.records import read_turns
+from a2tgpo_trl.rewards import exact_match_reward
 from a2tgpo_trl.updates import SkipUpdates
 from conftest import GROUP, QUESTION, correct, search
 
@@ -580,6 +582,113 @@ def test_what_ends_a_rollout_with_tags(build, options, stop):
 
 def test_a_tool_may_have_the_tag_of_answers(build):
     assert build(tool_tags={"search": "answer"}).generation_config.stop_strings == ["</answer>"]
+
+
+# ---- answers that environments give
+
+
+class Capitals:
+    """Owns its data: `reset` draws a question, and sets the answer to it."""
+
+    def reset(self, **row):
+        assert "answer" not in row
+        self.answer = ["", "Paris"]
+        return QUESTION
+
+    def search(self, query: str) -> str:
+        """
+        Look something up.
+
+        Args:
+            query: What to look for.
+        """
+        return search(query)
+
+
+class Riddles(Capitals):
+    def reset(self, **row):
+        return QUESTION
+
+
+class Unsolved(Capitals):
+    def reset(self, **row):
+        self.answer = None
+        return QUESTION
+
+
+class Asking(Riddles):
+    def answer(self, text: str) -> str:
+        """
+        Hand in the answer.
+
+        Args:
+            text: The answer.
+        """
+        return text
+
+
+def with_environments(config, factory, names=None, dataset=None, **options):
+    """A trainer whose rows hold nothing, or the name of their environment; exact match reads the answer."""
+    rows = [{"environment": name} for name in names or ["capitals"] * 4] * 2
+    return A2TGPOTrainer(
+        tiny.model(), exact_match_reward, config(**options), dataset or Dataset.from_list(rows),
+        processing_class=tiny.chat_tokenizer(), environment_factory=factory,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("updates", [{}, dict(gradient_accumulation_steps=2)], ids=["ride", "alone"])
+@pytest.mark.parametrize("estimator", ["a2tgpo", "grpo"])
+def test_an_environment_gives_the_answer(config, monkeypatch, estimator, updates):
+    tiny.Script(chat_rollouts()).install(monkeypatch)
+    trainer = with_environments(config, Capitals, advantage_estimator=estimator, **updates)
+    inputs = [{"environment": "capitals"} for _ in range(4)]
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions(inputs)
+    assert trainer._metrics["train"]["rewards/exact_match_reward/mean"] == [0.5]
+    assert inputs == [{"environment": "capitals"}] * 4 and trainer._answers is None
+    if estimator == "a2tgpo":
+        assert (~batch["information_gain"].isnan()).sum(1).tolist() == [0, 1, 2, 1]
+        assert trainer._metrics["train"]["information_gain/rows_without_answer"] == [0.0]
+    assert set(read_turns(trainer.args.output_dir)["answer"].to_pylist()) == {"Paris"}
+    trainer.train()
+    played, *_ = trainer.play([{}], num_generations=4)
+    assert played["rewards"] == {"exact_match_reward": 0.0}
+
+
+def test_a_row_keeps_its_own_answer(config, monkeypatch):
+    class Open(Capitals):
+        def reset(self, **row):
+            self.answer = "Paris"
+            return QUESTION
+
+    tiny.Script(chat_rollouts()).install(monkeypatch)
+    trainer = with_environments(config, Open, dataset=Dataset.from_list([{"answer": "Rome"}] * 8))
+    trainer.train()
+    assert set(read_turns(trainer.args.output_dir)["answer"].to_pylist()) == {"Rome"}
+
+
+def test_some_environments_have_no_answer(config, monkeypatch):
+    tiny.Script(chat_rollouts()).install(monkeypatch)
+    factory, names = {"capitals": Capitals, "unsolved": Unsolved}, ["capitals", "unsolved"] * 2
+    trainer = with_environments(config, factory, names)
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([{"environment": name} for name in names])
+    assert (~batch["information_gain"].isnan()).sum(1).tolist() == [0, 0, 2, 0]
+    assert trainer._metrics["train"]["information_gain/rows_without_answer"] == [2.0]
+
+
+@pytest.mark.parametrize("factory", [Riddles, Asking])
+def test_no_answer_anywhere_is_an_error_that_says_what_needs_none(config, build, monkeypatch, factory):
+    tiny.Script(chat_rollouts()).install(monkeypatch)
+    trainer = with_environments(config, factory)
+    needs_none = "advantage_estimator='grpo', the one estimator that needs no answers"
+    with pytest.raises(
+        ValueError, match=f"nor does {factory.__name__}.reset set the attribute 'answer'.*{needs_none}"
+    ):
+        trainer.train()
+    with pytest.raises(ValueError, match=f"no column 'answer'.*{needs_none}"):
+        build(dataset=Dataset.from_list([{"prompt": QUESTION}] * 8))
+    assert [name for name in ADVANTAGE_ESTIMATORS if name not in ("a2tgpo", "igpo")] == ["grpo"]  # or the error lies
 
 
 # ---- rewards that are no numbers

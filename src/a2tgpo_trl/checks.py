@@ -66,24 +66,26 @@ def check_arguments(
             f"Information gain finds the answer's tokens by character offsets, which {type(processing_class).__name__} "
             "does not give: use a fast tokenizer, or choose advantage_estimator='grpo'."
         )
-    _check_answer_columns(args.answer_column, train_dataset, eval_dataset)
+    _check_answer_columns(args.answer_column, train_dataset, eval_dataset, environment_factory)
 
 
-def _check_answer_columns(column: str, train_dataset: Any, eval_dataset: Any) -> None:
+def _check_answer_columns(column: str, train_dataset: Any, eval_dataset: Any, environment_factory: Any) -> None:
     if train_dataset is None:
         raise ValueError(
             f"Information gain needs the true answers: give a train_dataset with the column {column!r}, or choose "
-            "advantage_estimator='grpo'."
+            "advantage_estimator='grpo', the one estimator that needs no answers."
         )
     evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
     for name, dataset in {"train_dataset": train_dataset, **evals}.items():
         if dataset is None:
             continue
         row = _first_row(dataset, name)
+        if column not in row and environment_factory is not None:
+            continue  # environments may give the answers, once they are reset
         if column not in row:
             raise ValueError(
                 f"{name} has no column {column!r} with the true answers; its columns are {sorted(row)}. Set "
-                "answer_column to one of them, or choose advantage_estimator='grpo'."
+                "answer_column to one of them, or choose advantage_estimator='grpo', the one estimator that needs no answers."
             )
         scored_answer(row[column], f"{column!r} of the first row of {name}")
 

@@ -43,6 +43,7 @@ from .rollout import (
     TagProtocol,
     ToolExecutor,
     ToolLoop,
+    add_answers,
     choose_protocol,
     raising_value_errors,
     with_named_resets,
@@ -63,7 +64,8 @@ class A2TGPOTrainer(GRPOTrainer):
         args ([`A2TGPOConfig`], *optional*):
             Configuration.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            With the columns `prompt` and `args.answer_column`.
+            With the columns `prompt` and `args.answer_column`. Environments may give the answers instead: the attribute of
+            that name, which `reset` sets.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             A tokenizer. Processors (vision) are refused.
         tools (list of `Callable`, *optional*):
@@ -122,7 +124,8 @@ class A2TGPOTrainer(GRPOTrainer):
             # GRPOTrainer takes tools for calls of the chat template, which may not know any
             template_tools = None
             TagProtocol(processing_class, tools, args.tool_tags, args.result_tag)  # refuses what it cannot call
-        self._loss_inputs = self._answers = self._riding = self._generated = self._played = self._rewards = None
+        self._inputs = self._answers = self._riding = self._generated = self._played = self._rewards = None
+        self._loss_inputs, self._rides = None, False
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -197,6 +200,7 @@ class A2TGPOTrainer(GRPOTrainer):
 
     def _generate(self, prompts: list):
         self._is_training = self.model.training  # generation may change it
+        self._answers = self._read_answers()  # environments have been reset
         try:
             with replaced(self._tokenizer, parse_response=raising_value_errors(self._tokenizer.parse_response)):
                 output = super()._generate(prompts)
@@ -344,7 +348,8 @@ class A2TGPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         training = self.model.training  # generation may change it
-        with replaced(self, _played=None, _generated=None, _rewards=None):
+        inputs = [dict(row) for row in inputs]  # which environments may add their answers to
+        with replaced(self, _inputs=inputs, _answers=None, _played=None, _generated=None, _rewards=None):
             if self.args.advantage_estimator == "grpo":
                 batch, credit = super()._generate_and_score_completions(inputs), None
             else:
@@ -354,11 +359,9 @@ class A2TGPOTrainer(GRPOTrainer):
         return batch
 
     def _generate_and_credit(self, inputs: list[dict[str, Any]], training: bool) -> tuple[dict[str, Any], TurnCredit]:
-        column = self.args.answer_column
-        answers = [scored_answer(row.get(column), f"{column!r} of {row.get('prompt')!r}") for row in inputs]
-        with replaced(self, _answers=answers if self._beliefs_ride() else None, _riding=None):
+        with replaced(self, _rides=self._beliefs_ride(), _riding=None):
             batch = super()._generate_and_score_completions(inputs)
-            riding = self._riding
+            answers, riding = self._answers, self._riding
         masks = batch["completion_mask"], batch.get("tool_mask")
         ids, ends = turn_ids(*masks), observation_ends(*masks)
         if riding is None:
@@ -376,6 +379,15 @@ class A2TGPOTrainer(GRPOTrainer):
         batch["information_gain"] = credit.gains[local]
         self._log_credit(credit, batch["advantages"], ids, answers.count(None), training)
         return batch, credit
+
+    def _read_answers(self) -> list[str | None] | None:
+        """The true answers of a batch, its own or its environments'; `None` if no belief in them is asked for."""
+        column, needed = self.args.answer_column, self.args.advantage_estimator != "grpo"
+        if self.environments:
+            add_answers(self._inputs, self.environments, column, needed)
+        if not needed:
+            return None
+        return [scored_answer(row.get(column), f"{column!r} of {row.get('prompt')!r}") for row in self._inputs]
 
     def _local_rows(self, size: int) -> slice:
         """This process's rows among those of all processes."""
@@ -465,7 +477,7 @@ class A2TGPOTrainer(GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         batch = input_ids, attention_mask, logits_to_keep
-        if self._answers is not None and self._riding is None:  # TRL's first are the old log-probabilities
+        if self._rides and self._riding is None:  # TRL's first are the old log-probabilities
             model = self._riding = self._ride(model, *batch)
         logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(model, *batch, *args, **kwargs)
         batch = self._loss_inputs
