@@ -708,7 +708,7 @@ def test_no_answer_anywhere_is_an_error_that_says_what_needs_none(config, build,
 def test_a_rollout_that_nothing_scored_has_no_credit(score, options):
     batch, trainer = score(reward=lambda completions, **kwargs: [0.0, 1.0, None, 0.9], **options)
     assert (batch["advantages"][2] == 0).all() and (batch["advantages"][3] != 0).any()
-    assert trainer._metrics["train"]["rewards/unscored"] == [1.0]
+    assert trainer._metrics["train"]["rollout/unscored"] == [1.0]
     if "clip_scale" in batch:
         assert (batch["clip_scale"][2] == 1).all()
         assert not batch["information_gain"][2, :3].isnan().any()  # it is measured, and counts for nobody
@@ -789,7 +789,7 @@ def test_a_reward_model_that_gives_nan_is_named(config, rows, caplog, monkeypatc
     trainer.train()
     assert any("'scorer' returned NaN or infinity for 4 of 4" in record.getMessage() for record in caplog.records)
     assert trainer.state.log_history[0]["rewards/scorer/mean"] is None
-    assert trainer.state.log_history[0]["rewards/unscored"] == 0
+    assert trainer.state.log_history[0]["rollout/unscored"] == 0
     assert trainer.state.log_history[0]["reward"] == pytest.approx(0.75)
 
 

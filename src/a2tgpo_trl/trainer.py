@@ -191,7 +191,7 @@ class A2TGPOTrainer(GRPOTrainer):
         local = self._local_rows(len(prompts))
         self._rewards = without_infinite(rewards, local, self.reward_func_names, prompts)  # (N, functions)
         metrics = self._metrics["train" if self._is_training else "eval"]
-        metrics["rewards/unscored"].append(self._unscored().sum().item())
+        metrics["rollout/unscored"].append(self._unscored().sum().item())
         return self._rewards
 
     def _unscored(self) -> Tensor:
