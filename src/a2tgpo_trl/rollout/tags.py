@@ -17,8 +17,8 @@ class TagProtocol(ToolProtocol):
     """
     Calls as text: `<search>query</search>`, answered by `<result>…</result>`.
 
-    A turn ends with the first closing tag of a tool, with the answer, or with another stop string. The text between the tags is the tool's one
-    argument.
+    A turn ends with the first closing tag of a tool, with the answer, or with another stop string. The text between the
+    tags is the tool's one argument.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): Any tokenizer; neither template nor special tokens are needed.
