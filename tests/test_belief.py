@@ -62,6 +62,7 @@ def test_special_tokens_are_not_added():
     [
         ("Paris", "Paris"),
         (["Paris", "Lutetia"], "Paris"),
+        (["", " ", "Paris"], "Paris"),
         ("", None),
         ("  ", None),
         ([], None),
@@ -73,9 +74,20 @@ def test_the_first_alias_is_scored(cell, expected):
     assert scored_answer(cell, "'answer' of row 0") == expected
 
 
-def test_an_answer_that_is_no_text_is_refused():
-    with pytest.raises(ValueError, match=r"'answer' of row 3 must be text or a list of aliases, got 7 \(int\)"):
-        scored_answer(7, "'answer' of row 3")
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    [
+        (7, "7 (int)"),
+        ([["Paris"]], "[['Paris']] (list)"),
+        (["Paris", None], "['Paris', None] (list)"),
+        (["Paris", 7], "['Paris', 7] (list)"),
+        ({"text": "Paris"}, "{'text': 'Paris'} (dict)"),
+    ],
+)
+def test_an_answer_that_is_no_text_is_refused(cell, shown):
+    with pytest.raises(ValueError) as error:
+        scored_answer(cell, "'answer' of row 3")
+    assert f"'answer' of row 3 must be text or a list of aliases, got {shown}" in str(error.value)
 
 
 def test_queries():

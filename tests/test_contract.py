@@ -20,6 +20,7 @@ OVERRIDDEN = {
     "__init__": "self model reward_funcs=None args=None train_dataset=None eval_dataset=None processing_class=None "
     "reward_processing_classes=None callbacks=None optimizers=(None,None) quantization_config=None peft_config=None "
     "tools=None rollout_func=None environment_factory=None",
+    "train": "self resume_from_checkpoint=None trial=None ignore_keys_for_eval=None",
     "_set_signature_columns_if_needed": "self",
     "_tokenize_prompts": "self prompts",
     "_calculate_rewards": "self inputs prompts completions completion_ids_list",
@@ -43,6 +44,7 @@ FUNCTIONS = {
     "trl.data_utils.is_conversational": "example",
     "trl.extras.profiling.profiling_context": "trainer name",
     "trl.trainer.utils.get_config_model_id": "config",
+    "trl.trainer.utils.is_async_callable": "func",
     "trl.trainer.utils.start_event_loop_in_daemon": "name=None",
     "trl.trainer.utils.shutdown_event_loop_in_daemon": "thread loop",
 }
@@ -79,6 +81,15 @@ FACTS = {
             "tools of each rollout are set up before generation",
             ["self._batch_environments", "self._sync_tool_dicts", "self._async_tool_dicts", "self._generate(prompts)"],
         ),
+        (
+            "environments are reset before generation, where we read the answers that they set, into rows that rewards get",
+            [
+                "self.environments = []",
+                "environment.reset(",
+                "self._generate(prompts)",
+                "self._calculate_rewards(inputs,",
+            ],
+        ),
         ("each rollout starts from the tools without environment", ["self._standalone_tools + methods"]),
         ("tool_mask is padded with 1", ["tool_mask_list", "padding_value=1"]),
         (
@@ -104,6 +115,15 @@ FACTS = {
         ),
     ],
     "_calculate_rewards": [
+        (
+            "reward functions are read from the attribute that we replace, and called with keywords",
+            [
+                "self.reward_funcs, self.reward_processing_classes",
+                "reward_func(**reward_inputs).logits[:, 0]",
+                "is_async_callable(reward_func)",
+                "prompts=prompts, completions=completions, completion_ids=completion_ids_list, **reward_kwargs",
+            ],
+        ),
         (
             "rewards are (B, functions), those of all processes",
             [
@@ -305,6 +325,7 @@ def test_config_adds_fields_and_drops_none():
         "turn_table_steps",
         "belief_measure",
         "answer_column",
+        "answer_stop",
         "answer_template",
         "ig_tokens_per_batch",
         "tool_protocol",

@@ -145,6 +145,12 @@ def test_split_needs_two_entities():
         split_by_entity(QUESTIONS[:1])
 
 
+@pytest.mark.parametrize("cell", [[["b"]], ["b", None], 7])
+def test_to_dataset_names_a_cell_that_is_no_answer(cell):
+    with pytest.raises(ValueError, match=r"questions\[1\]: 'answer' must be text or a list of texts, got "):
+        to_dataset([QUESTIONS[0], {**QUESTIONS[1], "answer": cell}])
+
+
 def test_to_dataset():
     dataset = to_dataset([*QUESTIONS[:1], {**QUESTIONS[1], "answer": "bb"}])
     assert dataset.column_names == ["prompt", "answer", "question", "kind", "country"]

@@ -1,6 +1,7 @@
 """Where question sets come from: files, folders, datasets; all at once or streaming."""
 
 import json
+import random
 import re
 from pathlib import Path
 
@@ -227,8 +228,12 @@ def test_the_documented_scripts_run(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     lines(Path("faq.jsonl"), [{"query": {"text": "Q?"}, "gold": "x", "also_accepted": ["y"]}])
     lines(Path("questions.jsonl"), [{"question": "Q?", "answer": "x", "country": country} for country in "AABBCCDDEE"])
-    _, column_map, split = re.findall(r"```python\n(.*?)```", DOCS, flags=re.DOTALL)
+    _, column_map, environment, split = re.findall(r"```python\n(.*?)```", DOCS, flags=re.DOTALL)
     assert eval(column_map, {"load_questions": load_questions})["answer"][:] == [["x", "y"]]
-    namespace = {}
+    namespace = {"random": random}
+    exec(environment, namespace)
+    arithmetic = namespace["Arithmetic"]()
+    a, b = map(int, re.findall(r"\d+", arithmetic.reset()))
+    assert arithmetic.answer == str(a + b)
     exec(split, namespace)
     assert (len(namespace["train"]), len(namespace["held_out"])) == (8, 2)

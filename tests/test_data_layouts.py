@@ -64,6 +64,8 @@ ROWS = {
     ),
     "HotpotQA": (HOTPOT, ["France"]),
     "2WikiMultiHopQA": ({**HOTPOT, "evidences": [["Lyon", "country", "France"]]}, ["France"]),
+    "GSM8K": ({"question": "Q?", "answer": "He has 2 * 36 = <<2*36=72>>72.\nSo 72.\n#### 72"}, ["72"]),
+    "GSM8K, a comma": ({"question": "Q?", "answer": "It is 10% of 10,000.\n#### 1,000"}, ["1,000"]),
     "NQ-open": ({"question": "Q?", "answer": ["France", "", " France ", "Gaul"]}, ["France", "Gaul"]),
 }
 
@@ -89,7 +91,20 @@ def test_each_layout_is_recognised(name, load):
     assert loaded.keys() == {"prompt", "answer", "question", "data_source"}
 
 
-@pytest.mark.parametrize("name", ["Search-R1", "PopQA", "TriviaQA", "MuSiQue", "NQ-open"])
+def test_a_solution_without_its_final_answer_is_named(load):
+    solved = {"question": "Q?", "answer": "Two and two.\n#### 4"}
+    for bad in ({**solved, "answer": "Two and two."}, {**solved, "answer": "Two and two.\n#### "}):
+        with pytest.raises(ValueError, match=r"rows.jsonl:2 has no answer: \{'answer.####': "):
+            load(solved, bad)
+
+
+def test_worked_solutions_in_other_columns(load):
+    row = {"problem": "Q?", "worked": {"solution": "By #### marks.\n#### 4"}}
+    (loaded,) = load(row, columns={"question": "problem", "answer": "worked.solution.####"})
+    assert loaded["answer"] == ["4"]
+
+
+@pytest.mark.parametrize("name", ["Search-R1", "GSM8K", "PopQA", "TriviaQA", "MuSiQue", "NQ-open"])
 def test_each_layout_is_recognised_in_parquet(name, tmp_path):
     row, aliases = ROWS[name]
     Dataset.from_list([row] * 2).to_parquet(tmp_path / "rows.parquet")

@@ -82,6 +82,16 @@ def test_rows_without_an_answer_have_no_reward(reward):
     assert reward(completions=completions, answer=[[], "", [""], None, ["", "Euro"]]) == [None, None, None, None, 1.0]
 
 
+@pytest.mark.parametrize("reward", [exact_match_reward, f1_reward])
+@pytest.mark.parametrize("cell", [[["Euro"]], ["Euro", None], 7, {"text": "Euro"}])
+def test_cells_that_are_no_answers_are_named(reward, cell):
+    columns = {"completions": ["<answer>Euro</answer>"] * 2, "answer": ["Euro", cell], "score": [1, 2]}
+    with pytest.raises(ValueError, match=r"'answer' of completion 1, to 'Which\?', must be text or a list of aliases"):
+        reward(**columns, prompts=["What?", "Which?"])
+    with pytest.raises(ValueError, match="answers must be text or a list of aliases, got "):
+        exact_match("Euro", cell)
+
+
 def test_rewards_refuse_columns_of_other_lengths():
     with pytest.raises(ValueError, match="shorter"):
         exact_match_reward(completions=["<answer>Euro</answer>"] * 2, answer=["Euro"])

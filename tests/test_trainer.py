@@ -4,18 +4,23 @@ import copy
 import logging
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import transformers
 from datasets import Dataset
-from transformers import LlamaModel, TrainerCallback
+from transformers import LlamaForSequenceClassification, LlamaModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.belief import BeliefScorer
+from a2tgpo_trl.config import ADVANTAGE_ESTIMATORS
 from a2tgpo_trl.functional import spread_turns, turn_ids, turn_log_ratio
+from a2tgpo_trl.records import read_turns
+from a2tgpo_trl.rewards import exact_match_reward
+from a2tgpo_trl.updates import SkipUpdates
 from conftest import GROUP, QUESTION, correct, search
 
 ANSWER_ONLY = [
@@ -130,6 +135,18 @@ def test_a_row_without_an_answer_learns_from_its_outcome_only(score, rows):
     metrics = trainer._metrics["train"]
     assert metrics["information_gain/rows_without_answer"] == [1.0]
     assert metrics["information_gain/unscorable_turns"] == [3.0]
+
+
+def test_the_first_alias_that_is_not_empty_is_scored_and_recorded(score, rows):
+    expected, _ = score()
+    rows[:] = [{"prompt": QUESTION, "answer": ["", "Paris"]}] * 8
+
+    def reward(completions, answer, **kwargs):
+        return correct(completions, [aliases[1:] for aliases in answer])
+
+    batch, trainer = score(reward=reward)
+    torch.testing.assert_close(batch["information_gain"], expected["information_gain"], equal_nan=True)
+    assert set(read_turns(trainer.args.output_dir)["answer"].to_pylist()) == {"Paris"}
 
 
 def test_a_probe_past_the_context_is_unscorable_not_fatal(score):
@@ -542,7 +559,238 @@ def test_tags_are_configurable(score):
     batch, trainer = score(renamed, tool_tags={"search": "lookup"}, result_tag="passage")
     text = tiny.tokenizer().decode(batch["completion_ids"][1])
     assert "<lookup>Lyon</lookup>\n<passage>Lyon is in France.</passage>\n<answer>" in text
-    assert trainer.generation_config.stop_strings == ["</lookup>"]
+    assert trainer.generation_config.stop_strings == ["</lookup>", "</answer>"]
+
+
+@pytest.mark.parametrize(
+    ("options", "stop"),
+    [
+        ({}, "</answer>"),
+        (dict(answer_template="Then <final> {answer} </final>."), "</final>"),
+        (dict(answer_template="The answer is {answer}."), None),
+        (dict(answer_template="{answer}<|im_end|>"), None),
+        (dict(answer_stop="."), "."),
+        (dict(answer_stop=""), None),
+        (dict(mask_truncated_completions=True), None),
+        (dict(mask_truncated_completions=True, answer_stop="</answer>"), "</answer>"),
+        (dict(advantage_estimator="grpo"), "</answer>"),
+    ],
+)
+def test_what_ends_a_rollout_with_tags(build, options, stop):
+    assert build(**options).generation_config.stop_strings == ["</search>"] + [stop] * (stop is not None)
+
+
+def test_a_tool_may_have_the_tag_of_answers(build):
+    assert build(tool_tags={"search": "answer"}).generation_config.stop_strings == ["</answer>"]
+
+
+# ---- answers that environments give
+
+
+class Capitals:
+    """Owns its data: `reset` draws a question, and sets the answer to it."""
+
+    def reset(self, **row):
+        assert "answer" not in row
+        self.answer = ["", "Paris"]
+        return QUESTION
+
+    def search(self, query: str) -> str:
+        """
+        Look something up.
+
+        Args:
+            query: What to look for.
+        """
+        return search(query)
+
+
+class Riddles(Capitals):
+    def reset(self, **row):
+        return QUESTION
+
+
+class Unsolved(Capitals):
+    def reset(self, **row):
+        self.answer = None
+        return QUESTION
+
+
+class Asking(Riddles):
+    def answer(self, text: str) -> str:
+        """
+        Hand in the answer.
+
+        Args:
+            text: The answer.
+        """
+        return text
+
+
+def with_environments(config, factory, names=None, dataset=None, **options):
+    """A trainer whose rows hold nothing, or the name of their environment; exact match reads the answer."""
+    rows = [{"environment": name} for name in names or ["capitals"] * 4] * 2
+    return A2TGPOTrainer(
+        tiny.model(), exact_match_reward, config(**options), dataset or Dataset.from_list(rows),
+        processing_class=tiny.chat_tokenizer(), environment_factory=factory,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("updates", [{}, dict(gradient_accumulation_steps=2)], ids=["ride", "alone"])
+@pytest.mark.parametrize("estimator", ["a2tgpo", "grpo"])
+def test_an_environment_gives_the_answer(config, monkeypatch, estimator, updates):
+    tiny.Script(chat_rollouts()).install(monkeypatch)
+    trainer = with_environments(config, Capitals, advantage_estimator=estimator, **updates)
+    inputs = [{"environment": "capitals"} for _ in range(4)]
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions(inputs)
+    assert trainer._metrics["train"]["rewards/exact_match_reward/mean"] == [0.5]
+    assert inputs == [{"environment": "capitals"}] * 4 and trainer._answers is None
+    if estimator == "a2tgpo":
+        assert (~batch["information_gain"].isnan()).sum(1).tolist() == [0, 1, 2, 1]
+        assert trainer._metrics["train"]["information_gain/rows_without_answer"] == [0.0]
+    assert set(read_turns(trainer.args.output_dir)["answer"].to_pylist()) == {"Paris"}
+    trainer.train()
+    played, *_ = trainer.play([{}], num_generations=4)
+    assert played["rewards"] == {"exact_match_reward": 0.0}
+
+
+def test_a_row_keeps_its_own_answer(config, monkeypatch):
+    class Open(Capitals):
+        def reset(self, **row):
+            self.answer = "Paris"
+            return QUESTION
+
+    tiny.Script(chat_rollouts()).install(monkeypatch)
+    trainer = with_environments(config, Open, dataset=Dataset.from_list([{"answer": "Rome"}] * 8))
+    trainer.train()
+    assert set(read_turns(trainer.args.output_dir)["answer"].to_pylist()) == {"Rome"}
+
+
+def test_some_environments_have_no_answer(config, monkeypatch):
+    tiny.Script(chat_rollouts()).install(monkeypatch)
+    factory, names = {"capitals": Capitals, "unsolved": Unsolved}, ["capitals", "unsolved"] * 2
+    trainer = with_environments(config, factory, names)
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([{"environment": name} for name in names])
+    assert (~batch["information_gain"].isnan()).sum(1).tolist() == [0, 0, 2, 0]
+    assert trainer._metrics["train"]["information_gain/rows_without_answer"] == [2.0]
+
+
+@pytest.mark.parametrize("factory", [Riddles, Asking])
+def test_no_answer_anywhere_is_an_error_that_says_what_needs_none(config, build, monkeypatch, factory):
+    tiny.Script(chat_rollouts()).install(monkeypatch)
+    trainer = with_environments(config, factory)
+    needs_none = "advantage_estimator='grpo', the one estimator that needs no answers"
+    with pytest.raises(
+        ValueError, match=f"nor does {factory.__name__}.reset set the attribute 'answer'.*{needs_none}"
+    ):
+        trainer.train()
+    with pytest.raises(ValueError, match=f"no column 'answer'.*{needs_none}"):
+        build(dataset=Dataset.from_list([{"prompt": QUESTION}] * 8))
+    assert [name for name in ADVANTAGE_ESTIMATORS if name not in ("a2tgpo", "igpo")] == ["grpo"]  # or the error lies
+
+
+# ---- rewards that are no numbers
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(turn_normalization="group"),
+        dict(turn_normalization="none", turn_clip_strength=0.9),
+        dict(advantage_estimator="igpo"),
+        dict(advantage_estimator="grpo"),
+    ],
+    ids=str,
+)
+def test_a_rollout_that_nothing_scored_has_no_credit(score, options):
+    batch, trainer = score(reward=lambda completions, **kwargs: [0.0, 1.0, None, 0.9], **options)
+    assert (batch["advantages"][2] == 0).all() and (batch["advantages"][3] != 0).any()
+    assert trainer._metrics["train"]["rollout/unscored"] == [1.0]
+    if "clip_scale" in batch:
+        assert (batch["clip_scale"][2] == 1).all()
+        assert not batch["information_gain"][2, :3].isnan().any()  # it is measured, and counts for nobody
+        records = [row for row in read_turns(trainer.args.output_dir).to_pylist() if row["turn"] == 0]
+        assert [row["turn_group_size"] for row in records] == [None, 2, None, 2]
+        assert trainer._metrics["train"]["turn_group/size_mean"] == [1.5]  # rows 1 and 3, and row 3 alone
+
+
+def test_a_rollout_that_nothing_scored_is_no_yardstick(score):
+    batch, _ = score(reward=lambda completions, **kwargs: [0.0, 1.0, None, 1.0], turn_rescale=False)
+    first, second = batch["information_gain"][1, 0].item(), batch["information_gain"][3, 0].item()
+    # Two members: the normalised gains of turn 0 are 1 and -1
+    sign = math.copysign(1.0, first - second)
+    turns = batch["turn_ids"][1] == 0
+    outcome = batch["advantages"][1][batch["turn_ids"][1] == 1][0].item()
+    assert batch["advantages"][1][turns][0].item() == pytest.approx(outcome + 0.3 * sign, abs=1e-4)
+
+
+def broken_reward(value, kind="function"):
+    """`correct`, with a value in the first row, as a function, a coroutine function or a callable object."""
+
+    def reward(completions, answer, **kwargs):
+        return [value, *correct(completions, answer)[1:]]
+
+    async def reward_later(**kwargs):
+        return reward(**kwargs)
+
+    class Reward:
+        __name__ = "reward"
+
+        async def __call__(self, **kwargs):
+            return reward(**kwargs)
+
+    reward_later.__name__ = "reward"
+    return {"function": reward, "coroutine": reward_later, "object": Reward()}[kind]
+
+
+@pytest.mark.parametrize("scale", ["none", "group", "batch"])
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (math.inf, "function"),
+        (-math.inf, "function"),
+        (math.nan, "function"),
+        (torch.tensor(math.nan), "function"),
+        (np.float32(math.inf), "function"),
+        (1e39, "function"),  # more than float32 holds
+        (math.nan, "coroutine"),
+        (math.inf, "object"),
+    ],
+)
+def test_a_reward_that_is_no_finite_number_counts_as_none(build, caplog, value, kind, scale):
+    def trained(value, kind="function"):
+        caplog.clear()
+        trainer = build(GROUP[1:] + GROUP[:1], reward=broken_reward(value, kind), scale_rewards=scale, max_steps=4)
+        trainer.train()
+        messages = [record.getMessage() for record in caplog.records]
+        told = [m for m in messages if "Reward function 'reward' returned NaN or infinity for 1 of 4 completions" in m]
+        assert all(f"The first is completion 0, to '{QUESTION}'." in message for message in told)
+        return weights(trainer), len(told), sum("returned None for the following" in message for message in messages)
+
+    expected, *counts = trained(None)
+    assert counts == [0, 2] and all(weight.isfinite().all() for weight in expected.values())
+    assert not same(expected, dict(tiny.model().named_parameters()))  # the rest of the group is learned from
+    broken, *counts = trained(value, kind)
+    assert counts == [2, 0]  # for each generation batch
+    assert same(broken, expected)
+
+
+def test_a_reward_model_that_gives_nan_is_named(config, rows, caplog, monkeypatch):
+    model = LlamaForSequenceClassification(tiny.CONFIGS["llama"](num_labels=1, name_or_path="scorer"))
+    torch.nn.init.constant_(model.score.weight, math.nan)
+    tiny.Script(GROUP).install(monkeypatch)
+    trainer = A2TGPOTrainer(
+        tiny.model(), [model, correct], config(reward_weights=[0.5, 1.0]), Dataset.from_list(rows),
+        processing_class=tiny.tokenizer(), reward_processing_classes=[tiny.tokenizer(), None], tools=[search],
+    )  # fmt: skip
+    trainer.train()
+    assert any("'scorer' returned NaN or infinity for 4 of 4" in record.getMessage() for record in caplog.records)
+    assert trainer.state.log_history[0]["rewards/scorer/mean"] is None
+    assert trainer.state.log_history[0]["rollout/unscored"] == 0
+    assert trainer.state.log_history[0]["reward"] == pytest.approx(0.75)
 
 
 # ---- updates with nothing to learn from
@@ -581,33 +829,85 @@ def test_empty_updates(build, skip):
         [0, 0, 1, 1] if skip else [None] * 4
     )
     if skip:
-        assert trainer.empty_updates.num_empty == 2
+        assert trainer.skipped_updates.num_empty == 2
 
 
-@pytest.mark.parametrize("reward", [0.3, 0.7, 1.1])
-def test_equal_rewards_are_nothing_to_learn_from(build, rows, reward):
+@pytest.mark.parametrize("rewards", [[0.3] * 8, [0.7] * 8, [1.1] * 8, [0.3] * 7 + [None]])
+def test_equal_rewards_are_nothing_to_learn_from(build, rows, rewards):
     """reward - mean leaves rounding for these, and eight equal rollouts have no gains to tell them apart either."""
     group = [["<search>Lyon</search>", "<answer>Rome</answer><|im_end|>"]] * 8
     options = dict(
         num_generations=8, per_device_train_batch_size=4, max_steps=2, dataset=Dataset.from_list(rows[:1] * 8)
     )
-    trainer = build(group, reward=lambda completions, **k: [reward] * len(completions), **options)
+    trainer = build(group, reward=lambda completions, **k: rewards, **options)
     start = weights(trainer)
     trainer.train()
-    assert trainer.empty_updates.num_empty == 2 and same(start, weights(trainer))
+    assert trainer.skipped_updates.num_empty == 2 and same(start, weights(trainer))
 
 
-def test_gradients_may_be_anywhere(build):
+@pytest.mark.parametrize("skip_empty", [True, False])
+def test_gradients_may_be_anywhere(build, skip_empty):
     """A parameter without elements, one without gradient, and a NaN that must not pass for zero."""
     trainer = build()
-    metrics = []
-    callback = type(trainer.empty_updates)(trainer.accelerator, lambda name, value: metrics.append(value))
+    metrics = {}
+    callback = SkipUpdates(trainer.accelerator, metrics.__setitem__, skip_empty)
     module = torch.nn.ParameterList([torch.zeros(0), torch.zeros(2), torch.zeros(3)])
-    for gradient, empty in ((torch.zeros(3), 1.0), (torch.tensor([0.0, torch.nan, 0.0]), 0.0), (torch.ones(3), 0.0)):
-        module[0].grad, module[2].grad = torch.zeros(0), gradient
-        callback.on_pre_optimizer_step(None, None, None, model=module)
-        assert metrics[-1] == empty
-        assert (module[2].grad is None) == bool(empty)
+    for gradient, empty, non_finite in (
+        ([0.0, 0.0, 0.0], 1.0, 0.0),
+        ([0.0, torch.nan, 9.0], 0.0, 1.0),
+        ([0.0, -torch.inf, 0.0], 0.0, 1.0),
+        ([1.0, 1.0, 1.0], 0.0, 0.0),
+    ):
+        module[0].grad, module[2].grad = torch.zeros(0), torch.tensor(gradient)
+        callback.on_pre_optimizer_step(None, trainer.state, None, model=module)
+        assert metrics == {"updates/non_finite": non_finite} | ({"updates/empty": empty} if skip_empty else {})
+        assert (module[2].grad is None) == bool(non_finite or (empty and skip_empty))
+
+
+@pytest.mark.parametrize("skip_empty", [True, False])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        dict(),
+        dict(gradient_accumulation_steps=2, steps_per_generation=4, per_device_train_batch_size=1),
+        dict(max_grad_norm=0.0),
+        dict(importance_sampling_level="token", loss_type="dapo"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("column", ["old_per_token_logps", "advantages"])
+def test_an_update_of_broken_numbers_is_left_out(build, caplog, column, steps, skip_empty):
+    """One NaN in one row of the second generation batch: one of its two updates, and nothing else, is lost."""
+    moved = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            self.before = [p.detach().clone() for p in model.parameters()]
+
+        def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
+            moved.append(not all(map(torch.equal, self.before, model.parameters())))
+            assert all(s["exp_avg"].isfinite().all() for s in optimizer.state.values())
+
+    # A range so wide that not everything is clipped, which would be an empty update
+    trainer = build(max_steps=6, callbacks=[Watch()], skip_empty_updates=skip_empty, epsilon=5.0, **steps)
+    batches, original = [], trainer._generate_and_score_completions
+
+    def poisoned(inputs):
+        batches.append(original(inputs))
+        if len(batches) == 2:
+            batches[-1][column][0, 0] = math.nan
+        return batches[-1]
+
+    trainer._generate_and_score_completions = poisoned
+    trainer.train()
+    assert len(batches) == 3
+    (lost,) = [step for step, has_moved in enumerate(moved) if not has_moved]
+    assert lost in (2, 3) and len(moved) == 6
+    assert trainer.skipped_updates.num_non_finite == 1
+    logged = [log["updates/non_finite"] for log in trainer.state.log_history if "updates/non_finite" in log]
+    assert logged == [float(step == lost) for step in range(6)]
+    assert all(value.isfinite().all() for value in weights(trainer).values())
+    assert [r.message for r in caplog.records if f"Optimizer step {lost + 1} was left out" in r.message]
 
 
 # ---- start-up
@@ -696,11 +996,14 @@ def test_defaults_are_the_papers(config):
         (dict(turn_normalization="x"), "turn_normalization must be one of"),
         (dict(belief_measure="x"), "belief_measure must be one of"),
         (dict(tool_protocol="x"), "tool_protocol must be one of"),
+        (dict(max_completion_length=None), "max_completion_length must be at least 1, got None. For completions that"),
+        (dict(max_completion_length=0), "max_completion_length must be at least 1, got 0"),
         (dict(loss_type="sapo"), "turn_clip_strength=0"),
         (dict(loss_type="cispo"), "set epsilon_high to the cap"),
         (dict(advantage_estimator="grpo", turn_advantage_coef=0.5), "turn_advantage_coef=0.5 has no effect"),
         (dict(advantage_estimator="grpo", answer_template="x {answer}"), "answer_template='x {answer}' has no effect"),
         (dict(tool_protocol="chat", result_tag="x"), "no effect with tool_protocol='chat'"),
+        (dict(tool_protocol="chat", answer_stop="x"), "no effect with tool_protocol='chat'"),
         (dict(advantage_estimator="igpo", turn_clip_strength=0.1), "turn_clip_strength=0.1 has no effect"),
     ],
 )  # fmt: skip
@@ -751,9 +1054,10 @@ def test_a_bad_answer_is_named(build, score, rows):
     with pytest.raises(ValueError, match=r"'answer' of the first row of train_dataset must be text.*got 7"):
         build(dataset=Dataset.from_list([{"prompt": QUESTION, "answer": 7}] * 8))
     fine = Dataset.from_list(rows)
-    rows[2] = {"prompt": QUESTION, "answer": {"text": "Paris"}}
-    with pytest.raises(ValueError, match=r"'answer' of 'Question: What.*must be text or a list of aliases, got {"):
-        score(dataset=fine)
+    for cell in ({"text": "Paris"}, [["Paris"]], ["Paris", None]):
+        rows[2] = {"prompt": QUESTION, "answer": cell}
+        with pytest.raises(ValueError, match=r"'answer' of 'Question: What.*must be text or a list of aliases, got "):
+            score(dataset=fine)
     with pytest.raises(ValueError, match="train_dataset is empty"):
         build(dataset=Dataset.from_list([{"prompt": "", "answer": ""}]).select([]))
 
@@ -773,6 +1077,21 @@ def test_a_processor_is_refused(config):
             Dataset.from_list([{"prompt": "", "answer": ""}]),
             processing_class=Vision(),
         )
+
+
+@pytest.mark.parametrize(("kind", "beta"), [("adapter", 0.0), ("adapter", 0.1), ("whole", 0.0)])
+def test_a_frozen_policy_is_refused_before_training(build, rows, tmp_path, kind, beta):
+    """With `beta`, TRL would run to the end, log gradient norms, and change no weight."""
+    if kind == "adapter":
+        peft = pytest.importorskip("peft")
+        peft.get_peft_model(tiny.model(), adapter()).save_pretrained(tmp_path / "adapter")
+        model = peft.PeftModel.from_pretrained(tiny.model(), tmp_path / "adapter")
+    else:
+        model = tiny.model().requires_grad_(False)
+    trainer = build(model=model, beta=beta, per_device_eval_batch_size=4)
+    with pytest.raises(ValueError, match=r"No parameter of the model is trainable.*is_trainable=True"):
+        trainer.train()
+    assert len(trainer.play(rows[:1], num_generations=4)) == 4  # which takes no gradient
 
 
 # ---- what is logged

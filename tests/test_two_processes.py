@@ -38,6 +38,7 @@ def test_two_processes_against_one(tmp_path):
         for part in pair:
             assert abs(part["metrics"][name] - value) < 1e-4, name
     assert pair[0]["empty"] == pair[1]["empty"] == alone["empty"]
+    assert pair[0]["skipped"] == pair[1]["skipped"] == [True, False, True, True, False]
     for name, value in pair[0]["weights"].items():
         assert torch.equal(value, pair[1]["weights"][name])
 

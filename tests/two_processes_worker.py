@@ -75,11 +75,24 @@ def main(folder: Path) -> None:
                 for name, value in metrics.items()
                 if name.startswith(("info", "turn", "adv", "clip", "bel", "rollout/stop"))
             },
-            "empty": trainer.empty_updates.num_empty,
+            "empty": trainer.skipped_updates.num_empty,
+            "skipped": skipped_shards(trainer, rank),
             "weights": dict(trainer.accelerator.unwrap_model(trainer.model).state_dict()),
         },
         folder / f"{processes}-{rank}.pt",
     )
+
+
+def skipped_shards(trainer, rank):
+    """Which gradients are dropped where each process has a shard of its own, as with FSDP."""
+    shards = ([0.0, 0.0], [0.0, 1.0], [torch.nan, 1.0], [1.0, -torch.inf], [1.0, 1.0])
+    skipped = []
+    for shard in shards:
+        module = torch.nn.ParameterList([torch.zeros(1)])
+        module[0].grad = torch.tensor([shard[rank]])
+        trainer.skipped_updates.on_pre_optimizer_step(None, trainer.state, None, model=module)
+        skipped.append(module[0].grad is None)
+    return skipped
 
 
 def score_in_forwards_of_their_own(trainer, rows):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from torch import nn
 from transformers import ProcessorMixin
 from transformers.utils import get_json_schema, logging
 from trl.chat_template_utils import supports_tool_calling
@@ -16,6 +17,7 @@ from .rollout import ToolProtocol
 logger = logging.get_logger(__name__)
 
 _TOOL_OPTIONS = (
+    "answer_stop",
     "tool_concurrency",
     "tool_timeout",
     "max_abandoned_calls",
@@ -64,24 +66,26 @@ def check_arguments(
             f"Information gain finds the answer's tokens by character offsets, which {type(processing_class).__name__} "
             "does not give: use a fast tokenizer, or choose advantage_estimator='grpo'."
         )
-    _check_answer_columns(args.answer_column, train_dataset, eval_dataset)
+    _check_answer_columns(args.answer_column, train_dataset, eval_dataset, environment_factory)
 
 
-def _check_answer_columns(column: str, train_dataset: Any, eval_dataset: Any) -> None:
+def _check_answer_columns(column: str, train_dataset: Any, eval_dataset: Any, environment_factory: Any) -> None:
     if train_dataset is None:
         raise ValueError(
             f"Information gain needs the true answers: give a train_dataset with the column {column!r}, or choose "
-            "advantage_estimator='grpo'."
+            "advantage_estimator='grpo', the one estimator that needs no answers."
         )
     evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
     for name, dataset in {"train_dataset": train_dataset, **evals}.items():
         if dataset is None:
             continue
         row = _first_row(dataset, name)
+        if column not in row and environment_factory is not None:
+            continue  # environments may give the answers, once they are reset
         if column not in row:
             raise ValueError(
                 f"{name} has no column {column!r} with the true answers; its columns are {sorted(row)}. Set "
-                "answer_column to one of them, or choose advantage_estimator='grpo'."
+                "answer_column to one of them, or choose advantage_estimator='grpo', the one estimator that needs no answers."
             )
         scored_answer(row[column], f"{column!r} of the first row of {name}")
 
@@ -114,6 +118,24 @@ def check_observation_limit(limit: int, protocol: ToolProtocol, tool_name: str) 
         raise ValueError(
             f"max_observation_tokens={limit} has no room for the markup of a result and the note that it was cut, which "
             f"take {len(ids)} tokens: set it well above, or to None."
+        )
+
+
+def check_trainable(model: nn.Module) -> None:
+    """
+    Refuse to train a model that has nothing to train.
+
+    Args:
+        model (`nn.Module`): The policy.
+
+    Raises:
+        ValueError: If no parameter of it requires a gradient.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "No parameter of the model is trainable, so training would change nothing. Load an adapter with "
+            "PeftModel.from_pretrained(model, adapter, is_trainable=True), pass a peft_config for a new one, or set "
+            "requires_grad on the parameters to train."
         )
 
 

@@ -1,5 +1,6 @@
 """Configuration of [`A2TGPOTrainer`]."""
 
+import re
 from dataclasses import dataclass, field, fields
 
 from trl import GRPOConfig
@@ -12,6 +13,8 @@ TOOL_PROTOCOLS = ("auto", "chat", "tags")
 
 # A clip range belongs to a ratio: the mean of a turn or a sequence moves far less than the ratio of a token
 _CLIP_RANGES = {"turn": (3e-3, 4e-3), "sequence": (3e-3, 4e-3), "token": (0.2, 0.2)}
+
+_CLOSING_TAG = re.compile(r"\s*(</[^<>\s]+>)")
 
 # Options that one estimator reads and another does not: setting them would be silently without effect
 _UNREAD = {
@@ -110,8 +113,8 @@ class A2TGPOConfig(GRPOConfig):
     answer_column: str = field(
         default="answer",
         metadata={
-            "help": "Dataset column with the true answer: text, or a list of aliases of which the first is scored. A "
-            "row with an empty answer is trained on its outcome only."
+            "help": "Dataset column with the true answer: text, or a list of aliases of which the first that is not "
+            "empty is scored. A row with an empty answer is trained on its outcome only."
         },
     )
     answer_template: str = field(
@@ -146,6 +149,14 @@ class A2TGPOConfig(GRPOConfig):
         metadata={
             "help": "Tag around the result of a tool (tags protocol). `a2tgpo_trl.rewards` knows tool text in plain "
             "completions by the default."
+        },
+    )
+    answer_stop: str | None = field(
+        default=None,
+        metadata={
+            "help": "Text that ends a rollout (tags protocol), so that nothing follows the answer. Default: the closing tag "
+            "after {answer} in answer_template, or none with mask_truncated_completions, which keeps what ends with the "
+            "end-of-sequence token alone. '': none."
         },
     )
     tool_concurrency: int = field(
@@ -264,6 +275,14 @@ class A2TGPOConfig(GRPOConfig):
         """Whether no weight changes between a generation batch and its last update."""
         return self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0
 
+    @property
+    def answer_stop_string(self) -> str | None:
+        """The text that ends a rollout with tags: `answer_stop`, or its default."""
+        if self.answer_stop is not None or self.mask_truncated_completions:
+            return self.answer_stop or None
+        closing = _CLOSING_TAG.match(self.answer_template.partition("{answer}")[2])
+        return closing and closing.group(1)
+
     def _check_choice(self, option: str, choices: tuple[str, ...]) -> None:
         value = getattr(self, option)
         if value not in choices:
@@ -274,6 +293,11 @@ class A2TGPOConfig(GRPOConfig):
             raise ValueError(f"{option} ({symbol}) must be {expected}, got {getattr(self, option)}.")
 
     def _check_rollouts(self) -> None:
+        if self.max_completion_length is None or self.max_completion_length < 1:
+            raise ValueError(
+                f"max_completion_length must be at least 1, got {self.max_completion_length}. For completions that may "
+                "fill the model's context give its length in tokens: rollouts with tools end there, whatever the limit."
+            )
         if self.tool_concurrency < 1:
             raise ValueError(f"tool_concurrency must be at least 1, got {self.tool_concurrency}.")
         if self.max_abandoned_calls < 0:
@@ -299,8 +323,12 @@ class A2TGPOConfig(GRPOConfig):
                     f"{option}={getattr(self, option)!r} has no effect with advantage_estimator="
                     f"{self.advantage_estimator!r}: leave it at its default ({defaults[option]!r}), or choose 'a2tgpo'."
                 )
-        if self.tool_protocol == "chat" and (self.tool_tags or self.result_tag != defaults["result_tag"]):
-            raise ValueError("tool_tags and result_tag have no effect with tool_protocol='chat': use 'tags'.")
+        if self.tool_protocol == "chat" and (
+            self.tool_tags or self.result_tag != defaults["result_tag"] or self.answer_stop
+        ):
+            raise ValueError(
+                "tool_tags, result_tag and answer_stop have no effect with tool_protocol='chat': use 'tags'."
+            )
         if self.loss_type in ("sapo", "vespo") and self.advantage_estimator == "a2tgpo" and self.turn_clip_strength:
             raise ValueError(
                 f"loss_type={self.loss_type!r} has no clip range for turn_clip_strength={self.turn_clip_strength} to "

@@ -25,7 +25,7 @@ class TurnCredit:
     Attributes:
         beliefs (`Tensor`, shape `(N, K + 1)`): Belief at the prompt and after each observation.
         gains (`Tensor`, shape `(N, K)`): Information gain of each tool turn.
-        normalized (`Tensor`, shape `(N, K)`): Normalised gains.
+        normalized (`Tensor`, shape `(N, K)`): Normalised gains; NaN in completions without a reward too.
         outcome (`Tensor`, shape `(N,)`): Outcome advantages.
         outcome_part (`Tensor`, shape `(N, K)`): What they give each turn: IGPO discounts them by turn.
         advantages (`Tensor`, shape `(N, K)`): Turn advantages.
@@ -50,6 +50,7 @@ def assign_credit(
     outcome: Tensor,
     num_turns: Tensor,
     num_tool_turns: Tensor,
+    unscored: Tensor,
     num_generations: int,
     args: A2TGPOConfig,
 ) -> TurnCredit:
@@ -60,6 +61,8 @@ def assign_credit(
         beliefs (`Tensor`, shape `(N, K + 1)`): Belief at the prompt and after each observation, NaN where absent.
         outcome (`Tensor`, shape `(N,)`): Outcome advantages.
         num_turns, num_tool_turns (`Tensor`, shape `(N,)`): As in [`TurnCredit`].
+        unscored (`Tensor`, shape `(N,)`, bool): Completions without a reward. As TRL leaves them out of its baseline and
+            gives them an outcome advantage of 0, their gains count for nobody, and they have no credit.
         num_generations (`int`): Completions per prompt, in consecutive rows.
         args ([`A2TGPOConfig`]): The options.
 
@@ -68,9 +71,10 @@ def assign_credit(
     """
     gains = information_gain(beliefs)
     if args.skip_empty_updates and args.multi_objective_aggregation == "sum_then_normalize":
-        outcome = _without_rounding(outcome, num_generations)
+        outcome = _without_rounding(outcome, unscored, num_generations)
+    counted = gains.masked_fill(unscored.unsqueeze(1), torch.nan)
     if args.advantage_estimator == "igpo":
-        normalized = normalize_groups(gains, num_generations)
+        normalized = normalize_groups(counted, num_generations)
         to_come = accumulate(normalized, args.turn_gamma, rescale=False)
         turn = torch.arange(gains.size(1), device=gains.device)
         tool_turns = torch.where(turn < num_tool_turns.unsqueeze(1), 0.0, torch.nan)  # the unscorable ones as well
@@ -78,7 +82,7 @@ def assign_credit(
         advantages = outcome_part + to_come.nan_to_num()
         clip_scale = torch.ones_like(advantages)
     else:
-        normalized = _normalize_within(gains, num_generations, args.turn_normalization)
+        normalized = _normalize_within(counted, num_generations, args.turn_normalization)
         to_come = accumulate(normalized, args.turn_gamma, args.turn_rescale)
         outcome_part = outcome.unsqueeze(1).expand_as(gains)
         advantages = turn_advantages(outcome, to_come, args.turn_advantage_coef)
@@ -88,15 +92,17 @@ def assign_credit(
     )
 
 
-def _without_rounding(outcome: Tensor, num_generations: int) -> Tensor:
+def _without_rounding(outcome: Tensor, unscored: Tensor, num_generations: int) -> Tensor:
     """
-    Outcome advantages that are 0 in groups of equal rewards.
+    Outcome advantages that are 0 in groups of equal rewards, completions without one left aside.
 
     There TRL's `reward - mean` can leave rounding, such as 1e-4 for eight rewards of 0.3: a gradient that is not exactly
     zero, which Adam would make a full step of.
     """
-    groups = outcome.unflatten(0, (-1, num_generations))
-    equal = groups.amin(dim=1, keepdim=True) == groups.amax(dim=1, keepdim=True)
+    groups, aside = outcome.unflatten(0, (-1, num_generations)), unscored.unflatten(0, (-1, num_generations))
+    lowest = groups.masked_fill(aside, torch.inf).amin(dim=1, keepdim=True)
+    highest = groups.masked_fill(aside, -torch.inf).amax(dim=1, keepdim=True)
+    equal = lowest == highest
     return groups.masked_fill(equal, 0.0).flatten()
 
 

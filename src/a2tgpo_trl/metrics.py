@@ -28,7 +28,7 @@ def credit_metrics(credit: TurnCredit, num_generations: int) -> dict[str, float]
     turn = torch.arange(gains.size(1), device=gains.device)
     exists = turn < credit.num_turns.unsqueeze(1)
     is_tool_turn = turn < credit.num_tool_turns.unsqueeze(1)
-    group_sizes = scored.unflatten(0, (-1, num_generations)).sum(1).flatten()
+    group_sizes = (~credit.normalized.isnan()).unflatten(0, (-1, num_generations)).sum(1).flatten()
     group_sizes = group_sizes[group_sizes > 0].float()  # one entry per turn group
     turn_part = credit.advantages - credit.outcome_part
     last_belief = credit.beliefs.gather(1, credit.num_tool_turns.unsqueeze(1)).squeeze(1)

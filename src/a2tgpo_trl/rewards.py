@@ -106,12 +106,15 @@ def exact_match_reward(
             The dataset's `answer` column: for each completion its answer or the aliases of it. For a column of another
             name, pass a function of that name's argument which calls this one.
         **kwargs:
-            The other columns, which are not used.
+            The other columns, of which `prompts` names the row in an error.
 
     Returns:
         `list[float | None]`: 1 for a right answer, 0 for a wrong or missing one, `None` where the row has no answer.
+
+    Raises:
+        `ValueError`: an answer is neither text nor a list of texts.
     """
-    return _reward(exact_match, completions, answer)
+    return _reward(exact_match, completions, answer, kwargs.get("prompts"))
 
 
 def f1_reward(
@@ -126,12 +129,15 @@ def f1_reward(
             The dataset's `answer` column: for each completion its answer or the aliases of it. For a column of another
             name, pass a function of that name's argument which calls this one.
         **kwargs:
-            The other columns, which are not used.
+            The other columns, of which `prompts` names the row in an error.
 
     Returns:
         `list[float | None]`: the token F1, 0 if the answer is missing, `None` where the row has no answer.
+
+    Raises:
+        `ValueError`: an answer is neither text nor a list of texts.
     """
-    return _reward(token_f1, completions, answer)
+    return _reward(token_f1, completions, answer, kwargs.get("prompts"))
 
 
 def format_reward(completions: list[str] | list[list[dict]], **kwargs) -> list[float]:
@@ -154,10 +160,11 @@ def _is_punctuation(character: str) -> bool:
     return character in string.punctuation or unicodedata.category(character).startswith("P")
 
 
-def _as_list(answers: str | list[str] | None) -> list[str]:
-    if answers is None:
-        return []
-    return [answers] if isinstance(answers, str) else list(answers)
+def _as_list(answers: str | list[str] | None, where: str = "answers") -> list[str]:
+    aliases = [] if answers is None else [answers] if isinstance(answers, str) else answers
+    if not isinstance(aliases, (list, tuple)) or not all(isinstance(alias, str) for alias in aliases):
+        raise ValueError(f"{where} must be text or a list of aliases, got {answers!r}; an alias is a text.")
+    return list(aliases)
 
 
 def _f1(predicted: list[str], expected: list[str]) -> float:
@@ -165,11 +172,12 @@ def _f1(predicted: list[str], expected: list[str]) -> float:
     return 2 * shared / (len(predicted) + len(expected)) if shared else 0.0
 
 
-def _reward(score, completions, answer) -> list[float | None]:
+def _reward(score, completions, answer, prompts) -> list[float | None]:
     """Score each completion's answer by `score(prediction, answers)`."""
     rewards = []
-    for completion, answers in zip(completions, answer, strict=True):
-        aliases = [alias for alias in _as_list(answers) if alias.strip()]
+    for i, (completion, answers) in enumerate(zip(completions, answer, strict=True)):
+        where = f"'answer' of completion {i}" + (f", to {prompts[i]!r}," if prompts else "")
+        aliases = [alias for alias in _as_list(answers, where) if alias.strip()]
         prediction = extract_answer(_last_turn(completion)) or ""
         rewards.append(score(prediction, aliases) if aliases else None)
     return rewards

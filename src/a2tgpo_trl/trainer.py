@@ -21,9 +21,16 @@ from trl.trainer.utils import get_config_model_id
 
 from .backends import backend_of, context_length
 from .belief import BeliefScorer, RidingModel, scored_answer, shared_beliefs
-from .checks import check_arguments, check_observation_limit, prompts_are_conversational, warn_of_settings
+from .checks import (
+    check_arguments,
+    check_observation_limit,
+    check_trainable,
+    prompts_are_conversational,
+    warn_of_settings,
+)
 from .config import A2TGPOConfig
 from .estimators import TurnCredit, assign_credit
+from .finite_rewards import marking_nan, without_infinite
 from .functional import observation_ends, spread_turns, turn_ids, turn_level_old_logps
 from .generation import TurnGenerator
 from .metrics import RolloutRecord, credit_metrics, rollout_metrics, rows_of_turns
@@ -38,11 +45,12 @@ from .rollout import (
     TagProtocol,
     ToolExecutor,
     ToolLoop,
+    add_answers,
     choose_protocol,
     raising_value_errors,
     with_named_resets,
 )
-from .updates import SkipEmptyUpdates
+from .updates import SkipUpdates
 
 logger = logging.get_logger(__name__)
 
@@ -58,7 +66,8 @@ class A2TGPOTrainer(GRPOTrainer):
         args ([`A2TGPOConfig`], *optional*):
             Configuration.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            With the columns `prompt` and `args.answer_column`.
+            With the columns `prompt` and `args.answer_column`. Environments may give the answers instead: the attribute of
+            that name, which `reset` sets.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             A tokenizer. Processors (vision) are refused.
         tools (list of `Callable`, *optional*):
@@ -117,7 +126,8 @@ class A2TGPOTrainer(GRPOTrainer):
             # GRPOTrainer takes tools for calls of the chat template, which may not know any
             template_tools = None
             TagProtocol(processing_class, tools, args.tool_tags, args.result_tag)  # refuses what it cannot call
-        self._loss_inputs = self._answers = self._riding = self._generated = self._played = self._rewards = None
+        self._inputs = self._answers = self._riding = self._generated = self._played = self._rewards = None
+        self._loss_inputs, self._rides = None, False
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -151,7 +161,13 @@ class A2TGPOTrainer(GRPOTrainer):
             self._protocol = ChatProtocol(tokenizer, self._get_tool_suffix_ids, self.eos_token_ids)
         elif protocol == "tags":
             self._protocol = TagProtocol(
-                tokenizer, self.tools, args.tool_tags, args.result_tag, conversational, self.eos_token_ids
+                tokenizer,
+                self.tools,
+                args.tool_tags,
+                args.result_tag,
+                conversational,
+                self.eos_token_ids,
+                args.answer_stop_string,
             )
         if self._protocol is not None:
             self._turns = TurnGenerator(self, self._protocol)
@@ -170,12 +186,22 @@ class A2TGPOTrainer(GRPOTrainer):
         with replaced(self, **hidden):
             return super()._tokenize_prompts(prompts)
 
-    def _calculate_rewards(self, *args, **kwargs):
-        self._rewards = super()._calculate_rewards(*args, **kwargs)  # (N, functions)
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        with replaced(self, reward_funcs=list(map(marking_nan, self.reward_funcs))):
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        local = self._local_rows(len(prompts))
+        self._rewards = without_infinite(rewards, local, self.reward_func_names, prompts)  # (N, functions)
+        metrics = self._metrics["train" if self._is_training else "eval"]
+        metrics["rollout/unscored"].append(self._unscored().sum().item())
         return self._rewards
+
+    def _unscored(self) -> Tensor:
+        """Which completions no reward function could score, `(N,)`."""
+        return self._rewards.isnan().all(dim=1)
 
     def _generate(self, prompts: list):
         self._is_training = self.model.training  # generation may change it
+        self._answers = self._read_answers()  # environments have been reset
         try:
             with (
                 replaced(self._tokenizer, parse_response=raising_value_errors(self._tokenizer.parse_response)),
@@ -317,7 +343,8 @@ class A2TGPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         training = self.model.training  # generation may change it
-        with replaced(self, _played=None, _generated=None, _rewards=None):
+        inputs = [dict(row) for row in inputs]  # which environments may add their answers to
+        with replaced(self, _inputs=inputs, _answers=None, _played=None, _generated=None, _rewards=None):
             if self.args.advantage_estimator == "grpo":
                 batch, credit = super()._generate_and_score_completions(inputs), None
             else:
@@ -327,11 +354,9 @@ class A2TGPOTrainer(GRPOTrainer):
         return batch
 
     def _generate_and_credit(self, inputs: list[dict[str, Any]], training: bool) -> tuple[dict[str, Any], TurnCredit]:
-        column = self.args.answer_column
-        answers = [scored_answer(row.get(column), f"{column!r} of {row.get('prompt')!r}") for row in inputs]
-        with replaced(self, _answers=answers if self._beliefs_ride() else None, _riding=None):
+        with replaced(self, _rides=self._beliefs_ride(), _riding=None):
             batch = super()._generate_and_score_completions(inputs)
-            riding = self._riding
+            answers, riding = self._answers, self._riding
         masks = batch["completion_mask"], batch.get("tool_mask")
         ids, ends = turn_ids(*masks), observation_ends(*masks)
         if riding is None:
@@ -349,6 +374,15 @@ class A2TGPOTrainer(GRPOTrainer):
         batch["information_gain"] = credit.gains[local]
         self._log_credit(credit, batch["advantages"], ids, answers.count(None), training)
         return batch, credit
+
+    def _read_answers(self) -> list[str | None] | None:
+        """The true answers of a batch, its own or its environments'; `None` if no belief in them is asked for."""
+        column, needed = self.args.answer_column, self.args.advantage_estimator != "grpo"
+        if self.environments:
+            add_answers(self._inputs, self.environments, column, needed)
+        if not needed:
+            return None
+        return [scored_answer(row.get(column), f"{column!r} of {row.get('prompt')!r}") for row in self._inputs]
 
     def _local_rows(self, size: int) -> slice:
         """This process's rows among those of all processes."""
@@ -391,7 +425,7 @@ class A2TGPOTrainer(GRPOTrainer):
         beliefs, keys, *gathered = self.accelerator.gather(local)
         beliefs = beliefs.exp() if self.args.belief_measure == "prob" else beliefs
         num_generations = self.num_generations if training else self.num_generations_eval
-        return assign_credit(shared_beliefs(beliefs, keys), *gathered, num_generations, self.args)
+        return assign_credit(shared_beliefs(beliefs, keys), *gathered, self._unscored(), num_generations, self.args)
 
     def _log_credit(
         self, credit: TurnCredit, advantages: Tensor, ids: Tensor, num_unanswerable: int, training: bool
@@ -419,6 +453,10 @@ class A2TGPOTrainer(GRPOTrainer):
 
     # ---- loss and updates --------------------------------------------------------------------------------------
 
+    def train(self, *args, **kwargs):
+        check_trainable(self.model)  # a frozen model can be played
+        return super().train(*args, **kwargs)
+
     def _compute_loss(self, model, inputs):
         inputs = dict(inputs)  # TRL uses the batch again, and the turn level changes what it says of the old policy
         turn_level = self.args.importance_sampling_level == "turn"
@@ -434,7 +472,7 @@ class A2TGPOTrainer(GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         batch = input_ids, attention_mask, logits_to_keep
-        if self._answers is not None and self._riding is None:  # TRL's first are the old log-probabilities
+        if self._rides and self._riding is None:  # TRL's first are the old log-probabilities
             model = self._riding = self._ride(model, *batch)
         logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(model, *batch, *args, **kwargs)
         batch = self._loss_inputs
@@ -446,13 +484,18 @@ class A2TGPOTrainer(GRPOTrainer):
         return logps, entropies, aux_loss
 
     def _set_up_updates(self) -> None:
-        if not self.args.skip_empty_updates:
-            return
         if self.is_deepspeed_enabled:
-            logger.warning("skip_empty_updates has no effect with DeepSpeed, which keeps gradients to itself.")
+            logger.warning(
+                "DeepSpeed keeps gradients to itself: skip_empty_updates has no effect, and updates whose gradient is not "
+                "finite are not left out."
+            )
             return
-        self.empty_updates = SkipEmptyUpdates(self.accelerator, lambda name, v: self._metrics["train"][name].append(v))
-        self.add_callback(self.empty_updates)
+        self.skipped_updates = SkipUpdates(
+            self.accelerator,
+            lambda name, value: self._metrics["train"][name].append(value),
+            self.args.skip_empty_updates,
+        )
+        self.add_callback(self.skipped_updates)
 
     # ---- records -----------------------------------------------------------------------------------------------
 

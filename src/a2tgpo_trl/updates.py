@@ -1,38 +1,68 @@
-"""Optimizer steps that have nothing to learn from."""
+"""Optimizer steps that have nothing to learn from, or nothing but broken numbers."""
+
+import math
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
 from transformers import TrainerCallback
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 
-class SkipEmptyUpdates(TrainerCallback):
+class SkipUpdates(TrainerCallback):
     """
-    Keeps an optimizer step whose gradient is exactly zero from moving weights and optimizer state, and counts it.
+    Keeps optimizer steps that can only do harm from moving weights and optimizer state, and counts them.
 
-    When every group of a batch has equal rewards and gains, its gradient is zero, yet Adam's momentum and weight decay
-    move the weights all the same; with sparse rewards, a run of such steps can undo what was learned. Parameters without
-    a gradient are what every torch optimizer leaves alone, so the zero gradients are dropped before the step.
+    - Empty ones, whose gradient is exactly zero: when every group of a batch has equal rewards and gains, Adam's momentum and
+      weight decay move the weights all the same; with sparse rewards, a run of such steps can undo what was learned.
+    - Those whose gradient holds NaN or infinity, one of which makes NaN of all weights.
+
+    Parameters without a gradient are what every torch optimizer leaves alone, so these gradients are dropped before the step.
+
+    Args:
+        accelerator (`Accelerator`): Of the trainer.
+        log_metric (`Callable`): Takes the name of a metric and its value.
+        skip_empty (`bool`): Whether empty steps are left out.
 
     Attributes:
-        num_empty (`int`): Steps that were skipped.
+        num_empty (`int`): Empty steps that were left out.
+        num_non_finite (`int`): Steps that were left out over NaN or infinity.
     """
 
-    def __init__(self, accelerator, log_metric):
+    def __init__(self, accelerator: Accelerator, log_metric: Callable[[str, float], None], skip_empty: bool):
         self.accelerator = accelerator
         self.log_metric = log_metric
-        self.num_empty = 0
+        self.skip_empty = skip_empty
+        self.num_empty = self.num_non_finite = 0
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        largest = self._largest_gradient(model)
+        empty, non_finite = self.skip_empty and largest == 0, not math.isfinite(largest)
+        if empty or non_finite:
+            model.zero_grad(set_to_none=True)
+        if non_finite:
+            logger.warning(
+                f"Optimizer step {state.global_step + 1} was left out: its gradient holds NaN or infinity. Look for "
+                "log-probabilities, rewards or advantages that are not finite; with fp16=True, steps that overflow now "
+                "and then are normal."
+            )
+        self.num_non_finite += non_finite
+        self.log_metric("updates/non_finite", float(non_finite))
+        if self.skip_empty:
+            self.num_empty += empty
+            self.log_metric("updates/empty", float(empty))
+
+    def _largest_gradient(self, model: nn.Module) -> float:
+        """The largest absolute value of all gradients, NaN if one of them is: the one number that the host waits for."""
         gradients = [_local(p.grad) for p in model.parameters() if p.grad is not None]
         device = self.accelerator.device
         largest = [g.detach().abs().amax().float().to(device) for g in gradients if g.numel()]
-        # Shards of one gradient can differ between processes in being zero (FSDP), the decision must not
+        # Shards of one gradient can differ between processes (FSDP), the decision must not
         largest = self.accelerator.gather(torch.stack([torch.zeros((), device=device), *largest]).amax().reshape(1))
-        empty = not bool(largest.amax() != 0)  # a NaN is not zero
-        if empty:
-            model.zero_grad(set_to_none=True)
-        self.num_empty += empty
-        self.log_metric("updates/empty", float(empty))
+        return largest.amax().item()
 
 
 def _local(gradient: Tensor) -> Tensor:

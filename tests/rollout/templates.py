@@ -45,6 +45,11 @@ def make_tokenizer(name, kind):
     return tokenizer
 
 
+def training_template(tokenizer):
+    """The template that TRL's trainer takes instead of the tokenizer's own; `None`: that one."""
+    return None if is_chat_template_prefix_preserving(tokenizer) else get_training_chat_template(tokenizer)
+
+
 def trl_observation_ids(tokenizer):
     """TRL's `_get_tool_suffix_ids`, of a trainer with this tokenizer."""
     settings = {
@@ -62,8 +67,7 @@ def trl_observation_ids(tokenizer):
         processing_class=tokenizer,
     )
     # With tools TRL chooses so itself, but refuses its own templates for training
-    if not is_chat_template_prefix_preserving(tokenizer):
-        trainer.chat_template = get_training_chat_template(tokenizer)
+    trainer.chat_template = training_template(tokenizer)
     return trainer._get_tool_suffix_ids
 
 

@@ -7,13 +7,21 @@ from functools import cache
 
 import pytest
 from jinja2 import TemplateError
-from templates import make_protocol, make_tokenizer, result, source_tags, template_names, trl_observation_ids
+from templates import (
+    make_protocol,
+    make_tokenizer,
+    result,
+    source_tags,
+    template_names,
+    training_template,
+    trl_observation_ids,
+)
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from trl.chat_template_utils import add_response_schema, parse_response, qwen2_5_chat_template
 
 import tiny
-from a2tgpo_trl.rollout import ChatProtocol, ToolCall, chat
+from a2tgpo_trl.rollout import ChatProtocol, Rollout, RolloutLimits, ToolCall, ToolExecutor, ToolLoop, chat
 from conftest import search
 
 END = "<|im_end|>"
@@ -378,6 +386,43 @@ def test_clean_observations_are_trls(name, kind):
         except (TemplateError, TypeError):
             continue  # not a content of this template
         assert protocol.observe(messages) == (messages, expected)
+
+
+@pytest.mark.parametrize("name", template_names())
+def test_the_token_that_ends_a_turn_stands_once(name):
+    """Also where the model ends its turn with the token that observations begin with, as GLM-4 does."""
+    tokenizer = make_tokenizer(name, "tokens")
+    messages = [QUESTION, {"role": "assistant", "content": "", "tool_calls": [CALL]}, result("Lyon is in France.")]
+    rendered = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, chat_template=training_template(tokenizer), return_dict=False
+    )
+    _, observation = make_protocol(tokenizer).observe(messages[2:])
+    turn, first = rendered[: -len(observation)], observation[:1]
+    assert turn + observation == rendered
+    for ending in ([], first):
+        protocol = make_protocol(tokenizer, eos_token_ids=(turn + ending)[-1:])
+        assert turn + ending + protocol.after_turn(turn + ending, observation) == rendered
+    assert make_protocol(tokenizer).after_turn(turn + first, observation) == observation  # no end of a turn
+    if name == "glm4moe":
+        assert tokenizer.decode(first) == "<|observation|>"
+
+
+def test_glm_rollouts_hold_the_observation_token_once():
+    tokenizer = add_response_schema(make_tokenizer("glm4moe", "tokens"))
+    observation = tokenizer.convert_tokens_to_ids("<|observation|>")
+    protocol = make_protocol(tokenizer, eos_token_ids=[tokenizer.eos_token_id, observation])
+    before, written = written_call(tokenizer)
+    rollout = Rollout(encode(tokenizer, before), {"search": search}, [search])
+    rollout.add_turn(encode(tokenizer, written + "<|observation|>"), None, protocol)
+
+    def answer(indices, contexts, max_tokens, batch_size):
+        return [encode(tokenizer, "Paris." + END)], None
+
+    ToolLoop([rollout], answer, protocol, ToolExecutor(1, None, 1), RolloutLimits(3, 1000, 1000)).play()
+    text = tokenizer.decode(rollout.completion_ids)
+    assert text.count("<|observation|>") == 1 and "<|observation|>\n<tool_response>\nLyon is in France." in text
+    assert rollout.tool_mask[rollout.completion_ids.index(observation)] == 1  # the model wrote it
+    assert rollout.stop_reason == "answered"
 
 
 INJECTED = [

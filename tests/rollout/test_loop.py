@@ -22,7 +22,7 @@ class Letters(ToolProtocol):
     """A token is a letter; `x?` calls the tool with x; `[…]` is an observation; an answer ends with a full stop."""
 
     def __init__(self):
-        self.stop_strings = []
+        super().__init__(tokenizer=None, eos_token_ids=[])
 
     def read_turn(self, ids, prefix, schemas):
         written = text(ids)

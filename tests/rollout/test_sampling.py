@@ -13,13 +13,13 @@ from conftest import search
 
 @pytest.fixture
 def tags(config, monkeypatch):
-    """`tags(pad, **options)`: a trainer of a chain, and what TRL's own generation returned to it, call by call."""
+    """`tags(pad, paths=…, **options)`: a trainer of a chain, and what TRL's own generation returned to it, call by call."""
 
-    def make(pad="<|endoftext|>", peft_config=None, **options):
+    def make(pad="<|endoftext|>", peft_config=None, paths=PATHS, **options):
         tokenizer = tiny.tokenizer()
         tokenizer.pad_token = pad
         trainer = A2TGPOTrainer(
-            model=chain(tokenizer),
+            model=chain(tokenizer, paths),
             reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
             args=config(max_completion_length=60, **{"advantage_estimator": "grpo", **options}),
             train_dataset=Dataset.from_list([{"prompt": "!", "answer": "Paris"}] * 4),
@@ -79,6 +79,27 @@ def test_rollouts_of_real_generations(tags, pad):
     ]
     assert written == [CALL + answer, LONG + CALL + answer, answer, "yen" * 60]
     assert [len(turn) for turn in raw[1]] == [3, 3]  # both went on together, to the end of the sequence
+
+
+AFTER = "</answer>" + "+" * 56  # and on, to the limit
+
+
+@pytest.mark.parametrize(
+    ("options", "written", "reason"),
+    [
+        ({}, "Paris</answer>", "answered"),
+        (dict(answer_stop=""), "Paris" + AFTER, "length"),
+        (dict(answer_stop="+++"), "Paris</answer>+++", "answered"),
+        (dict(answer_template="{answer}+"), "Paris" + AFTER, "length"),
+    ],
+)
+def test_the_answer_ends_the_rollout(tags, options, written, reason):
+    """A base model goes on behind its answer, and writes the next question."""
+    trainer, raw = tags(advantage_estimator="a2tgpo", paths=[["%", "Paris", "</", "answer", ">", "+", "+"]], **options)
+    batch = trainer._generate_and_score_completions([{"prompt": "%", "answer": "Paris"}] * 4)
+    assert trainer._tokenizer.batch_decode(batch["completion_ids"]) == [written] * 4
+    assert trainer._metrics["train"][f"rollout/stop/{reason}"] == [1.0]
+    assert len(raw[0][0]) == batch["completion_ids"].size(1)  # generation itself came to an end
 
 
 @pytest.mark.parametrize("fails", [False, True])

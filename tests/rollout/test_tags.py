@@ -84,7 +84,7 @@ OBSERVED = "<search>Lyon</search>\n<result>Lyon is in France.</result>\n" + ANSW
 def test_plain_prompts_give_text(played):
     prompts, completions, rewarded, _ = played(ROLLOUTS, QUESTION, tiny.tokenizer(), tools=[search])
     assert prompts == [QUESTION] * 4
-    assert completions == [ANSWER + "<|im_end|>", OBSERVED + "<|im_end|>"] * 2
+    assert completions == [ANSWER, OBSERVED] * 2
     assert rewarded == [ANSWER, OBSERVED] * 2
 
 
@@ -94,7 +94,7 @@ def test_conversational_prompts_give_messages_and_show_no_schema(played, templat
     conversation = [{"role": "user", "content": QUESTION}]
     prompts, completions, rewarded, trainer = played(ROLLOUTS, conversation, tokenizer, tools=[search])
     assert prompts == [tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)] * 4
-    assert completions == [ANSWER + "<|im_end|>", OBSERVED + "<|im_end|>"] * 2
+    assert completions == [ANSWER, OBSERVED] * 2
     assert [[message["role"] for message in completion] for completion in rewarded[:2]] == [
         ["assistant"],
         ["assistant", "tool", "assistant"],

@@ -43,22 +43,24 @@ class ProbedRow:
 
 def scored_answer(value: str | Sequence[str] | None, where: str) -> str | None:
     """
-    The answer that is teacher-forced: the text, or the first of its aliases.
+    The answer that is teacher-forced: the text, or the first of its aliases that is not empty.
 
     Args:
         value (`str` or list of `str`, *optional*): A cell of the answer column.
         where (`str`): What to call the cell in an error.
 
     Returns:
-        `str`, or `None` if the answer is empty.
+        `str`, or `None` if there is no answer but empty ones.
 
     Raises:
         ValueError: If the cell is neither text nor a list of texts.
     """
-    alias = value[0] if isinstance(value, (list, tuple)) and value else value
-    if alias is not None and not isinstance(alias, (str, list, tuple)):
-        raise ValueError(f"{where} must be text or a list of aliases, got {value!r} ({type(value).__name__}).")
-    return alias if isinstance(alias, str) and alias.strip() else None
+    aliases = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(aliases, (list, tuple)) or not all(isinstance(alias, str) for alias in aliases):
+        raise ValueError(
+            f"{where} must be text or a list of aliases, got {value!r} ({type(value).__name__}); an alias is a text."
+        )
+    return next((alias for alias in aliases if alias.strip()), None)
 
 
 def make_probe(tokenizer: PreTrainedTokenizerBase, template: str, answer: str) -> Probe:

@@ -100,6 +100,8 @@ ROLLOUTS = (
     "tool_protocol",
     "tool_tags",
     "result_tag",
+    "answer_stop",
+    "answer_template",
     "generation_kwargs",
     "chat_template_kwargs",
 )

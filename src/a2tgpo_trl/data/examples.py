@@ -53,7 +53,7 @@ def _text(row: dict, path: str | None, where: str) -> str | None:
 
 def _aliases(row: dict, paths: tuple[str, ...], where: str) -> list[str]:
     """The answers at all paths in their order, each once."""
-    found = [alias for path in paths for alias in _texts(read(row, path), f"{where}: {path!r}")]
+    found = [alias for path in paths for alias in texts(_decoded(read(row, path)), f"{where}: {path!r}")]
     aliases = list(dict.fromkeys(alias.strip() for alias in found if alias.strip()))
     if not aliases:
         values = {path: read(row, path) for path in paths}
@@ -61,23 +61,27 @@ def _aliases(row: dict, paths: tuple[str, ...], where: str) -> list[str]:
     return aliases
 
 
-def _texts(value: object, where: str) -> list[str]:
-    if isinstance(value, str):
-        value = _decoded(value)
-    if value is None:
-        return []
-    if not isinstance(value, list) or not all(isinstance(alias, str) for alias in value):
+def texts(value: object, where: str) -> list[str]:
+    """A text or a list of texts as a list, empty for `None`.
+
+    Raises:
+        `ValueError`: it is anything else.
+    """
+    listed = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
         raise ValueError(f"{where} must be text or a list of texts, got {_shown(value)}.")
-    return value
+    return listed
 
 
-def _decoded(text: str) -> list:
-    """A list that was written as JSON text, as PopQA's are; any other text is one answer."""
+def _decoded(value: object) -> object:
+    """A list that was written as JSON text, as PopQA's are; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
     try:
-        value = json.loads(text) if text.lstrip().startswith("[") else None
+        decoded = json.loads(value)
     except json.JSONDecodeError:
-        value = None
-    return value if isinstance(value, list) and all(isinstance(alias, str) for alias in value) else [text]
+        return value
+    return decoded if isinstance(decoded, list) and all(isinstance(alias, str) for alias in decoded) else value
 
 
 def _columns(row: dict) -> str:

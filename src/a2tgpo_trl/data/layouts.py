@@ -10,8 +10,11 @@ LAYOUTS = {
     "PopQA": ("possible_answers",),
     "TriviaQA": ("answer.value", "answer.aliases"),
     "MuSiQue": ("answer", "answer_aliases"),
+    "GSM8K": ("answer.####",),
     "plain": ("answer",),
 }
+FINAL = "####"
+"""The last part of a path into a worked solution: it leads to what stands after this mark, the final answer."""
 _FIELDS = ("question", "answer", "prompt", "data_source")
 _EXAMPLE = "columns={'question': 'query', 'answer': 'reward_model.ground_truth.target'}"
 
@@ -22,7 +25,8 @@ class Columns:
 
     Attributes:
         answer (`tuple[str, ...]`):
-            Paths of the answers, the canonical one first.
+            Paths of the answers, the canonical one first. One that ends in `.####` leads to the final answer of a worked
+            solution.
         question, prompt, data_source (`str`, *optional*):
             Paths of the question, of a prompt that is ready, and of the name of the set that the row is from.
     """
@@ -75,6 +79,8 @@ def has(row: dict, path: str) -> bool:
     if path in row:
         return True
     first, _, rest = path.partition(".")
+    if rest == FINAL:
+        return isinstance(row.get(first), str) and FINAL in row[first]
     return bool(rest) and isinstance(row.get(first), dict) and has(row[first], rest)
 
 
@@ -85,4 +91,4 @@ def read(row: dict, path: str | None) -> object:
     if path in row:
         return row[path]
     first, _, rest = path.partition(".")
-    return read(row[first], rest)
+    return row[first].rpartition(FINAL)[2] if rest == FINAL else read(row[first], rest)

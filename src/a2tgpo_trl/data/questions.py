@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .examples import texts
 from .prompts import DEFAULT_TEMPLATE, PromptForm
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def to_dataset(
         that all questions have.
 
     Raises:
-        `ValueError`: a question lacks `"question"` or `"answer"`, or `prompt_template` has no place for the question.
+        `ValueError`: a question lacks `"question"` or `"answer"`, an answer is no text or list of them, or
+            `prompt_template` has no place for the question.
     """
     from datasets import Dataset
 
@@ -71,11 +73,10 @@ def to_dataset(
     kept = [column for column in KEPT_COLUMNS if all(column in question for question in questions)]
     rows = []
     for index, question in enumerate(questions):
-        answer = _get(question, "answer", index)
         rows.append(
             {
                 "prompt": prompts.fill(_get(question, "question", index)),
-                "answer": [answer] if isinstance(answer, str) else list(answer),
+                "answer": texts(_get(question, "answer", index), f"questions[{index}]: 'answer'"),
                 **{column: question[column] for column in kept},
             }
         )

@@ -80,6 +80,7 @@ def make_trainer(
         max_completion_length=112,
         max_tool_calling_iterations=3,
         tool_protocol="tags",
+        answer_stop="",  # the warm start has taught to end with the end-of-sequence token
         learning_rate=1e-4,
         lr_scheduler_type="constant",
         epsilon=EPSILON,

@@ -134,7 +134,8 @@ def credit_columns(
         `dict[str, list[list[float]]]`: for each completion a number for each turn, NaN where it has none.
     """
     gains = credit.gains  # (N, K)
-    members = (~gains.isnan()).unflatten(0, (-1, num_generations)).sum(1).repeat_interleave(num_generations, 0).float()
+    counted = ~credit.normalized.isnan()
+    members = counted.unflatten(0, (-1, num_generations)).sum(1).repeat_interleave(num_generations, 0).float()
     low, high = epsilon
     is_trained_on = torch.arange(gains.size(1), device=gains.device) < credit.num_turns.unsqueeze(1)
     advantages = {"advantage": credit.advantages, "outcome_advantage": credit.outcome_part}
@@ -143,7 +144,7 @@ def credit_columns(
         "belief_after": credit.beliefs[:, 1:],
         "information_gain": gains,
         "normalized_gain": credit.normalized,
-        "turn_group_size": members.where(~gains.isnan(), math.nan),
+        "turn_group_size": members.where(counted, math.nan),
         **{name: values.where(is_trained_on, math.nan) for name, values in advantages.items()},
         "clip_scale": credit.clip_scale,
         "clip_low": 1 - low * credit.clip_scale,
@@ -153,10 +154,9 @@ def credit_columns(
 
 
 def recorded_answer(value: Any) -> str | None:
-    """A cell of the answer column as text: the first of several aliases, which is the one that is scored."""
-    if isinstance(value, (list, tuple)):
-        value = value[0] if value else None
-    return None if value is None else str(value)
+    """A cell of the answer column as text: the first of several aliases that is not empty, which is the one that is scored."""
+    aliases = value if isinstance(value, (list, tuple)) else [value]
+    return next((str(alias) for alias in aliases if alias is not None and str(alias).strip()), None)
 
 
 def outcome_columns(

@@ -14,7 +14,7 @@ SUMMARIES = {
     "train/turns/*": "mean",
     "train/clip_ratio/*": "mean",
     "train/tools/*": "mean",
-    "train/updates/empty": "mean",
+    "train/updates/*": "mean",
     "train/step_time": "mean",
 }
 """What wandb's table of runs says of a metric; of all others it says the last value."""

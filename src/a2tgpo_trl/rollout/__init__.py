@@ -2,7 +2,7 @@
 
 from .calls import EndRollout, ToolCall, ToolResult
 from .chat import ChatProtocol
-from .environments import with_named_resets
+from .environments import add_answers, with_named_resets
 from .execute import ToolExecutor, not_thread_safe
 from .history import HistoryCache, history_obstacle
 from .loop import STOP_REASONS, Rollout, RolloutLimits, ToolLoop
@@ -23,6 +23,7 @@ __all__ = [
     "ToolLoop",
     "ToolProtocol",
     "ToolResult",
+    "add_answers",
     "choose_protocol",
     "history_obstacle",
     "not_thread_safe",

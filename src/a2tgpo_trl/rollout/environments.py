@@ -1,6 +1,6 @@
-"""Environments whose failures say where they happened."""
+"""Environments: failures that say where they happened, and answers that they give."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import wraps
 from textwrap import shorten
@@ -19,6 +19,38 @@ def with_named_resets(environment_factory: Any) -> Any:
     if isinstance(environment_factory, dict):
         return {name: _with_named_reset(factory) for name, factory in environment_factory.items()}
     return _with_named_reset(environment_factory)
+
+
+def add_answers(rows: Sequence[dict[str, Any]], environments: Sequence[Any], column: str, needed: bool) -> None:
+    """
+    Give rows that have no answer the one that their environment has set in `reset`: its attribute of the column's name.
+
+    Args:
+        rows (`Sequence[dict]`, length `B`): Changed in place; all have the column if one has.
+        environments (`Sequence`, length `B`): Of the rows, reset.
+        column (`str`): The option `answer_column`.
+        needed (`bool`): Whether a row without the column is an error.
+
+    Raises:
+        ValueError: If an answer is needed, and neither row nor environment has one, not even `None`.
+    """
+    for row, environment in zip(rows, environments, strict=True):
+        given = getattr(environment, column, _ABSENT)
+        is_given = given is not _ABSENT and not callable(given)  # which would be a tool of that name
+        if row.get(column) is None and is_given:
+            row[column] = given
+        elif needed and column not in row:
+            raise ValueError(
+                f"Information gain needs the true answers, and neither the dataset has a column {column!r} nor does "
+                f"{type(environment).__name__}.reset set the attribute {column!r} (None where there is no answer). Add "
+                "one of them, or choose advantage_estimator='grpo', the one estimator that needs no answers."
+            )
+    if any(column in row for row in rows):
+        for row in rows:
+            row.setdefault(column, None)
+
+
+_ABSENT = object()
 
 
 def _with_named_reset(factory: Callable[[], Any]) -> Callable[[], Any]:

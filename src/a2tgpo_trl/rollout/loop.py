@@ -245,6 +245,7 @@ class ToolLoop:
             rollout.called.append(list(zip(rollout.calls, results, strict=True)))
             messages = [result.message() for result in results]
             messages, ids = self.protocol.observe(messages, self.limits.max_observation_tokens)
+            ids = self.protocol.after_turn(rollout.completion_ids, ids)
             if any(result.ends_rollout for result in results):
                 rollout.messages.extend(messages)
                 rollout.stop_reason = "tool_stop"

@@ -71,6 +71,15 @@ class ToolProtocol(ABC):
             shortest, longest = (shortest, middle) if self._stops(ids[:middle]) else (middle + 1, longest)
         return longest
 
+    def after_turn(self, turn: list[int], observation: list[int]) -> list[int]:
+        """
+        The tokens of an observation that are still to follow a turn.
+
+        Some templates (GLM-4's) begin observations with the token that ends a calling turn.
+        """
+        ended_by_it = turn[-1:] == observation[:1] and not self._eos_token_ids.isdisjoint(turn[-1:])
+        return observation[1:] if ended_by_it else observation
+
     def completion(self, messages: list[Message]) -> list[Message] | str:
         """A completion in the form that reward functions get."""
         return messages

@@ -17,8 +17,8 @@ class TagProtocol(ToolProtocol):
     """
     Calls as text: `<search>query</search>`, answered by `<result>…</result>`.
 
-    A turn ends with the first closing tag of a tool, or another stop string. The text between the tags is the tool's one
-    argument.
+    A turn ends with the first closing tag of a tool, with the answer, or with another stop string. The text between the
+    tags is the tool's one argument.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): Any tokenizer; neither template nor special tokens are needed.
@@ -27,6 +27,7 @@ class TagProtocol(ToolProtocol):
         result_tag (`str`): Tag around results.
         conversational (`bool`): Whether prompts are lists of messages, and completions are to be.
         eos_token_ids (`list[int]`, *optional*): Tokens that end a turn; default is the tokenizer's one.
+        answer_stop (`str`, *optional*): Text that ends the answer, and with it the rollout.
 
     Raises:
         ValueError: If a tool does not take exactly one string, `tool_tags` names no tool, or tags are not distinct.
@@ -40,6 +41,7 @@ class TagProtocol(ToolProtocol):
         result_tag: str = "result",
         conversational: bool = False,
         eos_token_ids: list[int] | None = None,
+        answer_stop: str | None = None,
     ):
         super().__init__(tokenizer, eos_token_ids)
         self.result_tag = result_tag
@@ -51,7 +53,8 @@ class TagProtocol(ToolProtocol):
         self._calls = {(tool_tags or {}).get(name, name): (name, parameters[name]) for name in parameters}
         if len(self._calls) < len(parameters) or result_tag in self._calls:
             raise ValueError(f"Tags must be distinct: tools use {sorted(self._calls)}, results use {result_tag!r}.")
-        self.stop_strings = [f"</{tag}>" for tag in self._calls]
+        closing_tags = [f"</{tag}>" for tag in self._calls]
+        self.stop_strings = closing_tags + [answer_stop] * (answer_stop not in (None, *closing_tags))
         tags = [f"<{slash}{tag}>" for tag in [*self._calls, result_tag] for slash in ("", "/")]
         in_tags = [token for token in tokenizer.all_special_tokens if any(token in tag for tag in tags)]
         self._hidden = set(tokenizer.all_special_ids) - set(tokenizer.convert_tokens_to_ids(in_tags))
