@@ -160,6 +160,21 @@ def test_history_is_given_back_after_the_batch(trainers):
     assert "generate" not in vars(trainer.model)
 
 
+def test_history_of_finished_rollouts_is_given_back_while_others_go_on(trainers, monkeypatch):
+    trainer = trainers(lockstep=True)
+    history = trainer._turns._history
+    held, generate = [], history.generate
+
+    def watch(write, rows, *args, **kwargs):
+        held.append((set(history._histories), set(rows)))
+        return generate(write, rows, *args, **kwargs)
+
+    monkeypatch.setattr(history, "generate", watch)
+    rolled_out(trainer)
+    assert len(held[0][1]) > len(held[-1][1]) > 0  # some rollouts are over before others
+    assert all(kept == playing for kept, playing in held[1:])
+
+
 def test_history_is_given_back_where_no_tool_loop_follows(trainers, monkeypatch):
     trainer = trainers()
 

@@ -15,6 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.belief import BeliefScorer
+from a2tgpo_trl.estimators import assign_credit
 from a2tgpo_trl.functional import spread_turns, turn_ids, turn_log_ratio
 from conftest import GROUP, QUESTION, correct, search
 
@@ -401,6 +402,16 @@ def test_igpo(score):
     row, ids = batch["advantages"][3], batch["turn_ids"][3]
     torch.testing.assert_close(torch.stack([row[ids == k][0] for k in range(3)]), expected, atol=1e-4, rtol=1e-4)
     assert (batch["clip_scale"] == 1).all()
+
+
+def test_igpo_discounts_the_outcome_over_turns_that_could_not_be_scored(config):
+    """A tool turn without a belief after it, as at the end of the context, is a turn all the same."""
+    args = config(advantage_estimator="igpo", turn_gamma=0.5)
+    beliefs = torch.tensor([[-3.0, -2.0, NAN, NAN], [-3.0, NAN, NAN, NAN]])
+    turns, tool_turns = torch.tensor([3, 1]), torch.tensor([2, 0])
+    credit = assign_credit(beliefs, torch.tensor([8.0, -8.0]), turns, tool_turns, 2, args)
+    assert credit.outcome_part.tolist() == [[2.0, 4.0, 8.0], [-8.0, -8.0, -8.0]]
+    assert credit.advantages[0].tolist() == [2.0, 4.0, 8.0]  # one gain in the group: its normalised value is 0
 
 
 # ---- the loss
