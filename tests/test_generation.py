@@ -211,6 +211,20 @@ def test_the_first_turn_ends_with_the_context_of_the_model(trainers):
     assert min(map(len, turns)) == 1 < max(map(len, turns))
 
 
+def test_same_rollouts_as_trl_with_a_generate_of_ones_own(trainers):
+    def generate(input_ids, **kwargs):
+        written = (input_ids[:, -1:] + torch.arange(1, 9)) % 300 + 6
+        return torch.cat([input_ids, written], dim=1)
+
+    played = []
+    for cls in (GRPOTrainer, A2TGPOTrainer):
+        trainer = trainers(cls)
+        trainer.model.generate = generate
+        played.append(rolled_out(trainer))
+    assert max(map(sum, played[0][2])) > 8  # more than one turn
+    assert played[0][:4] == played[1][:4]
+
+
 @pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"lora": True}, {"pad_to_multiple_of": 8}])
 def test_same_rollouts_as_trl_with(trainers, options):
     lora = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False) if options.pop("lora", False) else None
