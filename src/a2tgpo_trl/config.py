@@ -13,6 +13,11 @@ TOOL_PROTOCOLS = ("auto", "chat", "tags")
 # A clip range belongs to a ratio: the mean of a turn or a sequence moves far less than the ratio of a token
 _CLIP_RANGES = {"turn": (3e-3, 4e-3), "sequence": (3e-3, 4e-3), "token": (0.2, 0.2)}
 
+# What the estimator decides where the option is not given: the paper's settings, and for TRL's algorithm TRL's
+_PAPERS = {"importance_sampling_level": "turn", "loss_type": "grpo", "skip_empty_updates": True}
+_TRLS = {"importance_sampling_level": "token", "loss_type": "dapo", "skip_empty_updates": False}
+_DEFAULTS = {"a2tgpo": _PAPERS, "igpo": _PAPERS, "grpo": _TRLS}
+
 # Options that one estimator reads and another does not: setting them would be silently without effect
 _UNREAD = {
     "a2tgpo": (),
@@ -43,11 +48,11 @@ class A2TGPOConfig(GRPOConfig):
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "tool_tags"]
 
-    importance_sampling_level: str = field(
-        default="turn",
+    importance_sampling_level: str | None = field(
+        default=None,
         metadata={
             "help": "Over which tokens the importance ratio is averaged: 'turn' (equation 7), 'token' (GRPO) or "
-            "'sequence' (GSPO)."
+            "'sequence' (GSPO). Default: 'turn', and 'token' with advantage_estimator='grpo'."
         },
     )
     epsilon: float | None = field(
@@ -64,15 +69,19 @@ class A2TGPOConfig(GRPOConfig):
             "level and 0.2 at the token level."
         },
     )
-    loss_type: str = field(
-        default="grpo",
-        metadata={"help": "TRL's loss type. The paper's is 'grpo': mean over tokens, then over completions."},
+    loss_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "TRL's loss type. Default: the paper's, 'grpo' (mean over tokens, then over completions), and TRL's, "
+            "'dapo', with advantage_estimator='grpo'."
+        },
     )
     advantage_estimator: str = field(
         default="a2tgpo",
         metadata={
             "help": "'a2tgpo'; 'igpo' (gains pooled per prompt, outcome as last term of the discounted sum, arXiv "
-            "2510.14967, whose importance ratio is per token); or 'grpo' (TRL's outcome advantage alone: no information gain is computed)."
+            "2510.14967, whose importance ratio is per token); or 'grpo' (TRL's outcome advantage alone: no information gain is "
+            "computed, and importance_sampling_level, epsilon, loss_type and skip_empty_updates default to what GRPOTrainer does)."
         },
     )
     turn_advantage_coef: float = field(
@@ -198,14 +207,14 @@ class A2TGPOConfig(GRPOConfig):
             "collective: ZeRO-3, FSDP, vLLM server, vLLM with tensor parallelism."
         },
     )
-    skip_empty_updates: bool = field(
-        default=True,
+    skip_empty_updates: bool | None = field(
+        default=None,
         metadata={
             "help": "Whether an optimizer step whose gradient is exactly zero leaves weights and optimizer state alone. "
-            "Off is TRL's behaviour: Adam's momentum moves the weights although there was nothing to learn from."
+            "Off is TRL's behaviour: Adam's momentum moves the weights although there was nothing to learn from. Default: "
+            "on, and off with advantage_estimator='grpo'."
         },
     )
-
     turn_records: bool = field(
         default=True,
         metadata={
@@ -230,6 +239,9 @@ class A2TGPOConfig(GRPOConfig):
 
     def __post_init__(self):
         self._check_choice("advantage_estimator", ADVANTAGE_ESTIMATORS)
+        for option, default in _DEFAULTS[self.advantage_estimator].items():
+            if getattr(self, option) is None:
+                setattr(self, option, default)
         self._check_choice("importance_sampling_level", IMPORTANCE_SAMPLING_LEVELS)
         self._check_choice("turn_normalization", TURN_NORMALIZATIONS)
         self._check_choice("belief_measure", BELIEF_MEASURES)

@@ -67,8 +67,8 @@ def assign_credit(
         [`TurnCredit`]
     """
     gains = information_gain(beliefs)
-    if args.skip_empty_updates and args.multi_objective_aggregation == "sum_then_normalize":
-        outcome = _without_rounding(outcome, num_generations)
+    if removes_rounding(args):
+        outcome = without_rounding(outcome, num_generations)
     if args.advantage_estimator == "igpo":
         normalized = normalize_groups(gains, num_generations)
         to_come = accumulate(normalized, args.turn_gamma, rescale=False)
@@ -88,12 +88,24 @@ def assign_credit(
     )
 
 
-def _without_rounding(outcome: Tensor, num_generations: int) -> Tensor:
+def removes_rounding(args: A2TGPOConfig) -> bool:
+    """Whether outcomes of groups with equal rewards are to be exactly 0."""
+    return args.skip_empty_updates and args.multi_objective_aggregation == "sum_then_normalize"
+
+
+def without_rounding(outcome: Tensor, num_generations: int) -> Tensor:
     """
     Outcome advantages that are 0 in groups of equal rewards.
 
     There TRL's `reward - mean` can leave rounding, such as 1e-4 for eight rewards of 0.3: a gradient that is not exactly
     zero, which Adam would make a full step of.
+
+    Args:
+        outcome (`Tensor`, shape `(N,)`): Outcome advantages of whole groups.
+        num_generations (`int`): Completions per prompt, in consecutive rows.
+
+    Returns:
+        `Tensor`, shape `(N,)`
     """
     groups = outcome.unflatten(0, (-1, num_generations))
     equal = groups.amin(dim=1, keepdim=True) == groups.amax(dim=1, keepdim=True)

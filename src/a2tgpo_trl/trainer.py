@@ -21,7 +21,7 @@ from trl.trainer.utils import get_config_model_id
 from .belief import BeliefScorer, RidingModel, scored_answer, shared_beliefs
 from .checks import check_arguments, check_observation_limit, prompts_are_conversational, warn_of_settings
 from .config import A2TGPOConfig
-from .estimators import TurnCredit, assign_credit
+from .estimators import TurnCredit, assign_credit, removes_rounding, without_rounding
 from .functional import observation_ends, spread_turns, turn_ids, turn_level_old_logps
 from .generation import TurnGenerator
 from .metrics import RolloutRecord, credit_metrics, rollout_metrics, rows_of_turns
@@ -325,6 +325,8 @@ class A2TGPOTrainer(GRPOTrainer):
         with replaced(self, _played=None, _generated=None, _rewards=None):
             if self.args.advantage_estimator == "grpo":
                 batch, credit = super()._generate_and_score_completions(inputs), None
+                if removes_rounding(self.args):
+                    batch["advantages"] = self._without_rounding(batch["advantages"], training)
             else:
                 batch, credit = self._generate_and_credit(inputs, training)
             if training and self._recorder is not None:
@@ -354,6 +356,11 @@ class A2TGPOTrainer(GRPOTrainer):
         batch["information_gain"] = credit.gains[local]
         self._log_credit(credit, batch["advantages"], ids, answers.count(None), training)
         return batch, credit
+
+    def _without_rounding(self, outcome: Tensor, training: bool) -> Tensor:
+        """This process's outcome advantages, exactly 0 in groups of equal rewards: a group may span processes."""
+        num_generations = self.num_generations if training else self.num_generations_eval
+        return without_rounding(self.accelerator.gather(outcome), num_generations)[self._local_rows(len(outcome))]
 
     def _local_rows(self, size: int) -> slice:
         """This process's rows among those of all processes."""
