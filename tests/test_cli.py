@@ -80,6 +80,10 @@ def test_help(command, capsys):
         ("train --dataset atlas --epsilon x", "argument --epsilon: invalid float value: 'x'"),
         ("train --dataset atlas --turn_gamma 2", "turn_gamma (γ) must be in (0, 1], got 2.0"),
         ("train --dataset atlas --tools search", "search_url or search_index go together"),
+        (
+            "train --dataset atlas --model_name_or_path MODEL --tools finish --tool_loop trl",
+            "the tool 'finish' ends a rollout, which tool_loop='trl' does not know",
+        ),
         ("train --dataset nowhere.jsonl --model_name_or_path MODEL", "nowhere.jsonl"),
         (
             "train --dataset atlas --model_name_or_path nowhere",

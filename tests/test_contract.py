@@ -308,6 +308,7 @@ def test_config_adds_fields_and_drops_none():
         "answer_template",
         "ig_tokens_per_batch",
         "tool_protocol",
+        "tool_loop",
         "tool_tags",
         "result_tag",
         "tool_concurrency",

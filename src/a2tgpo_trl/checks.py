@@ -10,20 +10,10 @@ from trl.chat_template_utils import supports_tool_calling
 from trl.data_utils import is_conversational
 
 from .belief import scored_answer
-from .config import A2TGPOConfig
+from .config import LOOP_OPTIONS, A2TGPOConfig
 from .rollout import ToolProtocol
 
 logger = logging.get_logger(__name__)
-
-_TOOL_OPTIONS = (
-    "tool_concurrency",
-    "tool_timeout",
-    "max_abandoned_calls",
-    "max_turn_tokens",
-    "max_observation_tokens",
-    "reuse_history",
-    "lockstep",
-)
 
 
 def check_arguments(
@@ -117,6 +107,24 @@ def check_observation_limit(limit: int, protocol: ToolProtocol, tool_name: str) 
         )
 
 
+def check_loop(args: A2TGPOConfig, protocol: str | None) -> None:
+    """
+    Refuse tags where TRL's own loop plays the rollouts.
+
+    Args:
+        args ([`A2TGPOConfig`]): The options.
+        protocol (`str`, *optional*): The tool protocol, `"chat"` or `"tags"`, if there are tools.
+
+    Raises:
+        ValueError: If the loop is TRL's and tools would be called by tags.
+    """
+    if args.tool_loop == "trl" and protocol == "tags":
+        raise ValueError(
+            "tool_loop='trl' knows the chat template's calls only, and these prompts or this chat template leave nothing but "
+            "tags: give conversational prompts and a chat template whose calls TRL knows, or choose tool_loop='a2tgpo'."
+        )
+
+
 def warn_of_settings(args: A2TGPOConfig, protocol: str | None) -> None:
     """
     Warn of options that are valid, and do not do together what they are meant to.
@@ -140,7 +148,7 @@ def warn_of_settings(args: A2TGPOConfig, protocol: str | None) -> None:
             "importance_sampling_level='token'."
         )
     defaults = {option.name: option.default for option in fields(args)}
-    unread = [option for option in _TOOL_OPTIONS if getattr(args, option) != defaults[option]]
+    unread = [option for option in (*LOOP_OPTIONS, "tool_loop") if getattr(args, option) != defaults[option]]
     if protocol is None and unread:
         logger.warning(f"Without tools {', '.join(unread)} do nothing: a completion is one turn.")
     if protocol == "tags" and args.mask_truncated_completions:

@@ -1,6 +1,7 @@
 """Configuration of [`A2TGPOTrainer`]."""
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from trl import GRPOConfig
 
@@ -9,6 +10,17 @@ IMPORTANCE_SAMPLING_LEVELS = ("turn", "token", "sequence")
 TURN_NORMALIZATIONS = ("turn_group", "group", "none")
 BELIEF_MEASURES = ("logprob", "prob")
 TOOL_PROTOCOLS = ("auto", "chat", "tags")
+TOOL_LOOPS = ("a2tgpo", "trl")
+LOOP_OPTIONS = (
+    "tool_concurrency",
+    "tool_timeout",
+    "max_abandoned_calls",
+    "max_turn_tokens",
+    "max_observation_tokens",
+    "reuse_history",
+    "lockstep",
+)
+"""Options of the tool loop of this package."""
 
 # A clip range belongs to a ratio: the mean of a turn or a sequence moves far less than the ratio of a token
 _CLIP_RANGES = {"turn": (3e-3, 4e-3), "sequence": (3e-3, 4e-3), "token": (0.2, 0.2)}
@@ -146,6 +158,14 @@ class A2TGPOConfig(GRPOConfig):
             "and TRL knows the template's calls, else 'tags'."
         },
     )
+    tool_loop: str = field(
+        default="a2tgpo",
+        metadata={
+            "help": "Who plays rollouts with tools: 'a2tgpo' (this package), or 'trl', GRPOTrainer's own loop, for baselines that "
+            "equal it bit for bit and for what ours does not support. TRL's knows the chat template's calls only, and runs "
+            "one tool after the other, without time limits."
+        },
+    )
     tool_tags: dict | str | None = field(
         default=None,
         metadata={"help": "Tag that calls each tool, by tool name (tags protocol). Default: the tool's own name."},
@@ -246,6 +266,7 @@ class A2TGPOConfig(GRPOConfig):
         self._check_choice("turn_normalization", TURN_NORMALIZATIONS)
         self._check_choice("belief_measure", BELIEF_MEASURES)
         self._check_choice("tool_protocol", TOOL_PROTOCOLS)
+        self._check_choice("tool_loop", TOOL_LOOPS)
         self._check_range("turn_advantage_coef", "α", self.turn_advantage_coef >= 0, "at least 0")
         self._check_range("turn_gamma", "γ", 0 < self.turn_gamma <= 1, "in (0, 1]")
         self._check_range("turn_clip_strength", "β", 0 <= self.turn_clip_strength < 1, "in [0, 1)")
@@ -313,8 +334,23 @@ class A2TGPOConfig(GRPOConfig):
                 )
         if self.tool_protocol == "chat" and (self.tool_tags or self.result_tag != defaults["result_tag"]):
             raise ValueError("tool_tags and result_tag have no effect with tool_protocol='chat': use 'tags'.")
+        if self.tool_loop == "trl":
+            self._check_unread_by_trls_loop(defaults)
         if self.loss_type in ("sapo", "vespo") and self.advantage_estimator == "a2tgpo" and self.turn_clip_strength:
             raise ValueError(
                 f"loss_type={self.loss_type!r} has no clip range for turn_clip_strength={self.turn_clip_strength} to "
                 "adapt: set turn_clip_strength=0, or choose a clipped loss type such as 'grpo'."
             )
+
+    def _check_unread_by_trls_loop(self, defaults: dict[str, Any]) -> None:
+        if self.tool_protocol == "tags":
+            raise ValueError(
+                "tool_loop='trl' knows the chat template's calls only, and tool_protocol is 'tags': leave tool_protocol out, or "
+                "choose tool_loop='a2tgpo'."
+            )
+        for option in (*LOOP_OPTIONS, "tool_tags", "result_tag"):
+            if getattr(self, option) != defaults[option]:
+                raise ValueError(
+                    f"{option}={getattr(self, option)!r} has no effect with tool_loop='trl': leave it at its default "
+                    f"({defaults[option]!r}), or choose tool_loop='a2tgpo'."
+                )

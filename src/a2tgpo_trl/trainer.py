@@ -19,7 +19,7 @@ from trl.extras.profiling import profiling_context
 from trl.trainer.utils import get_config_model_id
 
 from .belief import BeliefScorer, RidingModel, scored_answer, shared_beliefs
-from .checks import check_arguments, check_observation_limit, prompts_are_conversational, warn_of_settings
+from .checks import check_arguments, check_loop, check_observation_limit, prompts_are_conversational, warn_of_settings
 from .config import A2TGPOConfig
 from .estimators import TurnCredit, assign_credit, removes_rounding, without_rounding
 from .functional import observation_ends, spread_turns, turn_ids, turn_level_old_logps
@@ -109,6 +109,7 @@ class A2TGPOTrainer(GRPOTrainer):
         conversational = prompts_are_conversational(train_dataset)
         uses_tools = bool(tools or environment_factory)
         protocol = choose_protocol(args.tool_protocol, processing_class, conversational) if uses_tools else None
+        check_loop(args, protocol)
         warn_of_settings(args, protocol)
         template_tools = tools
         if protocol == "tags" and environment_factory is None:
@@ -144,6 +145,8 @@ class A2TGPOTrainer(GRPOTrainer):
     def _set_up_rollouts(self, protocol: str | None, conversational: bool) -> None:
         args, tokenizer = self.args, self._tokenizer
         self._protocol = self._turns = None
+        if args.tool_loop == "trl":
+            return
         if protocol == "chat":
             self._protocol = ChatProtocol(tokenizer, self._get_tool_suffix_ids, self.eos_token_ids)
         elif protocol == "tags":
@@ -186,7 +189,9 @@ class A2TGPOTrainer(GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         if self._turns is None:
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations)
+            return super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
+            )
         limits = replace(self._rollout_limits(), max_completion_length=sys.maxsize)  # the backend's own limit
         # A prompt that fills the model's context gets one token: TRL knows no completion without any
         room = [max(limits.room(Rollout(ids, {}, [])), 1) for ids in prompt_ids]
@@ -197,6 +202,10 @@ class A2TGPOTrainer(GRPOTrainer):
         return self._turns.write(generate, rows, contexts, max_tokens, batch_size, num_generations)
 
     def _tool_call_loop(self, prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields):
+        if self._turns is None:
+            return super()._tool_call_loop(
+                prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields
+            )
         rollouts = self._start_rollouts(prompt_ids, completion_ids, logprobs)
 
         def generate(rows, contexts, max_tokens, batch_size):

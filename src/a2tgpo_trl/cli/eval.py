@@ -98,6 +98,7 @@ ROLLOUTS = (
     "max_turn_tokens",
     "max_observation_tokens",
     "tool_protocol",
+    "tool_loop",
     "tool_tags",
     "result_tag",
     "generation_kwargs",
