@@ -98,7 +98,7 @@ def test_help(command, capsys):
         ),
         (
             "train --dataset atlas --model_name_or_path MODEL --resume_from_checkpoint nowhere",
-            "resume_from_checkpoint is 'nowhere', which is no checkpoint",
+            "resume_from_checkpoint is 'nowhere', which is no complete checkpoint (there is no such folder)",
         ),
         (
             "train --dataset atlas --model_name_or_path MODEL --tools search --search_url http://127.0.0.1:9/retrieve",
@@ -135,7 +135,7 @@ def test_train_and_go_on(shared, tmp_path, capsys):
     state = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())
     assert state["global_step"] == 3 and [log["step"] for log in state["log_history"]] == [1, 2, 3]
     assert main([*TRAIN, *shared, "--output_dir", "empty", "--resume_from_checkpoint", "last"]) == 2
-    assert "no checkpoint in empty" in capsys.readouterr().err
+    assert "no complete checkpoint in empty" in capsys.readouterr().err
 
 
 def test_yaml_gives_options_and_the_command_line_wins(shared, tmp_path, capsys):

@@ -32,6 +32,9 @@ OVERRIDDEN = {
     "pixel_attention_mask=None spatial_shapes=None num_tiles=None image_sizes=None token_type_ids=None "
     "mm_token_type_ids=None image_position_ids=None",
     "_compute_loss": "self model inputs",
+    "train": "self resume_from_checkpoint=None trial=None ignore_keys_for_eval=None",
+    "_run_epoch": "self model epoch train_dataloader steps_in_epoch num_update_steps_per_epoch trial ignore_keys_for_eval "
+    "start_time resume_from_checkpoint epochs_trained steps_trained_in_current_epoch",  # of transformers' Trainer
 }
 CALLED = {
     "_get_tool_suffix_ids": "self tool_messages",
@@ -48,6 +51,12 @@ FUNCTIONS = {
 }
 # What a method does that we count on: fragments of its source, in this order, and what hangs on them
 FACTS = {
+    "_inner_training_loop": [
+        (
+            "an epoch that asks for the end of training is the last one",
+            ["self._run_epoch(", "if self.control.should_training_stop:", "break"],
+        ),
+    ],
     "_compute_loss": [
         (
             "the log-probs are computed inside the loss, where our override of the method sees them, and only then are "

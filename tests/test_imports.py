@@ -25,6 +25,7 @@ TRAINING_PATH = {
     "metrics",
     "updates",
     "checks",
+    "checkpoints",
     "architecture",
     "generation",
     "replaced",
@@ -36,6 +37,7 @@ LEAVES = {"search", "rewards", "data", "demo"}
 MAY_IMPORT = {
     "functional": set(),
     "config": set(),
+    "checkpoints": set(),
     "updates": set(),
     "architecture": set(),
     "progress": set(),

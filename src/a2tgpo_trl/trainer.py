@@ -19,6 +19,7 @@ from trl.extras.profiling import profiling_context
 from trl.trainer.utils import get_config_model_id
 
 from .belief import BeliefScorer, RidingModel, scored_answer, shared_beliefs
+from .checkpoints import damage_of, last_checkpoint, steps_of
 from .checks import check_arguments, check_loop, check_observation_limit, prompts_are_conversational, warn_of_settings
 from .config import A2TGPOConfig
 from .estimators import TurnCredit, assign_credit, removes_rounding, without_rounding
@@ -474,6 +475,35 @@ class A2TGPOTrainer(GRPOTrainer):
             return
         self.empty_updates = SkipEmptyUpdates(self.accelerator, lambda name, v: self._metrics["train"][name].append(v))
         self.add_callback(self.empty_updates)
+
+    # ---- going on from a checkpoint ----------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is True:
+            checkpoint = last_checkpoint(self.args.output_dir)
+            if checkpoint is None:
+                raise ValueError(
+                    f"resume_from_checkpoint is True, and {self.args.output_dir} has no complete checkpoint."
+                )
+        elif checkpoint and (damage := damage_of(checkpoint)):
+            raise ValueError(
+                f"resume_from_checkpoint is {str(checkpoint)!r}, which is no complete checkpoint: {damage}. Name another, or "
+                "True for the last complete one."
+            )
+        output = super().train(checkpoint, trial, ignore_keys_for_eval)
+        if checkpoint and output.global_step == steps_of(checkpoint):
+            logger.warning(
+                f"Nothing was left to train: {checkpoint} is at step {output.global_step} of {self.state.max_steps}. To go on, "
+                "set max_steps or num_train_epochs higher."
+            )
+        return output
+
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # transformers looks only after a step
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     # ---- records -----------------------------------------------------------------------------------------------
 
