@@ -115,6 +115,7 @@ def test_help(command, capsys):
         ("eval --datasets atlas --samples -1", "samples=-1 must be at least 0"),
         ("retriever --corpus nowhere.jsonl", "nowhere.jsonl"),
         ("retriever", "the following arguments are required: --corpus"),
+        ("retriever --corpus x --max_queries 0", "max_queries is 0; give a number above 0"),
     ],
 )
 def test_errors_are_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch, model):
