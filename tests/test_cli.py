@@ -5,8 +5,10 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from a2tgpo_trl.cli.main import main
 from a2tgpo_trl.cli.memory import estimate, key_value_bytes
 from a2tgpo_trl.cli.models import find_model
 from a2tgpo_trl.cli.scores import interval, summarize
+from a2tgpo_trl.plain import CONTROL
 
 
 @pytest.fixture(scope="session")
@@ -175,6 +178,39 @@ def test_dry_run_shows_and_writes_nothing(shared, tmp_path, capsys):
     (tmp_path / "resolved.yaml").write_text(options)
     assert main(["train", "--config", "resolved.yaml", "--dry_run"]) == 0
     assert yaml.safe_load(next(iter(shown_by_dry_run(capsys).values()))) == resolved
+
+
+STEERING = "\x1b]0;owned\x07\x1b[2J\u202e\x9b31m\r"
+"""Sets the title of a terminal, clears it, turns the line around."""
+
+
+def test_dry_run_prints_no_control_characters_of_the_data(shared, tmp_path, capsys):
+    row = {"question": f"Where is {STEERING}?", "answer": "Here"}
+    (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 4)
+    template = f"{{question}} {STEERING}"
+    assert main([*TRAIN, *shared, "--dataset", "rows.jsonl", "--prompt_template", template, "--dry_run"]) == 0
+    shown = shown_by_dry_run(capsys)
+    assert shown["Prompt"].startswith("Where is \ufffd]0;owned\ufffd\ufffd[2J")
+    assert not CONTROL.search("".join(shown.values()))
+
+
+def test_errors_print_no_control_characters_of_a_server(shared, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(
+                    f"HTTP/1.1 404 {STEERING[:-1]}\r\nContent-Length: 0\r\n\r\n".encode("latin-1", "ignore")
+                )
+
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/retrieve"
+        searched = [word for word in shared if word not in ("--search_index", "atlas")]
+        assert main([*TRAIN, *searched, "--search_url", url]) == 2
+    error = capsys.readouterr().err
+    assert "404 \ufffd]0;owned" in error and not CONTROL.search(error.replace("\r", ""))
 
 
 def test_dry_run_shows_the_prompt_of_the_chat_template(shared, tmp_path, capsys):

@@ -32,6 +32,7 @@ OVERRIDDEN = {
     "pixel_attention_mask=None spatial_shapes=None num_tiles=None image_sizes=None token_type_ids=None "
     "mm_token_type_ids=None image_position_ids=None",
     "_compute_loss": "self model inputs",
+    "log": "self logs start_time=None",
     "train": "self resume_from_checkpoint=None trial=None ignore_keys_for_eval=None",
     "_run_epoch": "self model epoch train_dataloader steps_in_epoch num_update_steps_per_epoch trial ignore_keys_for_eval "
     "start_time resume_from_checkpoint epochs_trained steps_trained_in_current_epoch",  # of transformers' Trainer
@@ -46,6 +47,8 @@ FUNCTIONS = {
     "trl.data_utils.is_conversational": "example",
     "trl.extras.profiling.profiling_context": "trainer name",
     "trl.trainer.utils.get_config_model_id": "config",
+    "trl.trainer.utils.print_prompt_completions_sample": "prompts completions rewards advantages step num_samples=None "
+    "extra=None",
     "trl.trainer.utils.start_event_loop_in_daemon": "name=None",
     "trl.trainer.utils.shutdown_event_loop_in_daemon": "thread loop",
 }
@@ -180,7 +183,11 @@ FACTS = {
         ("vLLM gets the sampling parameters of the config", ["generation_kwargs=args.generation_kwargs"]),
     ],
     "log": [
-        ("the completions table shows our columns", ['**self._logs["extra"]', '"advantage": self._logs["advantages"]'])
+        ("completions are printed by the function that we replace", ["print_prompt_completions_sample("]),
+        (
+            "the completions table shows our columns",
+            ['**self._logs["extra"]', '"advantage": self._logs["advantages"]'],
+        ),
     ],
 }
 # Attributes of `GRPOTrainer` that exist only in a batch, with environments, or with vLLM: where TRL sets them

@@ -30,6 +30,7 @@ TRAINING_PATH = {
     "generation",
     "replaced",
     "progress",
+    "plain",
     "records",
 }
 LEAVES = {"search", "rewards", "data", "demo"}
@@ -41,6 +42,7 @@ MAY_IMPORT = {
     "updates": set(),
     "architecture": set(),
     "progress": set(),
+    "plain": set(),
     "replaced": set(),
     "rollout": {"architecture"},
     "generation": {"rollout", "replaced"},

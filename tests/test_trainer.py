@@ -18,6 +18,7 @@ from a2tgpo_trl import config as config_module
 from a2tgpo_trl.belief import BeliefScorer
 from a2tgpo_trl.estimators import assign_credit
 from a2tgpo_trl.functional import spread_turns, turn_ids, turn_log_ratio
+from a2tgpo_trl.plain import CONTROL
 from conftest import GROUP, QUESTION, correct, search
 
 ANSWER_ONLY = [
@@ -942,6 +943,24 @@ def test_checkpoint_and_resume(build, tmp_path):
     assert resumed.state.global_step == 4
     for left, right in zip(weights(straight).values(), weights(resumed).values(), strict=True):
         torch.testing.assert_close(left, right)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_completions_that_are_logged_cannot_steer_the_terminal(build, capsys, monkeypatch, chat):
+    monkeypatch.setenv("COLUMNS", "300")
+    text = "\x1b[2J\x1b]0;owned\x07 Paris\u202e"
+    options = dict(log_completions=True, max_steps=1, steps_per_generation=2, advantage_estimator="grpo", tools=[])
+    if chat:
+        options |= dict(
+            processing_class=tiny.chat_tokenizer(), dataset=Dataset.from_list(CHAT_ROWS), reward=chat_correct
+        )
+    trainer = build([[text]] * 4, **options)
+    trainer._logs["extra"]["note"].extend([text] * 4)
+    capsys.readouterr()
+    trainer.train()
+    printed = capsys.readouterr().out
+    assert "owned" in printed and "Paris" in printed
+    assert not CONTROL.search(printed)
 
 
 def test_turn_ratio_is_what_the_loss_sees(score):

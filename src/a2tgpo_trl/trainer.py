@@ -16,7 +16,8 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
-from trl.trainer.utils import get_config_model_id
+from trl.trainer import grpo_trainer
+from trl.trainer.utils import get_config_model_id, print_prompt_completions_sample
 
 from .belief import BeliefScorer, RidingModel, scored_answer, shared_beliefs
 from .checkpoints import damage_of, last_checkpoint, steps_of
@@ -26,6 +27,7 @@ from .estimators import TurnCredit, assign_credit, removes_rounding, without_rou
 from .functional import observation_ends, spread_turns, turn_ids, turn_level_old_logps
 from .generation import TurnGenerator
 from .metrics import RolloutRecord, credit_metrics, rollout_metrics, rows_of_turns
+from .plain import plain_parts
 from .progress import progress
 from .records.recorder import TurnRecorder
 from .records.rows import RecordedRollout, credit_columns, outcome_columns, recorded_answer, turn_rows
@@ -476,6 +478,12 @@ class A2TGPOTrainer(GRPOTrainer):
         self.empty_updates = SkipEmptyUpdates(self.accelerator, lambda name, v: self._metrics["train"][name].append(v))
         self.add_callback(self.empty_updates)
 
+    # ---- what is printed ---------------------------------------------------------------------------------------
+
+    def log(self, logs, start_time=None):
+        with replaced(grpo_trainer, print_prompt_completions_sample=_print_plainly):  # with log_completions
+            super().log(logs, start_time)
+
     # ---- going on from a checkpoint ----------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
@@ -547,6 +555,11 @@ class A2TGPOTrainer(GRPOTrainer):
 
 def _show_finished(bar: Any, finished: int) -> None:
     bar.update(finished - bar.n)
+
+
+def _print_plainly(*args: Any, **kwargs: Any) -> None:
+    """TRL's table of completions, which cannot steer the terminal."""
+    print_prompt_completions_sample(*plain_parts(args), **plain_parts(kwargs))
 
 
 def _load_processing_class(model: Any, args: A2TGPOConfig) -> PreTrainedTokenizerBase | ProcessorMixin:

@@ -11,6 +11,7 @@ from typing import Any
 from trl import ModelConfig
 
 from .. import A2TGPOConfig, A2TGPOTrainer
+from ..plain import plain
 from ..rewards import exact_match_reward, f1_reward
 from .main import as_bad_usage
 from .models import ModelSource, find_model
@@ -143,7 +144,7 @@ def run(options: list[str]) -> int:
                     flush=True,
                 )
     if is_writer:
-        print(summarize([answers[question.place] for question in questions]))
+        print(plain(summarize([answers[question.place] for question in questions])))
     return 0
 
 
