@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import LlamaForCausalLM
 from trl import ModelConfig
 
 import tiny
@@ -349,9 +349,9 @@ def test_eval_takes_what_train_was_told(shared, tmp_path, capsys):
 
 def test_code_of_the_model_is_trusted_when_asked_to(shared, model, monkeypatch):
     asked = []
-    original = AutoModelForCausalLM.from_pretrained
+    original = LlamaForCausalLM.from_pretrained
     monkeypatch.setattr(
-        AutoModelForCausalLM, "from_pretrained", lambda *args, **options: asked.append(options) or original(*args)
+        LlamaForCausalLM, "from_pretrained", lambda *args, **options: asked.append(options) or original(*args)
     )
     assert main(["eval", "--datasets", "atlas", "--limit", "1", *shared, "--trust_remote_code"]) == 0
     assert [options["trust_remote_code"] for options in asked] == [True]

@@ -830,23 +830,6 @@ def test_a_bad_answer_is_named(build, score, rows):
         build(dataset=Dataset.from_list([{"prompt": "", "answer": ""}]).select([]))
 
 
-def test_a_processor_is_refused(config):
-    from transformers import ProcessorMixin
-
-    class Vision(ProcessorMixin):
-        def __init__(self):
-            pass
-
-    with pytest.raises(TypeError, match="Vision is a processor for images"):
-        A2TGPOTrainer(
-            tiny.model(),
-            correct,
-            config(),
-            Dataset.from_list([{"prompt": "", "answer": ""}]),
-            processing_class=Vision(),
-        )
-
-
 # ---- what is logged
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
@@ -21,7 +21,14 @@ from trl.trainer.utils import get_config_model_id, print_prompt_completions_samp
 
 from .belief import BeliefScorer, RidingModel, scored_answer, shared_beliefs
 from .checkpoints import damage_of, last_checkpoint, steps_of
-from .checks import check_arguments, check_loop, check_observation_limit, prompts_are_conversational, warn_of_settings
+from .checks import (
+    check_arguments,
+    check_context_for_trls_loop,
+    check_loop,
+    check_observation_limit,
+    prompts_are_conversational,
+    warn_of_settings,
+)
 from .config import A2TGPOConfig
 from .estimators import TurnCredit, assign_credit, removes_rounding, without_rounding
 from .functional import observation_ends, spread_turns, turn_ids, turn_level_old_logps
@@ -61,14 +68,15 @@ class A2TGPOTrainer(GRPOTrainer):
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             With the columns `prompt` and `args.answer_column`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            A tokenizer. Processors (vision) are refused.
+            A tokenizer. Default: the model's, of a model for pictures or audio too, which is then trained on text.
+            Processors are refused.
         tools (list of `Callable`, *optional*):
             Typed, documented functions, called by the chat template's tool calls or by text tags, see
             `args.tool_protocol`.
 
     Raises:
-        TypeError: If `args` is no [`A2TGPOConfig`], or the model needs an image processor.
-        ValueError: If the answer column is missing, a tool lacks types or a docstring, or neither protocol can work.
+        TypeError: If `args` is no [`A2TGPOConfig`], or `processing_class` is a processor.
+        ValueError: If there are pictures in the data, the answer column is missing, a tool lacks types or a docstring, or neither protocol can work.
     """
 
     _tag_names = ["trl", "grpo", "a2tgpo"]
@@ -107,7 +115,7 @@ class A2TGPOTrainer(GRPOTrainer):
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = A2TGPOConfig(f"{name.split('/')[-1]}-A2TGPO")
         if processing_class is None:
-            processing_class = _load_processing_class(model, args)
+            processing_class = _load_tokenizer(model, args)
         check_arguments(args, train_dataset, eval_dataset, processing_class, tools or [], environment_factory)
         conversational = prompts_are_conversational(train_dataset)
         uses_tools = bool(tools or environment_factory)
@@ -149,6 +157,8 @@ class A2TGPOTrainer(GRPOTrainer):
         args, tokenizer = self.args, self._tokenizer
         self._protocol = self._turns = None
         if args.tool_loop == "trl":
+            if protocol is not None:
+                check_context_for_trls_loop(self.model.config)
             return
         if protocol == "chat":
             self._protocol = ChatProtocol(tokenizer, self._get_tool_suffix_ids, self.eos_token_ids)
@@ -562,8 +572,9 @@ def _print_plainly(*args: Any, **kwargs: Any) -> None:
     print_prompt_completions_sample(*plain_parts(args), **plain_parts(kwargs))
 
 
-def _load_processing_class(model: Any, args: A2TGPOConfig) -> PreTrainedTokenizerBase | ProcessorMixin:
-    return AutoProcessor.from_pretrained(
+def _load_tokenizer(model: Any, args: A2TGPOConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, of a model for pictures or audio too."""
+    return AutoTokenizer.from_pretrained(
         model if isinstance(model, str) else get_config_model_id(model.config),
         revision=(args.model_init_kwargs or {}).get("revision"),
         truncation_side="left",
