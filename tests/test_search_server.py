@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import requests
@@ -168,6 +171,13 @@ def test_bounds_are_options(local):
         for body in ({"queries": ["a", "b"]}, {"queries": ["London"]}, {"queries": ["Lyon"], "topk": 3}):
             assert ask_by_hand(port, body)[0] == 422
         assert ask_by_hand(port, {"queries": ["a" * 1100]})[0] == 413
+
+
+def test_bounds_that_are_documented_are_those_that_there_are():
+    text = (Path(__file__).parents[1] / "docs/search.md").read_text(encoding="utf-8")
+    section = text[text.index("## A retriever") : text.index("## HTTPSearch")]
+    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+)", section, flags=re.MULTILINE)
+    assert {name: float(value.replace(",", "")) for name, value in rows} == asdict(Limits())
 
 
 def test_bounds_are_options_of_the_command(tmp_path, monkeypatch):
