@@ -5,14 +5,14 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from a2tgpo_trl.search.server import bind
+from a2tgpo_trl.search.server import bind, configure
 
 
 @contextmanager
-def serving(app):
-    """Serve on a free port of this machine, which is what is yielded."""
+def serving(app, limits=None):
+    """Serve as `a2tgpo retriever` does, on a free port of this machine, which is what is yielded."""
     with bind("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        server = uvicorn.Server(configure(app, limits, log_level="warning"))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         try:

@@ -5,8 +5,10 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import LlamaForCausalLM
 from trl import ModelConfig
 
 import tiny
@@ -23,6 +25,7 @@ from a2tgpo_trl.cli.main import main
 from a2tgpo_trl.cli.memory import estimate, key_value_bytes
 from a2tgpo_trl.cli.models import find_model
 from a2tgpo_trl.cli.scores import interval, summarize
+from a2tgpo_trl.plain import CONTROL
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +83,10 @@ def test_help(command, capsys):
         ("train --dataset atlas --epsilon x", "argument --epsilon: invalid float value: 'x'"),
         ("train --dataset atlas --turn_gamma 2", "turn_gamma (γ) must be in (0, 1], got 2.0"),
         ("train --dataset atlas --tools search", "search_url or search_index go together"),
+        (
+            "train --dataset atlas --model_name_or_path MODEL --tools finish --tool_loop trl",
+            "the tool 'finish' ends a rollout, which tool_loop='trl' does not know",
+        ),
         ("train --dataset nowhere.jsonl --model_name_or_path MODEL", "nowhere.jsonl"),
         (
             "train --dataset atlas --model_name_or_path nowhere",
@@ -94,7 +101,7 @@ def test_help(command, capsys):
         ),
         (
             "train --dataset atlas --model_name_or_path MODEL --resume_from_checkpoint nowhere",
-            "resume_from_checkpoint is 'nowhere', which is no checkpoint",
+            "resume_from_checkpoint is 'nowhere', which is no complete checkpoint (there is no such folder)",
         ),
         (
             "train --dataset atlas --model_name_or_path MODEL --tools search --search_url http://127.0.0.1:9/retrieve",
@@ -111,6 +118,7 @@ def test_help(command, capsys):
         ("eval --datasets atlas --samples -1", "samples=-1 must be at least 0"),
         ("retriever --corpus nowhere.jsonl", "nowhere.jsonl"),
         ("retriever", "the following arguments are required: --corpus"),
+        ("retriever --corpus x --max_queries 0", "max_queries is 0; give a number above 0"),
     ],
 )
 def test_errors_are_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch, model):
@@ -131,7 +139,7 @@ def test_train_and_go_on(shared, tmp_path, capsys):
     state = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())
     assert state["global_step"] == 3 and [log["step"] for log in state["log_history"]] == [1, 2, 3]
     assert main([*TRAIN, *shared, "--output_dir", "empty", "--resume_from_checkpoint", "last"]) == 2
-    assert "no checkpoint in empty" in capsys.readouterr().err
+    assert "no complete checkpoint in empty" in capsys.readouterr().err
 
 
 def test_yaml_gives_options_and_the_command_line_wins(shared, tmp_path, capsys):
@@ -170,6 +178,39 @@ def test_dry_run_shows_and_writes_nothing(shared, tmp_path, capsys):
     (tmp_path / "resolved.yaml").write_text(options)
     assert main(["train", "--config", "resolved.yaml", "--dry_run"]) == 0
     assert yaml.safe_load(next(iter(shown_by_dry_run(capsys).values()))) == resolved
+
+
+STEERING = "\x1b]0;owned\x07\x1b[2J\u202e\x9b31m\r"
+"""Sets the title of a terminal, clears it, turns the line around."""
+
+
+def test_dry_run_prints_no_control_characters_of_the_data(shared, tmp_path, capsys):
+    row = {"question": f"Where is {STEERING}?", "answer": "Here"}
+    (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 4)
+    template = f"{{question}} {STEERING}"
+    assert main([*TRAIN, *shared, "--dataset", "rows.jsonl", "--prompt_template", template, "--dry_run"]) == 0
+    shown = shown_by_dry_run(capsys)
+    assert shown["Prompt"].startswith("Where is \ufffd]0;owned\ufffd\ufffd[2J")
+    assert not CONTROL.search("".join(shown.values()))
+
+
+def test_errors_print_no_control_characters_of_a_server(shared, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(
+                    f"HTTP/1.1 404 {STEERING[:-1]}\r\nContent-Length: 0\r\n\r\n".encode("latin-1", "ignore")
+                )
+
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/retrieve"
+        searched = [word for word in shared if word not in ("--search_index", "atlas")]
+        assert main([*TRAIN, *searched, "--search_url", url]) == 2
+    error = capsys.readouterr().err
+    assert "404 \ufffd]0;owned" in error and not CONTROL.search(error.replace("\r", ""))
 
 
 def test_dry_run_shows_the_prompt_of_the_chat_template(shared, tmp_path, capsys):
@@ -308,9 +349,9 @@ def test_eval_takes_what_train_was_told(shared, tmp_path, capsys):
 
 def test_code_of_the_model_is_trusted_when_asked_to(shared, model, monkeypatch):
     asked = []
-    original = AutoModelForCausalLM.from_pretrained
+    original = LlamaForCausalLM.from_pretrained
     monkeypatch.setattr(
-        AutoModelForCausalLM, "from_pretrained", lambda *args, **options: asked.append(options) or original(*args)
+        LlamaForCausalLM, "from_pretrained", lambda *args, **options: asked.append(options) or original(*args)
     )
     assert main(["eval", "--datasets", "atlas", "--limit", "1", *shared, "--trust_remote_code"]) == 0
     assert [options["trust_remote_code"] for options in asked] == [True]

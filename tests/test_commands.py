@@ -52,7 +52,7 @@ def workplace(tmp_path, monkeypatch):
         synthetic.write_run(tmp_path / "outputs" / run, rollouts=32)
     served = []
     monkeypatch.setattr("a2tgpo_trl.search.HTTPSearch.retrieve", lambda self, queries: [[] for _ in queries])
-    monkeypatch.setattr("a2tgpo_trl.search.retriever.serve", lambda app, listener: served.append(listener))
+    monkeypatch.setattr("a2tgpo_trl.search.retriever.serve", lambda app, listener, limits: served.append(listener))
     return served
 
 

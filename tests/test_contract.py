@@ -20,7 +20,6 @@ OVERRIDDEN = {
     "__init__": "self model reward_funcs=None args=None train_dataset=None eval_dataset=None processing_class=None "
     "reward_processing_classes=None callbacks=None optimizers=(None,None) quantization_config=None peft_config=None "
     "tools=None rollout_func=None environment_factory=None",
-    "train": "self resume_from_checkpoint=None trial=None ignore_keys_for_eval=None",
     "_set_signature_columns_if_needed": "self",
     "_tokenize_prompts": "self prompts",
     "_calculate_rewards": "self inputs prompts completions completion_ids_list",
@@ -33,6 +32,10 @@ OVERRIDDEN = {
     "pixel_attention_mask=None spatial_shapes=None num_tiles=None image_sizes=None token_type_ids=None "
     "mm_token_type_ids=None image_position_ids=None",
     "_compute_loss": "self model inputs",
+    "log": "self logs start_time=None",
+    "train": "self resume_from_checkpoint=None trial=None ignore_keys_for_eval=None",
+    "_run_epoch": "self model epoch train_dataloader steps_in_epoch num_update_steps_per_epoch trial ignore_keys_for_eval "
+    "start_time resume_from_checkpoint epochs_trained steps_trained_in_current_epoch",  # of transformers' Trainer
 }
 CALLED = {
     "_get_tool_suffix_ids": "self tool_messages",
@@ -45,11 +48,19 @@ FUNCTIONS = {
     "trl.extras.profiling.profiling_context": "trainer name",
     "trl.trainer.utils.get_config_model_id": "config",
     "trl.trainer.utils.is_async_callable": "func",
+    "trl.trainer.utils.print_prompt_completions_sample": "prompts completions rewards advantages step num_samples=None "
+    "extra=None",
     "trl.trainer.utils.start_event_loop_in_daemon": "name=None",
     "trl.trainer.utils.shutdown_event_loop_in_daemon": "thread loop",
 }
 # What a method does that we count on: fragments of its source, in this order, and what hangs on them
 FACTS = {
+    "_inner_training_loop": [
+        (
+            "an epoch that asks for the end of training is the last one",
+            ["self._run_epoch(", "if self.control.should_training_stop:", "break"],
+        ),
+    ],
     "_compute_loss": [
         (
             "the log-probs are computed inside the loss, where our override of the method sees them, and only then are "
@@ -191,7 +202,11 @@ FACTS = {
         ("vLLM gets the sampling parameters of the config", ["generation_kwargs=args.generation_kwargs"]),
     ],
     "log": [
-        ("the completions table shows our columns", ['**self._logs["extra"]', '"advantage": self._logs["advantages"]'])
+        ("completions are printed by the function that we replace", ["print_prompt_completions_sample("]),
+        (
+            "the completions table shows our columns",
+            ['**self._logs["extra"]', '"advantage": self._logs["advantages"]'],
+        ),
     ],
 }
 # Attributes of `GRPOTrainer` that exist only in a batch, with environments, or with vLLM: where TRL sets them
@@ -329,6 +344,7 @@ def test_config_adds_fields_and_drops_none():
         "answer_template",
         "ig_tokens_per_batch",
         "tool_protocol",
+        "tool_loop",
         "tool_tags",
         "result_tag",
         "tool_concurrency",

@@ -1,12 +1,14 @@
 """Turns on the transformers backend: the same as TRL's loop writes, each token read once, on one process or several."""
 
 import copy
+import threading
 from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
@@ -30,6 +32,9 @@ def trainers(config, monkeypatch):
         tools=(look,),
         model=None,
         peft_config=None,
+        reward=lambda completions, **kwargs: [0.0] * len(completions),
+        dataset=None,
+        environment_factory=None,
         **options,
     ):
         tokenizer = tiny.chat_tokenizer()
@@ -42,12 +47,13 @@ def trainers(config, monkeypatch):
         options["generation_kwargs"] = {"do_sample": False, **options.get("generation_kwargs", {})}
         return cls(
             model=model,
-            reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
+            reward_funcs=reward,
             args=config(A2TGPOConfig if cls is A2TGPOTrainer else GRPOConfig, **options),
-            train_dataset=chance.dataset(),
+            train_dataset=Dataset.from_list(dataset or rows()),
             processing_class=tokenizer,
             tools=list(tools),
             peft_config=peft_config,
+            environment_factory=environment_factory,
         )
 
     return make
@@ -110,6 +116,21 @@ def test_history_is_given_back_after_the_batch(trainers):
     assert "generate" not in vars(trainer.model)
 
 
+def test_history_of_finished_rollouts_is_given_back_while_others_go_on(trainers, monkeypatch):
+    trainer = trainers(lockstep=True)
+    history = trainer._turns._history
+    held, generate = [], history.generate
+
+    def watch(write, rows, *args, **kwargs):
+        held.append((set(history._histories), set(rows)))
+        return generate(write, rows, *args, **kwargs)
+
+    monkeypatch.setattr(history, "generate", watch)
+    rolled_out(trainer)
+    assert len(held[0][1]) > len(held[-1][1]) > 0  # some rollouts are over before others
+    assert all(kept == playing for kept, playing in held[1:])
+
+
 def test_history_is_given_back_where_no_tool_loop_follows(trainers, monkeypatch):
     trainer = trainers()
 
@@ -144,6 +165,20 @@ def test_the_first_turn_ends_with_the_context_of_the_model(trainers):
     turns, _ = trainer._generate_single_turn(prompts, None, {}, 2)
     assert all(len(prompt) + len(turn) <= context for prompt, turn in zip(prompts, turns, strict=True))
     assert min(map(len, turns)) == 1 < max(map(len, turns))
+
+
+def test_same_rollouts_as_trl_with_a_generate_of_ones_own(trainers):
+    def generate(input_ids, **kwargs):
+        written = (input_ids[:, -1:] + torch.arange(1, 9)) % 300 + 6
+        return torch.cat([input_ids, written], dim=1)
+
+    played = []
+    for cls in (GRPOTrainer, A2TGPOTrainer):
+        trainer = trainers(cls)
+        trainer.model.generate = generate
+        played.append(rolled_out(trainer))
+    assert max(map(sum, played[0][2])) > 8  # more than one turn
+    assert played[0][:4] == played[1][:4]
 
 
 @pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"lora": True}, {"pad_to_multiple_of": 8}])
@@ -206,6 +241,95 @@ def test_observations_are_cut(trainers):
         longest[limit] = max(len(run) for mask in masks for run in "".join(map(str, mask)).split("1"))
         assert ("characters left out]" in str(messages)) is (limit is not None)
     assert longest[120] <= 120 < longest[None]
+
+
+# ---- TRL's own loop ------------------------------------------------------------------------------------------------
+
+
+def length(completions, **kwargs):
+    return [float(len(str(messages))) for messages in completions]
+
+
+def test_trls_loop_trains_to_trls_weights_bit_for_bit(trainers, monkeypatch):
+    """Sampled, with a budget that cuts turns: the random state that generation leaves behind shuffles what follows."""
+    shuffled = dict(
+        max_steps=6, steps_per_generation=4, max_completion_length=90, generation_kwargs={"do_sample": True}
+    )
+    trained = []
+    for cls, options in ((GRPOTrainer, {}), (A2TGPOTrainer, {"tool_loop": "trl"})):
+        trainer = trainers(cls, reward=length, temperature=1.1, num_iterations=2, **shuffled, **options)
+        start = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+        torch.manual_seed(0)
+        trainer.train()
+        trained.append(trainer)
+    theirs, ours = (dict(trainer.model.named_parameters()) for trainer in trained)
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+    assert not any(torch.equal(start[name], ours[name]) for name in ours)
+    log, our_log = (trainer.state.log_history[0] for trainer in trained)
+    assert log["tools/call_frequency"] > 0.5 and log["completions/clipped_ratio"] > 0
+    assert our_log.keys() - log.keys() <= {"updates/empty"}
+
+
+def test_trls_loop_runs_tools_as_trl_does_and_its_turns_get_credit(trainers):
+    threads = []
+
+    def look(key: int) -> str:
+        """
+        Look something up.
+
+        Args:
+            key: Where to look.
+        """
+        threads.append(threading.current_thread())
+        return "Lyon is in France."
+
+    for loop, on_main_thread in (("trl", True), ("a2tgpo", False)):
+        trainer = trainers(tools=(look,), advantage_estimator="a2tgpo", tool_loop=loop)
+        batch = trainer._generate_and_score_completions(rows())
+        assert {thread is threading.main_thread() for thread in threads} == {on_main_thread}
+        gains = ~batch["information_gain"].isnan()
+        assert gains.any() and torch.equal(gains.sum(1).bool(), (batch["turn_ids"].amax(1) > 0))
+        threads.clear()
+
+
+def test_trls_loop_with_environments(trainers):
+    class Library:
+        def reset(self, **kwargs):
+            self.count = 0
+
+        def look(self, key: int) -> str:
+            """
+            Look something up.
+
+            Args:
+                key: Where to look.
+            """
+            self.count += 1
+            return f"question {self.count}"
+
+    played = [
+        rolled_out(trainers(cls, tools=(), environment_factory=Library, **options))
+        for cls, options in ((GRPOTrainer, {}), (A2TGPOTrainer, {"tool_loop": "trl"}))
+    ]
+    assert played[0][:4] == played[1][:4]
+    assert "question 2" in str(played[0][3])
+
+
+def test_trls_loop_knows_no_tags(trainers):
+    with pytest.raises(ValueError, match="knows the chat template's calls only, and tool_protocol is 'tags'"):
+        trainers(tool_loop="trl", tool_protocol="tags")
+    plain = [{"prompt": "Where is Lyon?", "answer": "Paris"}] * 4
+    with pytest.raises(ValueError, match="these prompts or this chat template leave nothing but tags"):
+        trainers(tool_loop="trl", dataset=plain)
+
+
+@pytest.mark.parametrize(
+    "option", [{"tool_timeout": 3.0}, {"lockstep": True}, {"max_turn_tokens": 9}, {"result_tag": "found"}]
+)
+def test_options_that_trls_loop_does_not_read_are_refused(config, option):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"{name}=.* has no effect with tool_loop='trl'"):
+        config(tool_loop="trl", **option)
 
 
 # ---- generation that is collective ---------------------------------------------------------------------------------

@@ -26,11 +26,13 @@ TRAINING_PATH = {
     "metrics",
     "updates",
     "checks",
+    "checkpoints",
     "architecture",
     "generation",
     "backends",
     "replaced",
     "progress",
+    "plain",
     "records",
 }
 LEAVES = {"search", "rewards", "data", "demo"}
@@ -38,9 +40,11 @@ LEAVES = {"search", "rewards", "data", "demo"}
 MAY_IMPORT = {
     "functional": set(),
     "config": set(),
+    "checkpoints": set(),
     "updates": set(),
     "architecture": set(),
     "progress": set(),
+    "plain": set(),
     "replaced": set(),
     "rollout": {"architecture"},
     "backends": {"replaced"},

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from transformers import Qwen2Config, Qwen3Config
-from trl import ModelConfig
+from trl import GRPOConfig, ModelConfig
 
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
@@ -123,6 +123,27 @@ def test_demo_and_baselines_train_its_adapter_further(baseline, adapter, train):
     trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     assert trained and all("lora_" in name for name in trained)
     assert trainer.num_generations == 4
+
+
+@pytest.mark.parametrize("recipe", COMPLETE)
+def test_the_grpo_baseline_is_trls_whatever_the_recipe(recipe):
+    words = [
+        "--config",
+        recipe,
+        "--config",
+        "baselines/grpo",
+        "--model_name_or_path",
+        "m",
+        "--use_cpu",
+        "--bf16",
+        "false",
+    ]
+    _, config, _ = parse("train", "", (TrainArguments, A2TGPOConfig, ModelConfig), [*words, "--fp16", "false"])
+    theirs = GRPOConfig("unused", use_cpu=True, bf16=False)
+    for name in ("importance_sampling_level", "epsilon", "loss_type", "beta", "scale_rewards", "delta"):
+        assert getattr(config, name) == getattr(theirs, name), name
+    assert config.epsilon_high == theirs.epsilon  # where TRL has none, it is epsilon
+    assert config.skip_empty_updates is False
 
 
 class Options(Exception):

@@ -15,11 +15,11 @@ from rich.console import Console
 
 import synthetic
 from a2tgpo_trl.cli.main import main
+from a2tgpo_trl.plain import plain
 from a2tgpo_trl.records import FOLDER, SCHEMA, RecordStore, read_turns
 from a2tgpo_trl.report import Measures, make_charts, read_runs, write_page
 from a2tgpo_trl.report.completions import split_completion
 from a2tgpo_trl.report.lines import BINS, MOST_LINES, POINTS, band, histogram, line, step_bins
-from a2tgpo_trl.report.plain import plain
 from a2tgpo_trl.report.rollouts import choose_groups, question, read_rollouts
 from a2tgpo_trl.report.summary import by_tool, by_turn, notes, progress, stop_reasons
 from a2tgpo_trl.report.text import show

@@ -113,6 +113,7 @@ def test_options_out_of_range_are_named(options):
 
 def test_the_options_that_are_documented_are_those_that_there_are():
     text = (Path(__file__).parents[1] / "docs/search.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| `?(\w+)`? \|", text, flags=re.MULTILINE)
+    section = text[text.index("## What the model reads") : text.index("## Several searches")]
+    rows = re.findall(r"^\| `(\w+)` \| `?(\w+)`? \|", section, flags=re.MULTILINE)
     parameters = inspect.signature(PassageSearch).parameters.values()
     assert rows == [(parameter.name, str(parameter.default)) for parameter in parameters]

@@ -15,9 +15,12 @@ from trl import GRPOConfig, GRPOTrainer
 
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl import config as config_module
 from a2tgpo_trl.belief import BeliefScorer
 from a2tgpo_trl.config import ADVANTAGE_ESTIMATORS
+from a2tgpo_trl.estimators import assign_credit
 from a2tgpo_trl.functional import spread_turns, turn_ids, turn_log_ratio
+from a2tgpo_trl.plain import CONTROL
 from a2tgpo_trl.records import read_turns
 from a2tgpo_trl.rewards import exact_match_reward
 from a2tgpo_trl.updates import SkipUpdates
@@ -379,6 +382,64 @@ def test_without_turn_credit_it_is_grpo_bit_for_bit(build, config, estimator):
         assert [log.get(key) for log in ours.state.log_history] == [log.get(key) for log in theirs.state.log_history]
 
 
+@pytest.mark.parametrize("skip", [True, False])
+def test_equal_rewards_are_the_same_to_grpo(build, skip):
+    """Eight times 0.3 minus their mean leaves rounding, which `skip_empty_updates` takes away with either estimator."""
+    options = dict(
+        reward=lambda completions, **_: [0.3] * len(completions), num_generations=8, skip_empty_updates=skip
+    )
+    options |= dict(per_device_train_batch_size=4, max_steps=2, **TRL_RECIPE)
+    ours = build(
+        [["<answer>Paris</answer><|im_end|>"]] * 8, turn_advantage_coef=0.0, turn_clip_strength=0.0, **options
+    )
+    theirs = build([["<answer>Paris</answer><|im_end|>"]] * 8, advantage_estimator="grpo", **options)
+    start = weights(ours)
+    for trainer in (ours, theirs):
+        torch.manual_seed(0)
+        trainer.train()
+    assert same(weights(ours), weights(theirs))
+    assert same(weights(ours), start) == skip
+
+
+def test_grpo_defaults_are_trls(config):
+    args, theirs = config(advantage_estimator="grpo"), config(GRPOConfig)
+    assert {name: getattr(args, name) for name in config_module._TRLS} == {
+        name: getattr(theirs, name) for name in config_module._TRLS if name != "skip_empty_updates"
+    } | {"skip_empty_updates": False}
+    assert args.epsilon == theirs.epsilon and args.epsilon_high in (theirs.epsilon_high, theirs.epsilon)
+    given = dict(loss_type="grpo", importance_sampling_level="turn", skip_empty_updates=True)
+    args = config(advantage_estimator="grpo", **given)
+    assert {name: getattr(args, name) for name in given} == given
+    assert (args.epsilon, args.epsilon_high) == (3e-3, 4e-3)  # of the level that was given
+
+
+def test_grpo_by_itself_is_trls_bit_for_bit(build):
+    """Sampled, with turns of different lengths (the loss type), off-policy (the clip range), and batches without anything to
+    learn after others (Adam's momentum)."""
+    options = dict(
+        processing_class=tiny.chat_tokenizer(), dataset=Dataset.from_list(CHAT_ROWS), tools=[], max_steps=6,
+        num_iterations=2, max_completion_length=12, temperature=1.2,
+    )  # fmt: skip
+    trained = []
+    for classes in ({}, dict(trainer=GRPOTrainer, cls=GRPOConfig)):
+        calls = []
+
+        def reward(completions, calls=calls, **kwargs):
+            calls.append(completions)
+            return [float(len(c[0]["content"])) if len(calls) == 1 else 1.0 for c in completions]
+
+        estimator = {} if classes else dict(advantage_estimator="grpo")
+        trainer = build(None, model=tiny.model(), reward=reward, **estimator, **classes, **options)
+        trainer.model.generation_config.eos_token_id = [2, *range(300, 400)]
+        torch.manual_seed(0)
+        trainer.train()
+        trained.append(trainer)
+    ours, theirs = trained
+    assert same(weights(ours), weights(theirs))
+    assert [log.get("grad_norm", 0.0) for log in theirs.state.log_history][-2] == 0.0
+    assert ours.state.log_history[0]["completions/min_length"] < ours.state.log_history[0]["completions/max_length"]
+
+
 def test_grpo_estimator_measures_nothing_and_adds_nothing(score, config, monkeypatch):
     monkeypatch.setattr(BeliefScorer, "measure", lambda *a, **k: pytest.fail("no belief is needed"))
     batch, _ = score(advantage_estimator="grpo")
@@ -397,6 +458,7 @@ def test_grpo_estimator_needs_no_answers(build):
 def test_one_turn_is_the_sequence_level(build, monkeypatch):
     """With one turn per completion, the turn level is TRL's sequence level in value and gradient."""
     recipe = dict(max_steps=4, num_iterations=2, epsilon=0.02, epsilon_high=0.03)
+    recipe |= dict(loss_type="grpo", skip_empty_updates=True)
     ours = build(ANSWER_ONLY, **recipe)
     theirs = build(ANSWER_ONLY, importance_sampling_level="sequence", advantage_estimator="grpo", **recipe)
     for trainer in (ours, theirs):
@@ -418,6 +480,16 @@ def test_igpo(score):
     row, ids = batch["advantages"][3], batch["turn_ids"][3]
     torch.testing.assert_close(torch.stack([row[ids == k][0] for k in range(3)]), expected, atol=1e-4, rtol=1e-4)
     assert (batch["clip_scale"] == 1).all()
+
+
+def test_igpo_discounts_the_outcome_over_turns_that_could_not_be_scored(config):
+    """A tool turn without a belief after it, as at the end of the context, is a turn all the same."""
+    args = config(advantage_estimator="igpo", turn_gamma=0.5)
+    beliefs = torch.tensor([[-3.0, -2.0, NAN, NAN], [-3.0, NAN, NAN, NAN]])
+    turns, tool_turns = torch.tensor([3, 1]), torch.tensor([2, 0])
+    credit = assign_credit(beliefs, torch.tensor([8.0, -8.0]), turns, tool_turns, 2, args)
+    assert credit.outcome_part.tolist() == [[2.0, 4.0, 8.0], [-8.0, -8.0, -8.0]]
+    assert credit.advantages[0].tolist() == [2.0, 4.0, 8.0]  # one gain in the group: its normalised value is 0
 
 
 # ---- the loss
@@ -1062,23 +1134,6 @@ def test_a_bad_answer_is_named(build, score, rows):
         build(dataset=Dataset.from_list([{"prompt": "", "answer": ""}]).select([]))
 
 
-def test_a_processor_is_refused(config):
-    from transformers import ProcessorMixin
-
-    class Vision(ProcessorMixin):
-        def __init__(self):
-            pass
-
-    with pytest.raises(TypeError, match="Vision is a processor for images"):
-        A2TGPOTrainer(
-            tiny.model(),
-            correct,
-            config(),
-            Dataset.from_list([{"prompt": "", "answer": ""}]),
-            processing_class=Vision(),
-        )
-
-
 @pytest.mark.parametrize(("kind", "beta"), [("adapter", 0.0), ("adapter", 0.1), ("whole", 0.0)])
 def test_a_frozen_policy_is_refused_before_training(build, rows, tmp_path, kind, beta):
     """With `beta`, TRL would run to the end, log gradient norms, and change no weight."""
@@ -1190,6 +1245,24 @@ def test_checkpoint_and_resume(build, tmp_path):
     assert resumed.state.global_step == 4
     for left, right in zip(weights(straight).values(), weights(resumed).values(), strict=True):
         torch.testing.assert_close(left, right)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_completions_that_are_logged_cannot_steer_the_terminal(build, capsys, monkeypatch, chat):
+    monkeypatch.setenv("COLUMNS", "300")
+    text = "\x1b[2J\x1b]0;owned\x07 Paris\u202e"
+    options = dict(log_completions=True, max_steps=1, steps_per_generation=2, advantage_estimator="grpo", tools=[])
+    if chat:
+        options |= dict(
+            processing_class=tiny.chat_tokenizer(), dataset=Dataset.from_list(CHAT_ROWS), reward=chat_correct
+        )
+    trainer = build([[text]] * 4, **options)
+    trainer._logs["extra"]["note"].extend([text] * 4)
+    capsys.readouterr()
+    trainer.train()
+    printed = capsys.readouterr().out
+    assert "owned" in printed and "Paris" in printed
+    assert not CONTROL.search(printed)
 
 
 def test_turn_ratio_is_what_the_loss_sees(score):

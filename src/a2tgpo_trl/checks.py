@@ -5,27 +5,16 @@ from dataclasses import fields
 from typing import Any
 
 from torch import nn
-from transformers import ProcessorMixin
+from transformers import PretrainedConfig, ProcessorMixin
 from transformers.utils import get_json_schema, logging
 from trl.chat_template_utils import supports_tool_calling
 from trl.data_utils import is_conversational
 
 from .belief import scored_answer
-from .config import A2TGPOConfig
+from .config import LOOP_OPTIONS, A2TGPOConfig
 from .rollout import ToolProtocol
 
 logger = logging.get_logger(__name__)
-
-_TOOL_OPTIONS = (
-    "answer_stop",
-    "tool_concurrency",
-    "tool_timeout",
-    "max_abandoned_calls",
-    "max_turn_tokens",
-    "max_observation_tokens",
-    "reuse_history",
-    "lockstep",
-)
 
 
 def check_arguments(
@@ -44,14 +33,17 @@ def check_arguments(
 
     Raises:
         TypeError: If `args` is no [`A2TGPOConfig`], or `processing_class` is a processor or a slow tokenizer.
-        ValueError: If a tool lacks types or a docstring, a dataset its answers, or environments their template.
+        ValueError: If there are pictures in the data, a tool lacks types or a docstring, a dataset its answers, or
+            environments their template.
     """
     if not isinstance(args, A2TGPOConfig):
         raise TypeError(f"args must be an A2TGPOConfig, got {type(args).__name__}: replace the class name.")
+    for name, dataset in _datasets(train_dataset, eval_dataset):
+        _check_pictures(_first_row(dataset, name), name)
     if isinstance(processing_class, ProcessorMixin):
         raise TypeError(
-            f"A2TGPOTrainer trains text models, and {type(processing_class).__name__} is a processor for images or "
-            "audio. Use a text model, or pass its tokenizer as processing_class."
+            f"A2TGPOTrainer trains on text, and {type(processing_class).__name__} is a processor for images or audio. "
+            "Leave processing_class out, or pass the processor's tokenizer."
         )
     _check_tools(tools)
     if environment_factory is not None and not supports_tool_calling(processing_class):
@@ -75,10 +67,7 @@ def _check_answer_columns(column: str, train_dataset: Any, eval_dataset: Any, en
             f"Information gain needs the true answers: give a train_dataset with the column {column!r}, or choose "
             "advantage_estimator='grpo', the one estimator that needs no answers."
         )
-    evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-    for name, dataset in {"train_dataset": train_dataset, **evals}.items():
-        if dataset is None:
-            continue
+    for name, dataset in _datasets(train_dataset, eval_dataset):
         row = _first_row(dataset, name)
         if column not in row and environment_factory is not None:
             continue  # environments may give the answers, once they are reset
@@ -88,6 +77,28 @@ def _check_answer_columns(column: str, train_dataset: Any, eval_dataset: Any, en
                 "answer_column to one of them, or choose advantage_estimator='grpo', the one estimator that needs no answers."
             )
         scored_answer(row[column], f"{column!r} of the first row of {name}")
+
+
+def _datasets(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any]]:
+    """Those that are given, each with its name."""
+    evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+    named = {"train_dataset": train_dataset, **evals}
+    return [(name, dataset) for name, dataset in named.items() if dataset is not None]
+
+
+def _check_pictures(row: dict[str, Any], dataset: str) -> None:
+    if columns := [column for column in ("image", "images") if column in row]:
+        raise ValueError(
+            f"{dataset} has the column {columns[0]!r}, and A2TGPOTrainer trains on text: pictures are not supported. Where the "
+            f"text is enough, remove it: dataset.remove_columns({columns[0]!r})."
+        )
+    messages = row["prompt"] if is_conversational(row) else []
+    contents = [message["content"] for message in messages if isinstance(message["content"], list)]
+    if any(block.get("type") == "image" for content in contents for block in content):
+        raise ValueError(
+            f"The prompt of the first row of {dataset} has a picture in it, and A2TGPOTrainer trains on text: pictures are "
+            "not supported."
+        )
 
 
 def _check_tools(tools: list[Callable]) -> None:
@@ -139,6 +150,41 @@ def check_trainable(model: nn.Module) -> None:
         )
 
 
+def check_loop(args: A2TGPOConfig, protocol: str | None) -> None:
+    """
+    Refuse tags where TRL's own loop plays the rollouts.
+
+    Args:
+        args ([`A2TGPOConfig`]): The options.
+        protocol (`str`, *optional*): The tool protocol, `"chat"` or `"tags"`, if there are tools.
+
+    Raises:
+        ValueError: If the loop is TRL's and tools would be called by tags.
+    """
+    if args.tool_loop == "trl" and protocol == "tags":
+        raise ValueError(
+            "tool_loop='trl' knows the chat template's calls only, and these prompts or this chat template leave nothing but "
+            "tags: give conversational prompts and a chat template whose calls TRL knows, or choose tool_loop='a2tgpo'."
+        )
+
+
+def check_context_for_trls_loop(config: PretrainedConfig) -> None:
+    """
+    Refuse models whose context TRL's own loop does not find, as those for pictures are where they are trained on text.
+
+    Args:
+        config (`PretrainedConfig`): Of the model.
+
+    Raises:
+        ValueError: If the length of the context stands in a part of the configuration only.
+    """
+    if not hasattr(config, "max_position_embeddings"):
+        raise ValueError(
+            f"tool_loop='trl' cannot play {config.model_type} on text: TRL looks for max_position_embeddings in the configuration "
+            "itself, and it is in its part for text. Choose tool_loop='a2tgpo'."
+        )
+
+
 def warn_of_settings(args: A2TGPOConfig, protocol: str | None) -> None:
     """
     Warn of options that are valid, and do not do together what they are meant to.
@@ -162,7 +208,7 @@ def warn_of_settings(args: A2TGPOConfig, protocol: str | None) -> None:
             "importance_sampling_level='token'."
         )
     defaults = {option.name: option.default for option in fields(args)}
-    unread = [option for option in _TOOL_OPTIONS if getattr(args, option) != defaults[option]]
+    unread = [option for option in (*LOOP_OPTIONS, "tool_loop") if getattr(args, option) != defaults[option]]
     if protocol is None and unread:
         logger.warning(f"Without tools {', '.join(unread)} do nothing: a completion is one turn.")
     if protocol == "tags" and args.mask_truncated_completions:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from trl import GRPOConfig
 
@@ -10,11 +11,28 @@ IMPORTANCE_SAMPLING_LEVELS = ("turn", "token", "sequence")
 TURN_NORMALIZATIONS = ("turn_group", "group", "none")
 BELIEF_MEASURES = ("logprob", "prob")
 TOOL_PROTOCOLS = ("auto", "chat", "tags")
+TOOL_LOOPS = ("a2tgpo", "trl")
+LOOP_OPTIONS = (
+    "answer_stop",
+    "tool_concurrency",
+    "tool_timeout",
+    "max_abandoned_calls",
+    "max_turn_tokens",
+    "max_observation_tokens",
+    "reuse_history",
+    "lockstep",
+)
+"""Options of the tool loop of this package."""
 
 # A clip range belongs to a ratio: the mean of a turn or a sequence moves far less than the ratio of a token
 _CLIP_RANGES = {"turn": (3e-3, 4e-3), "sequence": (3e-3, 4e-3), "token": (0.2, 0.2)}
 
 _CLOSING_TAG = re.compile(r"\s*(</[^<>\s]+>)")
+
+# What the estimator decides where the option is not given: the paper's settings, and for TRL's algorithm TRL's
+_PAPERS = {"importance_sampling_level": "turn", "loss_type": "grpo", "skip_empty_updates": True}
+_TRLS = {"importance_sampling_level": "token", "loss_type": "dapo", "skip_empty_updates": False}
+_DEFAULTS = {"a2tgpo": _PAPERS, "igpo": _PAPERS, "grpo": _TRLS}
 
 # Options that one estimator reads and another does not: setting them would be silently without effect
 _UNREAD = {
@@ -46,11 +64,11 @@ class A2TGPOConfig(GRPOConfig):
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "tool_tags"]
 
-    importance_sampling_level: str = field(
-        default="turn",
+    importance_sampling_level: str | None = field(
+        default=None,
         metadata={
             "help": "Over which tokens the importance ratio is averaged: 'turn' (equation 7), 'token' (GRPO) or "
-            "'sequence' (GSPO)."
+            "'sequence' (GSPO). Default: 'turn', and 'token' with advantage_estimator='grpo'."
         },
     )
     epsilon: float | None = field(
@@ -67,15 +85,19 @@ class A2TGPOConfig(GRPOConfig):
             "level and 0.2 at the token level."
         },
     )
-    loss_type: str = field(
-        default="grpo",
-        metadata={"help": "TRL's loss type. The paper's is 'grpo': mean over tokens, then over completions."},
+    loss_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "TRL's loss type. Default: the paper's, 'grpo' (mean over tokens, then over completions), and TRL's, "
+            "'dapo', with advantage_estimator='grpo'."
+        },
     )
     advantage_estimator: str = field(
         default="a2tgpo",
         metadata={
             "help": "'a2tgpo'; 'igpo' (gains pooled per prompt, outcome as last term of the discounted sum, arXiv "
-            "2510.14967, whose importance ratio is per token); or 'grpo' (TRL's outcome advantage alone: no information gain is computed)."
+            "2510.14967, whose importance ratio is per token); or 'grpo' (TRL's outcome advantage alone: no information gain is "
+            "computed, and importance_sampling_level, epsilon, loss_type and skip_empty_updates default to what GRPOTrainer does)."
         },
     )
     turn_advantage_coef: float = field(
@@ -138,6 +160,14 @@ class A2TGPOConfig(GRPOConfig):
             "help": "How the model calls tools: 'chat' (the chat template's own calls), 'tags' (text tags, "
             "<search>query</search> answered by <result>…</result>), or 'auto': 'chat' where prompts are conversational "
             "and TRL knows the template's calls, else 'tags'."
+        },
+    )
+    tool_loop: str = field(
+        default="a2tgpo",
+        metadata={
+            "help": "Who plays rollouts with tools: 'a2tgpo' (this package), or 'trl', GRPOTrainer's own loop, for baselines that "
+            "equal it bit for bit and for what ours does not support. TRL's knows the chat template's calls only, and runs "
+            "one tool after the other, without time limits."
         },
     )
     tool_tags: dict | str | None = field(
@@ -209,14 +239,14 @@ class A2TGPOConfig(GRPOConfig):
             "collective: ZeRO-3, FSDP, vLLM server, vLLM with tensor parallelism."
         },
     )
-    skip_empty_updates: bool = field(
-        default=True,
+    skip_empty_updates: bool | None = field(
+        default=None,
         metadata={
             "help": "Whether an optimizer step whose gradient is exactly zero leaves weights and optimizer state alone. "
-            "Off is TRL's behaviour: Adam's momentum moves the weights although there was nothing to learn from."
+            "Off is TRL's behaviour: Adam's momentum moves the weights although there was nothing to learn from. Default: "
+            "on, and off with advantage_estimator='grpo'."
         },
     )
-
     turn_records: bool = field(
         default=True,
         metadata={
@@ -241,10 +271,14 @@ class A2TGPOConfig(GRPOConfig):
 
     def __post_init__(self):
         self._check_choice("advantage_estimator", ADVANTAGE_ESTIMATORS)
+        for option, default in _DEFAULTS[self.advantage_estimator].items():
+            if getattr(self, option) is None:
+                setattr(self, option, default)
         self._check_choice("importance_sampling_level", IMPORTANCE_SAMPLING_LEVELS)
         self._check_choice("turn_normalization", TURN_NORMALIZATIONS)
         self._check_choice("belief_measure", BELIEF_MEASURES)
         self._check_choice("tool_protocol", TOOL_PROTOCOLS)
+        self._check_choice("tool_loop", TOOL_LOOPS)
         self._check_range("turn_advantage_coef", "α", self.turn_advantage_coef >= 0, "at least 0")
         self._check_range("turn_gamma", "γ", 0 < self.turn_gamma <= 1, "in (0, 1]")
         self._check_range("turn_clip_strength", "β", 0 <= self.turn_clip_strength < 1, "in [0, 1)")
@@ -329,8 +363,23 @@ class A2TGPOConfig(GRPOConfig):
             raise ValueError(
                 "tool_tags, result_tag and answer_stop have no effect with tool_protocol='chat': use 'tags'."
             )
+        if self.tool_loop == "trl":
+            self._check_unread_by_trls_loop(defaults)
         if self.loss_type in ("sapo", "vespo") and self.advantage_estimator == "a2tgpo" and self.turn_clip_strength:
             raise ValueError(
                 f"loss_type={self.loss_type!r} has no clip range for turn_clip_strength={self.turn_clip_strength} to "
                 "adapt: set turn_clip_strength=0, or choose a clipped loss type such as 'grpo'."
             )
+
+    def _check_unread_by_trls_loop(self, defaults: dict[str, Any]) -> None:
+        if self.tool_protocol == "tags":
+            raise ValueError(
+                "tool_loop='trl' knows the chat template's calls only, and tool_protocol is 'tags': leave tool_protocol out, or "
+                "choose tool_loop='a2tgpo'."
+            )
+        for option in (*LOOP_OPTIONS, "tool_tags", "result_tag"):
+            if getattr(self, option) != defaults[option]:
+                raise ValueError(
+                    f"{option}={getattr(self, option)!r} has no effect with tool_loop='trl': leave it at its default "
+                    f"({defaults[option]!r}), or choose tool_loop='a2tgpo'."
+                )

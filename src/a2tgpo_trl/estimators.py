@@ -70,8 +70,8 @@ def assign_credit(
         [`TurnCredit`]
     """
     gains = information_gain(beliefs)
-    if args.skip_empty_updates and args.multi_objective_aggregation == "sum_then_normalize":
-        outcome = _without_rounding(outcome, unscored, num_generations)
+    if removes_rounding(args):
+        outcome = without_rounding(outcome, unscored, num_generations)
     counted = gains.masked_fill(unscored.unsqueeze(1), torch.nan)
     if args.advantage_estimator == "igpo":
         normalized = normalize_groups(counted, num_generations)
@@ -92,12 +92,25 @@ def assign_credit(
     )
 
 
-def _without_rounding(outcome: Tensor, unscored: Tensor, num_generations: int) -> Tensor:
+def removes_rounding(args: A2TGPOConfig) -> bool:
+    """Whether outcomes of groups with equal rewards are to be exactly 0."""
+    return args.skip_empty_updates and args.multi_objective_aggregation == "sum_then_normalize"
+
+
+def without_rounding(outcome: Tensor, unscored: Tensor, num_generations: int) -> Tensor:
     """
     Outcome advantages that are 0 in groups of equal rewards, completions without one left aside.
 
     There TRL's `reward - mean` can leave rounding, such as 1e-4 for eight rewards of 0.3: a gradient that is not exactly
     zero, which Adam would make a full step of.
+
+    Args:
+        outcome (`Tensor`, shape `(N,)`): Outcome advantages of whole groups.
+        unscored (`Tensor`, shape `(N,)`): Completions that no reward function scored.
+        num_generations (`int`): Completions per prompt, in consecutive rows.
+
+    Returns:
+        `Tensor`, shape `(N,)`
     """
     groups, aside = outcome.unflatten(0, (-1, num_generations)), unscored.unflatten(0, (-1, num_generations))
     lowest = groups.masked_fill(aside, torch.inf).amin(dim=1, keepdim=True)

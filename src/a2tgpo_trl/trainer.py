@@ -13,27 +13,32 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
-from trl.trainer.utils import get_config_model_id
+from trl.trainer import grpo_trainer
+from trl.trainer.utils import get_config_model_id, print_prompt_completions_sample
 
 from .backends import backend_of, context_length
 from .belief import BeliefScorer, RidingModel, scored_answer, shared_beliefs
+from .checkpoints import damage_of, last_checkpoint, steps_of
 from .checks import (
     check_arguments,
+    check_context_for_trls_loop,
+    check_loop,
     check_observation_limit,
     check_trainable,
     prompts_are_conversational,
     warn_of_settings,
 )
 from .config import A2TGPOConfig
-from .estimators import TurnCredit, assign_credit
+from .estimators import TurnCredit, assign_credit, removes_rounding, without_rounding
 from .finite_rewards import marking_nan, without_infinite
 from .functional import observation_ends, spread_turns, turn_ids, turn_level_old_logps
 from .generation import TurnGenerator
 from .metrics import RolloutRecord, credit_metrics, rollout_metrics, rows_of_turns
+from .plain import plain_parts
 from .progress import progress
 from .records.recorder import TurnRecorder
 from .records.rows import RecordedRollout, credit_columns, outcome_columns, recorded_answer, turn_rows
@@ -69,14 +74,15 @@ class A2TGPOTrainer(GRPOTrainer):
             With the columns `prompt` and `args.answer_column`. Environments may give the answers instead: the attribute of
             that name, which `reset` sets.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            A tokenizer. Processors (vision) are refused.
+            A tokenizer. Default: the model's, of a model for pictures or audio too, which is then trained on text.
+            Processors are refused.
         tools (list of `Callable`, *optional*):
             Typed, documented functions, called by the chat template's tool calls or by text tags, see
             `args.tool_protocol`.
 
     Raises:
-        TypeError: If `args` is no [`A2TGPOConfig`], or the model needs an image processor.
-        ValueError: If the answer column is missing, a tool lacks types or a docstring, or neither protocol can work.
+        TypeError: If `args` is no [`A2TGPOConfig`], or `processing_class` is a processor.
+        ValueError: If there are pictures in the data, the answer column is missing, a tool lacks types or a docstring, or neither protocol can work.
     """
 
     _tag_names = ["trl", "grpo", "a2tgpo"]
@@ -115,11 +121,12 @@ class A2TGPOTrainer(GRPOTrainer):
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = A2TGPOConfig(f"{name.split('/')[-1]}-A2TGPO")
         if processing_class is None:
-            processing_class = _load_processing_class(model, args)
+            processing_class = _load_tokenizer(model, args)
         check_arguments(args, train_dataset, eval_dataset, processing_class, tools or [], environment_factory)
         conversational = prompts_are_conversational(train_dataset)
         uses_tools = bool(tools or environment_factory)
         protocol = choose_protocol(args.tool_protocol, processing_class, conversational) if uses_tools else None
+        check_loop(args, protocol)
         warn_of_settings(args, protocol)
         template_tools = tools
         if protocol == "tags" and environment_factory is None:
@@ -157,6 +164,10 @@ class A2TGPOTrainer(GRPOTrainer):
         args, tokenizer = self.args, self._tokenizer
         self._protocol = self._turns = None
         self.backend = backend_of(self)
+        if args.tool_loop == "trl":
+            if protocol is not None:
+                check_context_for_trls_loop(self.model.config)
+            return
         if protocol == "chat":
             self._protocol = ChatProtocol(tokenizer, self._get_tool_suffix_ids, self.eos_token_ids)
         elif protocol == "tags":
@@ -217,7 +228,9 @@ class A2TGPOTrainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         self.backend.check_prompts(prompt_ids)
         if self._turns is None:
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations)
+            return super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
+            )
         limits = replace(self._rollout_limits(), max_completion_length=sys.maxsize)  # the backend's own limit
         # A prompt that fills the model's context gets one token: TRL knows no completion without any
         room = [max(limits.room(Rollout(ids, {}, [])), 1) for ids in prompt_ids]
@@ -228,6 +241,10 @@ class A2TGPOTrainer(GRPOTrainer):
         return self._turns.write(generate, rows, contexts, max_tokens, batch_size, num_generations)
 
     def _tool_call_loop(self, prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields):
+        if self._turns is None:
+            return super()._tool_call_loop(
+                prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields
+            )
         rollouts = self._start_rollouts(prompt_ids, completion_ids, logprobs)
 
         def generate(rows, contexts, max_tokens, batch_size):
@@ -347,6 +364,8 @@ class A2TGPOTrainer(GRPOTrainer):
         with replaced(self, _inputs=inputs, _answers=None, _played=None, _generated=None, _rewards=None):
             if self.args.advantage_estimator == "grpo":
                 batch, credit = super()._generate_and_score_completions(inputs), None
+                if removes_rounding(self.args):
+                    batch["advantages"] = self._without_rounding(batch["advantages"], training)
             else:
                 batch, credit = self._generate_and_credit(inputs, training)
             if training and self._recorder is not None:
@@ -383,6 +402,12 @@ class A2TGPOTrainer(GRPOTrainer):
         if not needed:
             return None
         return [scored_answer(row.get(column), f"{column!r} of {row.get('prompt')!r}") for row in self._inputs]
+
+    def _without_rounding(self, outcome: Tensor, training: bool) -> Tensor:
+        """This process's outcome advantages, exactly 0 in groups of equal rewards: a group may span processes."""
+        num_generations = self.num_generations if training else self.num_generations_eval
+        gathered = self.accelerator.gather(outcome)
+        return without_rounding(gathered, self._unscored(), num_generations)[self._local_rows(len(outcome))]
 
     def _local_rows(self, size: int) -> slice:
         """This process's rows among those of all processes."""
@@ -453,10 +478,6 @@ class A2TGPOTrainer(GRPOTrainer):
 
     # ---- loss and updates --------------------------------------------------------------------------------------
 
-    def train(self, *args, **kwargs):
-        check_trainable(self.model)  # a frozen model can be played
-        return super().train(*args, **kwargs)
-
     def _compute_loss(self, model, inputs):
         inputs = dict(inputs)  # TRL uses the batch again, and the turn level changes what it says of the old policy
         turn_level = self.args.importance_sampling_level == "turn"
@@ -496,6 +517,42 @@ class A2TGPOTrainer(GRPOTrainer):
             self.args.skip_empty_updates,
         )
         self.add_callback(self.skipped_updates)
+
+    # ---- what is printed ---------------------------------------------------------------------------------------
+
+    def log(self, logs, start_time=None):
+        with replaced(grpo_trainer, print_prompt_completions_sample=_print_plainly):  # with log_completions
+            super().log(logs, start_time)
+
+    # ---- training as a whole -----------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
+        check_trainable(self.model)  # a frozen model can be played
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is True:
+            checkpoint = last_checkpoint(self.args.output_dir)
+            if checkpoint is None:
+                raise ValueError(
+                    f"resume_from_checkpoint is True, and {self.args.output_dir} has no complete checkpoint."
+                )
+        elif checkpoint and (damage := damage_of(checkpoint)):
+            raise ValueError(
+                f"resume_from_checkpoint is {str(checkpoint)!r}, which is no complete checkpoint: {damage}. Name another, or "
+                "True for the last complete one."
+            )
+        output = super().train(checkpoint, trial, ignore_keys_for_eval)
+        if checkpoint and output.global_step == steps_of(checkpoint):
+            logger.warning(
+                f"Nothing was left to train: {checkpoint} is at step {output.global_step} of {self.state.max_steps}. To go on, "
+                "set max_steps or num_train_epochs higher."
+            )
+        return output
+
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # transformers looks only after a step
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     # ---- records -----------------------------------------------------------------------------------------------
 
@@ -546,8 +603,14 @@ def _show_finished(bar: Any, finished: int) -> None:
     bar.update(finished - bar.n)
 
 
-def _load_processing_class(model: Any, args: A2TGPOConfig) -> PreTrainedTokenizerBase | ProcessorMixin:
-    return AutoProcessor.from_pretrained(
+def _print_plainly(*args: Any, **kwargs: Any) -> None:
+    """TRL's table of completions, which cannot steer the terminal."""
+    print_prompt_completions_sample(*plain_parts(args), **plain_parts(kwargs))
+
+
+def _load_tokenizer(model: Any, args: A2TGPOConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, of a model for pictures or audio too."""
+    return AutoTokenizer.from_pretrained(
         model if isinstance(model, str) else get_config_model_id(model.config),
         revision=(args.model_init_kwargs or {}).get("revision"),
         truncation_side="left",

@@ -73,6 +73,20 @@ def test_a_file_that_was_cut_off_is_not_there(store, tmp_path):
     assert read_turns(tmp_path / "run").num_rows == 1 and store.next_batch() == 1
 
 
+def test_a_batch_that_cannot_be_written_whole_is_not_there(store, monkeypatch):
+    store.append([row(0, 0)])
+
+    def write_half(table, file, **options):
+        file.write_bytes(b"PAR1 and what the disk had room for")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", write_half)
+    with pytest.raises(OSError, match="No space left"):
+        store.append([row(4, 1)])
+    assert [file.stem for file in store.files()] == ["00000000-0000000"] and store.next_batch() == 1
+    assert sum(batch.num_rows for batch in read_batches(store.folder.parent)) == 1
+
+
 def test_a_file_that_goes_while_others_are_read(store, tmp_path):
     for batch in range(3):
         store.append([row(batch, batch)])

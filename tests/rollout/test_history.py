@@ -157,6 +157,39 @@ def test_nothing_to_keep_when_another_backend_generated():
     assert history.tokens_fed == 0
 
 
+@pytest.mark.parametrize("share_prompts", [True, False])
+def test_a_generate_that_fills_no_cache_reads_everything_again(share_prompts):
+    """A wrapper around `generate`, a mock or another backend under it may do without the cache that it gets."""
+    player = Player(tiny.model(), share_prompts=share_prompts)
+
+    def uncached(past_key_values=None, **kwargs):
+        return player.model.generate(**kwargs, use_cache=False)
+
+    player.fed = uncached
+    prompt = list(range(10, 20))
+    contexts = [prompt, prompt, [7, 8, 9]]
+    read = 0
+    for _ in range(3):
+        turns = player.turn([0, 1, 2], contexts)
+        read += sum(map(len, contexts)) + sum(len(turn) - 1 for turn in turns)
+        contexts = [
+            [*context, *turn, 30 + i, 40] for i, (context, turn) in enumerate(zip(contexts, turns, strict=True))
+        ]
+    assert not player.history._histories
+    shared = len(prompt) - 1 + 2 if share_prompts else 0  # before the first turn, where a cache could have kept them
+    assert player.history.tokens_fed == read + shared
+
+
+def test_a_model_that_fills_no_cache_reads_everything_again():
+    """As transformers' models do that train with gradient checkpointing."""
+    player = Player(tiny.model())
+    player.model.gradient_checkpointing_enable()
+    player.model.train()
+    turns = player.turn([0, 1], [[7, 8, 9]] * 2)
+    player.turn([0, 1], [[7, 8, 9, *turn, 30 + i] for i, turn in enumerate(turns)])
+    assert not player.history._histories
+
+
 def test_padding_token_that_ends_sequences():
     model = tiny.model()
     player = Player(model)

@@ -7,7 +7,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 import tiny
 from a2tgpo_trl import A2TGPOTrainer
-from chain import CALL, LONG, PROMPTS, chain
+from chain import CALL, LONG, PATHS, PROMPTS, chain
 from conftest import search
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from ..plain import plain
 from ..trainer import A2TGPOTrainer
 from .memory import Part, estimate, peak
 
@@ -50,7 +51,7 @@ def show(trainer: A2TGPOTrainer, options: dict[str, Any]) -> None:
         "Memory of one device, estimated": memory_table(estimate(trainer, len(prompt))),
     }
     for title, content in sections.items():
-        print(f"\n{title}\n{'-' * len(title)}\n{content.strip()}")
+        print(f"\n{title}\n{'-' * len(title)}\n{plain(content).strip()}")
 
 
 def credit_table(played: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from trl import ModelConfig
 
 from .. import A2TGPOConfig, A2TGPOTrainer
+from ..plain import plain
 from ..rewards import exact_match_reward, f1_reward
 from .main import as_bad_usage
 from .models import ModelSource, find_model
@@ -98,6 +99,7 @@ ROLLOUTS = (
     "max_turn_tokens",
     "max_observation_tokens",
     "tool_protocol",
+    "tool_loop",
     "tool_tags",
     "result_tag",
     "answer_stop",
@@ -144,7 +146,7 @@ def run(options: list[str]) -> int:
                     flush=True,
                 )
     if is_writer:
-        print(summarize([answers[question.place] for question in questions]))
+        print(plain(summarize([answers[question.place] for question in questions])))
     return 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 from .. import __version__
+from ..plain import plain
 
 COMMANDS = {
     "train": "train a tool-using model with credit for each turn",
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print
         return READER_GONE
     except BadUsage as error:
-        print(f"a2tgpo {command}: error: {error}", file=sys.stderr)
+        print(f"a2tgpo {command}: error: {plain(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"a2tgpo {command}: interrupted", file=sys.stderr)

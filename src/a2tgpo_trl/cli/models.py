@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoProcessor
+from transformers import AutoTokenizer
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 from trl import ModelConfig, get_quantization_config
+from trl.trainer.utils import create_model_from_path
 
 from .. import A2TGPOConfig
 
@@ -35,11 +36,11 @@ class ModelSource:
     base_revision: str | None = None
 
     def tokenizer(self):
-        """The model's tokenizer, or its processor for images or audio. An adapter without one has its base's."""
+        """The model's tokenizer, of a model for pictures or audio too. An adapter without one has its base's."""
         name, revision = self.name, self.options["revision"]
         if self.base and not _find(name, "tokenizer_config.json", revision):
             name, revision = self.base, self.base_revision
-        return AutoProcessor.from_pretrained(
+        return AutoTokenizer.from_pretrained(
             name,
             revision=revision,
             truncation_side="left",
@@ -54,16 +55,16 @@ class ModelSource:
         Raises:
             ImportError: If it is an adapter and peft is not installed.
         """
-        options = {**self.options, "quantization_config": get_quantization_config(model)}
+        options = {"device_map": None, **self.options, "quantization_config": get_quantization_config(model)}
         if self.base is None:
-            return AutoModelForCausalLM.from_pretrained(self.name, **options)
+            return create_model_from_path(self.name, **options)
         try:
             from peft import PeftModel
         except ImportError as error:
             raise ImportError(
                 f"model_name_or_path is {self.name!r}, an adapter, which needs peft: pip install 'a2tgpo-trl[peft]'."
             ) from error
-        base = AutoModelForCausalLM.from_pretrained(self.base, **{**options, "revision": self.base_revision})
+        base = create_model_from_path(self.base, **{**options, "revision": self.base_revision})
         size = len(self.tokenizer())
         if size > base.get_input_embeddings().weight.shape[0]:  # tokens that came with the adapter
             base.resize_token_embeddings(size)

@@ -124,7 +124,16 @@ def _mapping(columns: dict | str | None) -> dict | None:
 
 
 def tag_of_finish(tools: list[Callable], config: A2TGPOConfig) -> None:
-    """Where text tags call `finish`, make it the tag of answers, which rewards read, unless tags are given."""
+    """
+    Where text tags call `finish`, make it the tag of answers, which rewards read, unless tags are given.
+
+    Raises:
+        ValueError: If TRL's loop would play the rollouts, which no tool can end.
+    """
+    if finish in tools and config.tool_loop == "trl":
+        raise ValueError(
+            "the tool 'finish' ends a rollout, which tool_loop='trl' does not know: leave one of them out."
+        )
     if finish in tools and config.tool_tags is None:
         config.tool_tags = {finish.__name__: "answer"}
 

@@ -1,8 +1,9 @@
 """`a2tgpo retriever`: a corpus behind a port."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Literal
 
+from ..search.bounds import Limits
 from .main import as_bad_usage
 from .parser import parse
 
@@ -10,8 +11,8 @@ DESCRIPTION = "Serve a corpus in Search-R1's protocol, POST /retrieve. The index
 
 
 @dataclass
-class RetrieverArguments:
-    """What to serve, and where."""
+class RetrieverArguments(Limits):
+    """What to serve, and where; and bounds on requests."""
 
     corpus: str | None = field(default=None, metadata={"help": "JSONL with id and contents, or title and text."})
     index: str | None = field(default=None, metadata={"help": "Folder of the index. Default: beside the corpus."})
@@ -28,6 +29,7 @@ class RetrieverArguments:
     top_k: int = field(default=3, metadata={"help": "Passages for a query that does not say."})
 
     def __post_init__(self):
+        super().__post_init__()
         if self.corpus is None:
             raise ValueError("the following arguments are required: --corpus, JSONL of one passage a line.")
 
@@ -37,6 +39,8 @@ def run(options: list[str]) -> int:
     (arguments,) = parse("retriever", DESCRIPTION, (RetrieverArguments,), options)
     from ..search.retriever import run_retriever
 
+    chosen = asdict(arguments)
+    limits = Limits(**{option.name: chosen.pop(option.name) for option in fields(Limits)})
     with as_bad_usage():
-        run_retriever(**asdict(arguments))
+        run_retriever(**chosen, limits=limits)
     return 0

@@ -1,12 +1,11 @@
 """`a2tgpo train`: options → trainer → checkpoint."""
 
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 
-from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from .. import A2TGPOConfig, A2TGPOTrainer
+from ..checkpoints import damage_of, is_saved, last_checkpoint, steps_of
 from ..data import DataError
 from .dry_run import resolved, show
 from .interrupt import StopOnInterrupt
@@ -76,6 +75,9 @@ def run(options: list[str]) -> int:
             "--resume_from_checkpoint last."
         )
         return INTERRUPTED
+    if checkpoint and trainer.state.global_step == steps_of(checkpoint) and is_saved(config.output_dir):
+        trainer.accelerator.print(f"This run was finished; the model in {config.output_dir} is as it was.")
+        return 0
     trainer.save_model(config.output_dir)
     trainer.accelerator.print(f"Trained {trainer.state.global_step} steps; the model is in {config.output_dir}.")
     return 0
@@ -125,14 +127,21 @@ def _check_lora(model: ModelConfig, source: ModelSource) -> None:
 
 
 def _checkpoint(config: A2TGPOConfig) -> str | None:
-    """Where to go on: `resume_from_checkpoint` is a folder, or `last` for the last one in `output_dir`."""
+    """Where to go on: `resume_from_checkpoint` is a folder, or `last` for the last complete one in `output_dir`."""
     folder = config.resume_from_checkpoint
     if not folder:
         return None
     if folder in ("last", True):
-        folder = get_last_checkpoint(config.output_dir) if Path(config.output_dir).is_dir() else None
+        folder = last_checkpoint(config.output_dir)
         if folder is None:
-            raise ValueError(f"resume_from_checkpoint is 'last', and there is no checkpoint in {config.output_dir}.")
-    if not (Path(folder) / "trainer_state.json").is_file():
-        raise ValueError(f"resume_from_checkpoint is {folder!r}, which is no checkpoint: name its folder, or 'last'.")
+            raise ValueError(
+                f"resume_from_checkpoint is 'last', and there is no complete checkpoint in {config.output_dir}: leave it out "
+                "to train from the start."
+            )
+        return folder
+    if damage := damage_of(folder):
+        raise ValueError(
+            f"resume_from_checkpoint is {folder!r}, which is no complete checkpoint ({damage}): name the folder of another, or "
+            "'last' for the last complete one."
+        )
     return folder

@@ -143,10 +143,20 @@ def _read_examples(
         for where, row in read_rows(one) if isinstance(one, Path) else _rows_of_dataset(one, name):
             if read_as is None and isinstance(row, dict):
                 read_as = Columns.recognise(row, where)
+            _refuse_pictures(row, where)
             example = to_example(row, read_as, prompts, keep_ready, where)
             yield {**example, "data_source": data_source or example["data_source"] or name}
         if where is None:
             raise ValueError(f"{one} holds no rows.")
+
+
+def _refuse_pictures(row: object, where: str) -> None:
+    """A question about a picture would be asked without it."""
+    columns = [name for name in ("image", "images") if isinstance(row, dict) and row.get(name)]
+    if columns:
+        raise ValueError(
+            f"{where} has pictures in {columns[0]!r}, and only text is read: remove them if the text is enough."
+        )
 
 
 def _rows_of_dataset(dataset: Union["Dataset", "IterableDataset"], name: str | None) -> Iterator[tuple[str, dict]]:

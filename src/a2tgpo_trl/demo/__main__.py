@@ -13,6 +13,7 @@ from pathlib import Path
 import transformers
 
 from ..cli.main import INTERRUPTED, BadUsage, OptionParser
+from ..plain import plain
 
 MOST_HELD_OUT = 400
 BAD_USAGE = 2
@@ -37,11 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", category=FutureWarning)
         run(DemoSettings(options.seed, options.rollout_batches, options.held_out), options.output_dir, options.restart)
     except BadUsage as error:
-        print(f"a2tgpo demo: error: {error}", file=sys.stderr)
+        print(f"a2tgpo demo: error: {plain(str(error))}", file=sys.stderr)
         return BAD_USAGE
     except ImportError as error:
         hint = ": pip install 'a2tgpo-trl[demo]'" if error.name else ""  # without a name the message has its own
-        print(f"a2tgpo demo: error: {' '.join(str(error).split())}{hint}", file=sys.stderr)
+        print(f"a2tgpo demo: error: {plain(' '.join(str(error).split()))}{hint}", file=sys.stderr)
         return BAD_USAGE
     except KeyboardInterrupt:
         print("\nInterrupted. Run the same command to go on from here.", file=sys.stderr)

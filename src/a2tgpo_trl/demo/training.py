@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback
 
 from .. import A2TGPOConfig, A2TGPOTrainer
+from ..checkpoints import last_checkpoint
 from ..data import load_atlas, split_by_entity, to_dataset
 from ..rewards import exact_match_reward
 from ..search import BM25Search
@@ -113,8 +114,7 @@ def make_trainer(
 
 def train(trainer: A2TGPOTrainer) -> None:
     """Train, from the last checkpoint if an earlier run was interrupted."""
-    checkpoints = list(Path(trainer.args.output_dir).glob("checkpoint-*"))
-    trainer.train(resume_from_checkpoint=bool(checkpoints))
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
 
 
 class BatchProgress(TrainerCallback):

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..plain import plain
 from .palette import LIGHT
-from .plain import plain
 
 TURN, OUTCOME, CLIP = LIGHT[0], LIGHT[-1], LIGHT[2]
 

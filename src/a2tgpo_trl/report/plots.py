@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..plain import plain
 from .charts import Chart, Series
 from .palette import LIGHT
-from .plain import plain
 
 DASHES = ("-", "--", ":", "-.", (0, (1, 4)), (0, (8, 4)), (0, (4, 6)), (0, (9, 2, 2, 2)))
 SIZE = (6.4, 4.2)

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..plain import plain
 from .measures import ROLLOUT, Measures
-from .plain import plain
 from .rollouts import Rollout, read_rollouts
 from .runs import Run
 from .summary import PROGRESS, by_tool, by_turn, notes, progress, stop_reasons

@@ -59,6 +59,7 @@ class _Generation:
     attention_mask: Tensor  # (B, T), of what was fed
     rows: Sequence[Hashable]
     contexts: list[list[int]]
+    num_reused: int  # tokens of the contexts that were not fed again
 
 
 class HistoryCache:
@@ -121,20 +122,27 @@ class HistoryCache:
         lengths = [0 if h is None else h.length_in(context) for h, context in zip(histories, contexts, strict=True)]
         ids, mask = _lay_out(contexts, lengths, input_ids.device)
         cache = self._stack(histories, lengths)
-        self.tokens_fed += sum(map(len, contexts)) - sum(lengths)
         output = generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **kwargs)
-        self._last = _Generation(cache, mask, rows, contexts)
+        self._last = _Generation(cache, mask, rows, contexts, sum(lengths))
         return torch.cat([input_ids, output[:, ids.size(1) :]], dim=1)
 
     def keep(self, turns: list[list[int]]) -> None:
-        """Keep what the last call of `generate` read, and of what it wrote no more than these turns."""
+        """
+        Keep what the last call of `generate` read, and of what it wrote no more than these turns.
+
+        A `generate` that leaves the cache it was given unfilled, such as a wrapper's or a mock's, leaves nothing to keep:
+        its rollouts are read again.
+        """
         last, self._last = self._last, None
         if last is None:
             return
-        width = last.attention_mask.size(1)
+        width, context_tokens = last.attention_mask.size(1), sum(map(len, last.contexts))
         num_read = last.cache.get_seq_length() - width  # the token written last was not read
+        if num_read < 0:
+            self.tokens_fed += context_tokens + sum(max(len(turn) - 1, 0) for turn in turns)
+            return
         turns = [turn[:num_read] for turn in turns]
-        self.tokens_fed += sum(map(len, turns))
+        self.tokens_fed += context_tokens - last.num_reused + sum(map(len, turns))
         kept = {}
         for i, (row, context, turn) in enumerate(zip(last.rows, last.contexts, turns, strict=True)):
             if row is not None:
@@ -162,6 +170,8 @@ class HistoryCache:
             **few_logits,
         )
         self.tokens_fed += sum(map(len, prompts))
+        if not cache.get_seq_length():
+            return
         taken = [(i, list(prompt), mask[i].nonzero().squeeze(1)) for i, prompt in enumerate(prompts)]
         read = dict(zip(prompts, _take(cache, taken), strict=True))
         for row in new:

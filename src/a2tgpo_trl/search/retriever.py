@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from .bm25 import BM25Search
+from .bounds import Limits
 from .dense import DenseSearch
 from .folder import open_index
 from .server import bind, import_fastapi_and_uvicorn, listen, make_app, serve
@@ -19,6 +20,7 @@ def run_retriever(
     encoder: str | None = None,
     query_prefix: str = "",
     passage_prefix: str = "",
+    limits: Limits | None = None,
 ) -> None:
     """Serve a corpus until the process is told to stop.
 
@@ -42,6 +44,9 @@ def run_retriever(
             Put before each query, for a dense index whose encoder wants it.
         passage_prefix (`str`, *optional*, defaults to `""`):
             Put before each passage, likewise.
+        limits (`Limits`, *optional*):
+            Bounds on requests. Default: 1,024 queries of 10,000 characters, 100 passages for each, 4 MB, 10 seconds to
+            arrive.
 
     Raises:
         `FileNotFoundError`: there is neither index nor corpus.
@@ -49,12 +54,15 @@ def run_retriever(
         `ValueError`: an option is wrong, the address is taken, the corpus has a bad line, or the index there is one of
             something else.
     """
+    limits = limits or Limits()
+    if top_k > limits.max_topk:
+        raise ValueError(f"top_k is {top_k}, above max_topk={limits.max_topk}; set max_topk as high.")
     import_fastapi_and_uvicorn()  # before an index is built that cannot be served
     with bind(host, port) as listener:
         retriever = open_or_build(Path(corpus), index, kind, top_k, encoder, query_prefix, passage_prefix)
         listen(listener)
         print(f"{len(retriever.passages)} passages at http://{host}:{listener.getsockname()[1]}/retrieve", flush=True)
-        serve(make_app(retriever), listener)
+        serve(make_app(retriever, limits), listener, limits)
 
 
 def open_or_build(

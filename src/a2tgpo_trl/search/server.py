@@ -3,17 +3,21 @@
 import contextlib
 import json
 import socket
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
+from .bounds import BoundedBody, Limits, protocol_in_time
 from .passages import contents_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fastapi import FastAPI
+    from uvicorn import Config
 
 KEEP_ALIVE_SECONDS = 75
 """How long an unused connection stays open: longer than a turn takes to generate."""
+MISTAKES = 3
+"""Of a request, that are named."""
 
 
 class Retriever(Protocol):
@@ -24,7 +28,7 @@ class Retriever(Protocol):
     def retrieve(self, queries: "Sequence[str]", top_k: int | None = None) -> list[list[dict]]: ...
 
 
-def make_app(retriever: Retriever) -> "FastAPI":
+def make_app(retriever: Retriever, limits: Limits | None = None) -> "FastAPI":
     """Make the web application.
 
     `POST /retrieve` takes `{"queries": [text, …], "topk": k, "return_scores": false}`, of which only `queries` must be
@@ -36,22 +40,37 @@ def make_app(retriever: Retriever) -> "FastAPI":
     Args:
         retriever (`Retriever`):
             What is served.
+        limits (`Limits`, *optional*):
+            Bounds on requests; their defaults by default.
 
     Returns:
-        `FastAPI`: the application. A request that is not as described is answered with status 422 and a sentence.
+        `FastAPI`: the application. A request that is not as described is answered with status 422 and a sentence that
+            names the first mistakes, one of too many bytes with status 413.
 
     Raises:
         `ImportError`: fastapi is not installed.
     """
     fastapi, _ = import_fastapi_and_uvicorn()
-    from pydantic import BaseModel, Field
+    from pydantic import AfterValidator, BaseModel, FailFast, Field
+    from pydantic_core import PydanticCustomError
+
+    limits = limits or Limits()
+
+    def bounded(query: str) -> str:  # pydantic's own bound refuses half a character
+        if len(query) > limits.max_query_length:
+            length = {"length": limits.max_query_length}
+            raise PydanticCustomError("string_too_long", "String should have at most {length} characters", length)
+        return query
+
+    Query = Annotated[str, AfterValidator(bounded)]
 
     class Request(BaseModel):
-        queries: list[str]
-        topk: int | None = Field(None, ge=0)
+        queries: Annotated[list[Query], Field(max_length=limits.max_queries), FailFast()]
+        topk: int | None = Field(None, ge=0, le=limits.max_topk)
         return_scores: bool = False
 
     app = fastapi.FastAPI(title="a2tgpo retriever")
+    app.add_middleware(BoundedBody, max_bytes=int(limits.max_body_mb * 2**20))
 
     @app.post("/retrieve")
     def retrieve(request: Request):
@@ -61,12 +80,13 @@ def make_app(retriever: Retriever) -> "FastAPI":
         return fastapi.Response(json.dumps({"result": result}), media_type="application/json")
 
     @app.get("/health")
-    def health():
+    async def health():  # beside the threads, which may all be searching
         return {"status": "ok"}
 
     @app.exception_handler(fastapi.exceptions.RequestValidationError)
     def explain(request, error):
-        mistakes = "; ".join(f"{_place(mistake['loc'])}: {mistake['msg']}" for mistake in error.errors())
+        first = error.errors()[:MISTAKES]
+        mistakes = "; ".join(f"{_place(mistake['loc'])}: {mistake['msg']}" for mistake in first)
         expected = 'POST {"queries": [text, …], "topk": number, "return_scores": true or false}.'
         return fastapi.responses.JSONResponse({"detail": f"{mistakes}. {expected}"}, status_code=422)
 
@@ -112,7 +132,7 @@ def listen(listener: socket.socket) -> None:
     listener.listen(socket.SOMAXCONN)
 
 
-def serve(app: "FastAPI", listener: socket.socket) -> None:
+def serve(app: "FastAPI", listener: socket.socket, limits: Limits | None = None) -> None:
     """Answer requests until the process is told to stop, with SIGINT or SIGTERM. There is no authentication.
 
     Args:
@@ -120,11 +140,25 @@ def serve(app: "FastAPI", listener: socket.socket) -> None:
             What [`make_app`] made.
         listener (`socket.socket`):
             What [`bind`] returned.
+        limits (`Limits`, *optional*):
+            Of which `request_timeout` is kept here.
     """
     _, uvicorn = import_fastapi_and_uvicorn()
-    config = uvicorn.Config(app, log_level="info", access_log=False, timeout_keep_alive=KEEP_ALIVE_SECONDS)
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run([listener])
+        uvicorn.Server(configure(app, limits)).run([listener])
+
+
+def configure(app: "FastAPI", limits: Limits | None = None, log_level: str = "info") -> "Config":
+    """How uvicorn serves an application of [`make_app`]."""
+    _, uvicorn = import_fastapi_and_uvicorn()
+    return uvicorn.Config(
+        app,
+        http=protocol_in_time((limits or Limits()).request_timeout),
+        ws="none",
+        log_level=log_level,
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+    )
 
 
 def _document(passage: dict) -> dict:

@@ -1,0 +1,24 @@
+"""Text of models, tools and data where it could steer what shows it: whatever is printed of them is made plain here."""
+
+import re
+from collections import deque
+from typing import Any
+
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Control characters and those that turn the direction of a line; tabs and line breaks are none of them."""
+
+
+def plain(text: str) -> str:
+    """The text with `\N{REPLACEMENT CHARACTER}` for each character that could steer a terminal, and for what is no Unicode."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.encode("utf-8", "replace").decode())
+
+
+def plain_parts(value: Any) -> Any:
+    """The same for all texts in lists and dictionaries; other values stay as they are."""
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, dict):
+        return {plain_parts(key): plain_parts(part) for key, part in value.items()}
+    if isinstance(value, list | tuple | deque):
+        return [plain_parts(part) for part in value]
+    return value

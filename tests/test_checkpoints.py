@@ -1,0 +1,161 @@
+"""Going on from checkpoints: torn ones, and those of runs that are finished."""
+
+import inspect
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Trainer
+
+import tiny
+from a2tgpo_trl.checkpoints import damage_of, is_saved, last_checkpoint
+from a2tgpo_trl.cli.main import main
+
+SAVING = dict(save_strategy="steps", save_steps=1, max_steps=2)
+
+
+def without_state(folder):
+    (folder / "trainer_state.json").unlink()
+
+
+def cut(name):
+    def damage(folder):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+
+    return damage
+
+
+DAMAGES = {
+    "it has no trainer_state.json": without_state,
+    "trainer_state.json is cut off": cut("trainer_state.json"),
+    "model.safetensors is cut off": cut("model.safetensors"),
+    "optimizer.pt is cut off": cut("optimizer.pt"),
+    "rng_state.pth is cut off": cut("rng_state.pth"),
+}
+
+
+@pytest.fixture
+def run(build, tmp_path):
+    """The folder of a finished run of two steps, with a checkpoint of each."""
+    build(**SAVING).train()
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("a2tgpo_trl"), "propagate", True)
+    return caplog
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_last_complete_checkpoint_is_taken(run, damage, warnings):
+    assert damage_of(run / "checkpoint-2") is None and last_checkpoint(run) == str(run / "checkpoint-2")
+    DAMAGES[damage](run / "checkpoint-2")
+    assert damage_of(run / "checkpoint-2") == damage
+    assert last_checkpoint(run) == str(run / "checkpoint-1")
+    assert f"checkpoint-2 is left out: it is no complete checkpoint ({damage})" in warnings.text
+
+
+def test_checkpoints_are_told_apart_by_their_numbers(run):
+    for name in ("checkpoint-10", "checkpoint-best"):
+        shutil.copytree(run / "checkpoint-2", run / name)
+    assert last_checkpoint(run) == str(run / "checkpoint-10")
+    assert last_checkpoint(run / "nowhere") is None
+
+
+def test_a_trainer_goes_on_from_the_last_complete_one(run, build):
+    without_state(run / "checkpoint-2")
+    resumed = build(**SAVING | dict(max_steps=3))
+    resumed.train(resume_from_checkpoint=True)
+    assert [log["step"] for log in resumed.state.log_history if "loss" in log] == [1, 2, 3]
+    assert damage_of(run / "checkpoint-2") is None  # written again
+
+
+def test_a_trainer_refuses_a_torn_one_that_is_named(run, build):
+    without_state(run / "checkpoint-2")
+    with pytest.raises(ValueError, match=r"checkpoint-2', which is no complete checkpoint: it has no trainer_state"):
+        build(**SAVING).train(resume_from_checkpoint=str(run / "checkpoint-2"))
+    without_state(run / "checkpoint-1")
+    with pytest.raises(ValueError, match="run has no complete checkpoint"):
+        build(**SAVING).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("limit", [dict(max_steps=2), dict(max_steps=1), dict(max_steps=-1, num_train_epochs=0.05)])
+def test_a_finished_run_is_not_trained_further(run, build, warnings, limit):
+    resumed = build(**SAVING | limit)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 2
+    assert not (run / "checkpoint-3").exists()
+    assert "Nothing was left to train" in warnings.text and "set max_steps or num_train_epochs higher" in warnings.text
+
+
+def test_the_weights_of_a_finished_run_are_loaded(run, build):
+    resumed = build(**SAVING, seed=5)
+    resumed.train(resume_from_checkpoint=str(run / "checkpoint-2"))
+    saved = load_file(run / "checkpoint-2" / "model.safetensors")
+    weights = resumed.model.state_dict()
+    assert saved and all(torch.equal(weights[name], value) for name, value in saved.items())
+
+
+def test_transformers_writes_the_state_last():
+    source = inspect.getsource(Trainer._save_checkpoint)
+    places = [
+        source.index(call)
+        for call in ("self.save_model(", "self._save_optimizer", "self._save_rng_state(", "self.state.save_to_json(")
+    ]
+    assert places == sorted(places)
+
+
+# ---- the command
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch, capsys):
+    """`train(*flags)`: exit status of a toy run, and what it printed."""
+    monkeypatch.chdir(tmp_path)
+    tiny.model().save_pretrained("model")
+    tiny.tokenizer().save_pretrained("model")
+    words = "train --dataset atlas --model_name_or_path model --num_generations 4 --per_device_train_batch_size 4 --use_cpu "
+    words += (
+        "--bf16 false --report_to none --max_completion_length 8 --save_steps 1 --logging_steps 1 --output_dir run"
+    )
+
+    def run(*flags):
+        status = main([*words.split(), *flags])
+        said = capsys.readouterr()
+        return status, said.out + said.err
+
+    return run
+
+
+def test_the_command_goes_on_from_the_last_complete_one(train, tmp_path, warnings):
+    assert train("--max_steps", "2")[0] == 0
+    without_state(tmp_path / "run" / "checkpoint-2")
+    status, said = train("--max_steps", "3", "--resume_from_checkpoint", "run/checkpoint-2")
+    assert status == 2
+    assert (
+        "which is no complete checkpoint (it has no trainer_state.json): name the folder of another, or 'last'" in said
+    )
+    status, said = train("--max_steps", "3", "--resume_from_checkpoint", "last")
+    assert status == 0 and "Trained 3 steps" in said
+    assert "checkpoint-2 is left out" in warnings.text
+    log = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
+    assert [row["step"] for row in log] == [1, 2, 3]
+
+
+def test_the_command_leaves_a_finished_run_as_it_was(train, tmp_path):
+    weights = tmp_path / "run" / "model.safetensors"
+    train("--max_steps", "2")
+    before = weights.stat().st_mtime_ns
+    status, said = train("--max_steps", "2", "--resume_from_checkpoint", "last")
+    assert status == 0 and "This run was finished; the model in run is as it was." in said
+    assert weights.stat().st_mtime_ns == before
+    cut("model.safetensors")(tmp_path / "run")  # killed while the model was saved, after the last checkpoint
+    assert not is_saved(tmp_path / "run")
+    status, said = train("--max_steps", "2", "--resume_from_checkpoint", "last")
+    assert status == 0 and "Trained 2 steps; the model is in run." in said
+    assert is_saved(tmp_path / "run")

@@ -1,0 +1,170 @@
+"""Models for pictures, trained and asked on text; pictures in the data are refused."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoProcessor,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessor,
+    Gemma3Processor,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+)
+
+import tiny
+from a2tgpo_trl import A2TGPOTrainer
+from a2tgpo_trl.cli.main import main
+from conftest import correct, search
+
+TEXT = dict(
+    vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, max_position_embeddings=1024, eos_token_id=2, pad_token_id=0, bos_token_id=None,
+)  # fmt: skip
+
+
+def gemma3(folder):
+    images = dict(boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tiny.tokenizer().backend_tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=images,
+    )
+    Gemma3Processor(Gemma3ImageProcessor(), tokenizer).save_pretrained(folder)
+    vision = dict(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    ids = (tokenizer.image_token_id, tokenizer.boi_token_id, tokenizer.eoi_token_id)
+    indices = dict(zip(("image_token_index", "boi_token_index", "eoi_token_index"), ids, strict=True))
+    config = Gemma3Config(
+        text_config={**TEXT, "sliding_window": 64}, vision_config=vision, mm_tokens_per_image=4, **indices
+    )
+    return Gemma3ForConditionalGeneration(config)
+
+
+def qwen3_5(folder):
+    tiny.tokenizer().save_pretrained(folder)
+    processor = {"processor_class": "Qwen3VLProcessor", "image_processor_type": "Qwen2VLImageProcessorFast"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    linear = dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), 2)
+    linear |= dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8)
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2], "partial_rotary_factor": 1.0}
+    text = {**TEXT, "layer_types": ["linear_attention", "full_attention"], **linear, "rope_parameters": rope}
+    vision = dict(
+        depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=32, patch_size=2,
+        num_position_embeddings=16,
+    )  # fmt: skip
+    return Qwen3_5ForConditionalGeneration(Qwen3_5Config(text_config=text, vision_config=vision))
+
+
+@pytest.fixture(params=[gemma3, qwen3_5], ids=["gemma3", "qwen3_5"])
+def checkpoint(request, tmp_path, monkeypatch):
+    """A folder as the Hub has them: the weights of a model for pictures, and what belongs to its processor."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    torch.manual_seed(0)
+    request.param(tmp_path / "model").save_pretrained(tmp_path / "model")
+    return "model"
+
+
+SHARED = [
+    "--use_cpu",
+    "--bf16",
+    "false",
+    "--report_to",
+    "none",
+    "--max_completion_length",
+    "10",
+    "--tools",
+    "search",
+    "--search_index",
+    "atlas",
+]
+
+
+def test_the_command_trains_and_asks_on_text(checkpoint, tmp_path, capsys):
+    (tmp_path / "lengths.py").write_text(
+        "def of(completions, **_):\n    return [float(len(c)) for c in completions]\n"
+    )
+    train = (
+        "train --dataset atlas --num_generations 4 --per_device_train_batch_size 4 --max_steps 2 --rewards lengths.of"
+    )
+    train = [
+        *train.split(),
+        *SHARED,
+        "--output_dir",
+        "run",
+        "--logging_steps",
+        "1",
+        "--model_name_or_path",
+        checkpoint,
+    ]
+    assert main([*train, "--dry_run"]) == 0, capsys.readouterr().err
+    assert main(train) == 0
+    state = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())
+    assert all(log["grad_norm"] > 0 for log in state["log_history"] if "grad_norm" in log)
+    for model in (checkpoint, "run"):
+        words = ["eval", "--datasets", "atlas", "--limit", "1", "--output", f"{model}.jsonl", *SHARED]
+        assert main([*words, "--model_name_or_path", model]) == 0, capsys.readouterr().err
+
+
+def test_the_trainer_takes_the_tokenizer(checkpoint, config, rows):
+    trainer = A2TGPOTrainer(
+        checkpoint, correct, config(max_completion_length=8), Dataset.from_list(rows), tools=[search]
+    )
+    assert isinstance(trainer.processing_class, PreTrainedTokenizerBase)
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_trls_loop_does_not_know_their_context(checkpoint, config):
+    row = {"prompt": [{"role": "user", "content": "Where is Lyon?"}], "answer": ["France"]}
+    with pytest.raises(ValueError, match=r"tool_loop='trl' cannot play (gemma3|qwen3_5) on text"):
+        A2TGPOTrainer(
+            checkpoint, correct, config(tool_loop="trl"), Dataset.from_list([row] * 4),
+            processing_class=tiny.chat_tokenizer(), tools=[search],
+        )  # fmt: skip
+
+
+def test_a_processor_is_refused(config, rows, tmp_path):
+    gemma3(tmp_path).save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match=r"Gemma3Processor is a processor for images.*Leave processing_class out"):
+        A2TGPOTrainer(
+            str(tmp_path), correct, config(), Dataset.from_list(rows),
+            processing_class=AutoProcessor.from_pretrained(tmp_path),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("column", ["image", "images"])
+@pytest.mark.parametrize("where", ["train_dataset", "eval_dataset"])
+def test_columns_of_pictures_are_refused_by_name(build, rows, column, where):
+    pictured = Dataset.from_list([{**row, column: None} for row in rows])
+    options = {"dataset": pictured} if where == "train_dataset" else {"eval_dataset": pictured}
+    with pytest.raises(ValueError, match=rf"{where} has the column '{column}'.*remove_columns\('{column}'\)"):
+        build(**options)
+    build(dataset=pictured.remove_columns(column))
+
+
+def test_pictures_in_prompts_are_refused(build):
+    content = [{"type": "image", "text": None}, {"type": "text", "text": "What is this?"}]
+    row = {"prompt": [{"role": "user", "content": content}], "answer": ["Paris"]}
+    with pytest.raises(ValueError, match="prompt of the first row of train_dataset has a picture in it"):
+        build(dataset=Dataset.from_list([row] * 4), processing_class=tiny.chat_tokenizer())
+
+
+def test_the_command_refuses_pictures_in_files(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny.model().save_pretrained("model")
+    tiny.tokenizer().save_pretrained("model")
+    row = {"question": "What is this?", "answer": "A cat"}
+    lines = [row, {**row, "image": None}, {**row, "images": ["cat.png"]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["train", "--dataset", "rows.jsonl", "--model_name_or_path", "model", "--use_cpu", "--bf16", "false"]
+    assert main([*words, "--dry_run"]) == 2
+    assert "rows.jsonl:3 has pictures in 'images', and only text is read" in capsys.readouterr().err
