@@ -32,6 +32,7 @@ OVERRIDDEN = {
     "pixel_attention_mask=None spatial_shapes=None num_tiles=None image_sizes=None token_type_ids=None "
     "mm_token_type_ids=None image_position_ids=None",
     "_compute_loss": "self model inputs",
+    "log": "self logs start_time=None",
 }
 CALLED = {
     "_get_tool_suffix_ids": "self tool_messages",
@@ -171,7 +172,14 @@ FACTS = {
         ("vLLM gets the sampling parameters of the config", ["generation_kwargs=args.generation_kwargs"]),
     ],
     "log": [
-        ("the completions table shows our columns", ['**self._logs["extra"]', '"advantage": self._logs["advantages"]'])
+        (
+            "what is printed and the completions table are made from the logs that we replace by text",
+            ["print_prompt_completions_sample(", 'self._logs["completion"]', 'self._logs["prompt"]'],
+        ),
+        (
+            "the completions table shows our columns",
+            ['**self._logs["extra"]', '"advantage": self._logs["advantages"]'],
+        ),
     ],
 }
 # Attributes of `GRPOTrainer` that exist only in a batch, with environments, or with vLLM: where TRL sets them

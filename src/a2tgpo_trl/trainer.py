@@ -28,6 +28,7 @@ from .metrics import RolloutRecord, credit_metrics, rollout_metrics, rows_of_tur
 from .progress import progress
 from .records.recorder import TurnRecorder
 from .records.rows import RecordedRollout, credit_columns, outcome_columns, recorded_answer, turn_rows
+from .records.tables import completions_table
 from .replaced import replaced
 from .rollout import (
     ChatProtocol,
@@ -460,6 +461,11 @@ class A2TGPOTrainer(GRPOTrainer):
         self.add_callback(self.empty_updates)
 
     # ---- records -----------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # TRL's tables take one type a column
+        with replaced(self, _logs=completions_table(self._logs) if self.log_completions else self._logs):
+            super().log(logs, start_time)
 
     def _set_up_records(self) -> None:
         self._recorder = None
