@@ -1,5 +1,6 @@
 """Errors of bad input, and warnings of settings that rarely make sense, before a model is loaded."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -42,7 +43,7 @@ def check_arguments(
 
     Raises:
         TypeError: If `args` is no [`A2TGPOConfig`], or `processing_class` is a processor or a slow tokenizer.
-        ValueError: If a tool lacks types or a docstring, a dataset its answers, or environments their template.
+        ValueError: If a tool lacks types, a docstring or a name of its own, a dataset its answers, or environments their template.
     """
     if not isinstance(args, A2TGPOConfig):
         raise TypeError(f"args must be an A2TGPOConfig, got {type(args).__name__}: replace the class name.")
@@ -95,6 +96,26 @@ def _check_tools(tools: list[Callable]) -> None:
             raise ValueError(
                 f"Tool {name!r} needs type hints and a Google-style docstring that describes each argument: {error}"
             ) from error
+    check_tool_names(tools)
+
+
+def check_tool_names(tools: list[Callable]) -> None:
+    """
+    Refuse tools of one rollout that a call could not tell apart.
+
+    Args:
+        tools (`list[Callable]`): Functions, and methods of the rollout's environment.
+
+    Raises:
+        ValueError: If two have one name.
+    """
+    for name, count in Counter(tool.__name__ for tool in tools).items():
+        if count > 1:
+            owners = ", ".join(tool.__qualname__ for tool in tools if tool.__name__ == name)
+            raise ValueError(
+                f"{count} tools are called {name!r} ({owners}), and a call has nothing but the name. Give each its own: a "
+                f"search by its method as_tool('{name}_news', 'news'), another tool by renaming the function or method."
+            )
 
 
 def check_observation_limit(limit: int, protocol: ToolProtocol, tool_name: str) -> None:

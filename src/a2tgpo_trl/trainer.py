@@ -19,12 +19,18 @@ from trl.extras.profiling import profiling_context
 from trl.trainer.utils import get_config_model_id
 
 from .belief import BeliefScorer, RidingModel, scored_answer, shared_beliefs
-from .checks import check_arguments, check_observation_limit, prompts_are_conversational, warn_of_settings
+from .checks import (
+    check_arguments,
+    check_observation_limit,
+    check_tool_names,
+    prompts_are_conversational,
+    warn_of_settings,
+)
 from .config import A2TGPOConfig
 from .estimators import TurnCredit, assign_credit
 from .functional import observation_ends, spread_turns, turn_ids, turn_level_old_logps
 from .generation import TurnGenerator
-from .metrics import RolloutRecord, credit_metrics, rollout_metrics, rows_of_turns
+from .metrics import RolloutRecord, credit_metrics, distinct, rollout_metrics, rows_of_turns
 from .progress import progress
 from .records.recorder import TurnRecorder
 from .records.rows import RecordedRollout, credit_columns, outcome_columns, recorded_answer, turn_rows
@@ -44,6 +50,16 @@ from .rollout import (
 from .updates import SkipEmptyUpdates
 
 logger = logging.get_logger(__name__)
+
+CREDIT_COLUMNS = {
+    "information_gain": "gains",
+    "normalized_gain": "normalized",
+    "turn_advantages": "advantages",
+    "clip_scale": "clip_scale",
+}
+"""Column of the completions table, and of what `play` returns → attribute of [`TurnCredit`]."""
+TABLE_COLUMNS = ("step", "prompt", "completion", "advantage", "image", "rewards", *CREDIT_COLUMNS)
+"""Names that neither a reward function nor what it logs can have there."""
 
 
 class A2TGPOTrainer(GRPOTrainer):
@@ -135,6 +151,7 @@ class A2TGPOTrainer(GRPOTrainer):
         )
         if template_tools is not tools:
             self.tools = self._standalone_tools = list(tools)
+        self.reward_func_names = distinct(self.reward_func_names, TABLE_COLUMNS)
         self._set_up_rollouts(protocol, conversational)
         self._set_up_credit()
         self._set_up_updates()
@@ -144,6 +161,8 @@ class A2TGPOTrainer(GRPOTrainer):
 
     def _set_up_rollouts(self, protocol: str | None, conversational: bool) -> None:
         args, tokenizer = self.args, self._tokenizer
+        for tools in getattr(self, "_env_tools", {}).values():
+            check_tool_names(tools)
         self._protocol = self._turns = None
         if protocol == "chat":
             self._protocol = ChatProtocol(tokenizer, self._get_tool_suffix_ids, self.eos_token_ids)
@@ -169,6 +188,14 @@ class A2TGPOTrainer(GRPOTrainer):
             hidden["_env_tools"] = dict.fromkeys(self._env_tools, ())
         with replaced(self, **hidden):
             return super()._tokenize_prompts(prompts)
+
+    def _log_completion_extra(self, column: str, values: list) -> None:
+        if column in (*TABLE_COLUMNS, *self.reward_func_names):
+            raise ValueError(
+                f"A reward function called log_extra for {column!r}, which is a column of the completions table already: "
+                "choose another name."
+            )
+        super()._log_completion_extra(column, values)
 
     def _calculate_rewards(self, *args, **kwargs):
         self._rewards = super()._calculate_rewards(*args, **kwargs)  # (N, functions)
@@ -415,13 +442,8 @@ class A2TGPOTrainer(GRPOTrainer):
         for _ in range(min(len(per_completion), len(trained_on))):
             trained_on.pop()  # the outcome advantages of this batch
         trained_on.extend(per_completion.tolist())
-        for column, values in (
-            ("information_gain", credit.gains),
-            ("normalized_gain", credit.normalized),
-            ("turn_advantages", credit.advantages),
-            ("clip_scale", credit.clip_scale),
-        ):
-            self._logs["extra"][column].extend(rows_of_turns(values, credit.num_turns))
+        for column, attribute in CREDIT_COLUMNS.items():
+            self._logs["extra"][column].extend(rows_of_turns(getattr(credit, attribute), credit.num_turns))
 
     # ---- loss and updates --------------------------------------------------------------------------------------
 
