@@ -12,7 +12,7 @@ from trl.data_utils import is_conversational
 
 from .belief import scored_answer
 from .config import A2TGPOConfig
-from .rollout import ToolProtocol
+from .rollout import ToolProtocol, chat_obstacle
 
 logger = logging.get_logger(__name__)
 
@@ -136,6 +136,36 @@ def check_observation_limit(limit: int, protocol: ToolProtocol, tool_name: str) 
             f"max_observation_tokens={limit} has no room for the markup of a result and the note that it was cut, which "
             f"take {len(ids)} tokens: set it well above, or to None."
         )
+
+
+def check_tags_are_told(args: A2TGPOConfig, tokenizer: Any, train_dataset: Any, tools: list[Callable]) -> None:
+    """
+    See to it that a model hears of the text tags that `tool_protocol="auto"` chose: nothing but its prompt tells it.
+
+    Args:
+        args, tokenizer, train_dataset, tools: As the trainer has them.
+
+    Raises:
+        ValueError: If prompts are conversational, and the first one mentions no tag. Of plain text it warns: a model that
+            is no chat model may have learnt the tags.
+    """
+    row = {} if train_dataset is None else _first_row(train_dataset, "train_dataset")
+    conversational = prompts_are_conversational(train_dataset)
+    tags = [(args.tool_tags or {}).get(tool.__name__, tool.__name__) for tool in tools]
+    choice = f"tool_protocol='auto' calls tools by text tags, because {chat_obstacle(tokenizer, conversational)}."
+    if any(f"<{tag}>" in str(row.get("prompt")) for tag in tags):
+        logger.info(choice)
+        return
+    calls = ", ".join(f"<{tag}>…</{tag}>" for tag in tags) or "<name>…</name> with the name of a method"
+    result = f"<{args.result_tag}>…</{args.result_tag}>"
+    message = (
+        f"{choice} Then only the prompt can tell the model of its tools, and the first one mentions no tag. Write into it "
+        f"that tools are called by {calls} and answer in {result}, or give the tokenizer a chat template whose calls TRL "
+        "can parse. If the model knows the tags already, set tool_protocol='tags'."
+    )
+    if conversational:
+        raise ValueError(message)
+    logger.warning(message)
 
 
 def warn_of_settings(args: A2TGPOConfig, protocol: str | None) -> None:

@@ -22,6 +22,7 @@ from .belief import BeliefScorer, RidingModel, scored_answer, shared_beliefs
 from .checks import (
     check_arguments,
     check_observation_limit,
+    check_tags_are_told,
     check_tool_names,
     prompts_are_conversational,
     warn_of_settings,
@@ -126,6 +127,8 @@ class A2TGPOTrainer(GRPOTrainer):
         conversational = prompts_are_conversational(train_dataset)
         uses_tools = bool(tools or environment_factory)
         protocol = choose_protocol(args.tool_protocol, processing_class, conversational) if uses_tools else None
+        if protocol == "tags" and args.tool_protocol == "auto":
+            check_tags_are_told(args, processing_class, train_dataset, tools or [])
         warn_of_settings(args, protocol)
         template_tools = tools
         if protocol == "tags" and environment_factory is None:
