@@ -331,7 +331,9 @@ def test_other_machines_are_asked_through_the_proxy_which_errors_name(proxy, mon
 def test_addresses_of_this_machine():
     from a2tgpo_trl.search.http import _is_loopback
 
-    assert all(map(_is_loopback, ["http://127.1.2.3/x", "http://[::1]:8000/x", "https://a.localhost/x", "http://[::]/x"]))
+    assert all(
+        map(_is_loopback, ["http://127.1.2.3/x", "http://[::1]:8000/x", "https://a.localhost/x", "http://[::]/x"])
+    )
     assert not any(map(_is_loopback, ["http://10.0.0.1/x", "http://localhost.example/x", "http://[fe80::1]/x"]))
 
 
