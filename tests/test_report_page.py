@@ -237,11 +237,9 @@ class TestPrinting:
 
     def test_the_list_prints_the_rows_in_view(self, open_page, two_runs_page):
         page = open_page(two_runs_page, "#/rollouts")
-        rows = page.locator(".row").count()
-        page.set_viewport_size({"width": 718, "height": 900})  # of paper
+        assert pages(page.pdf()) <= 3  # 160 rows would fill a dozen
         page.emulate_media(media="print")
-        height = page.evaluate("document.documentElement.scrollHeight")
-        assert page.locator(".row >> nth=0").is_visible() and 60 * rows < height < 110 * rows
+        assert page.locator(".row >> nth=0").is_visible()
 
     def test_a_rollout_is_printed_to_its_end(self, open_page, tmp_path):
         store = RecordStore(tmp_path / "run" / FOLDER, 2**40)

@@ -5,12 +5,12 @@ import re
 
 import pytest
 from datasets import Dataset
+from test_protocol import UNKNOWN_TOOL_TEMPLATE
 
 import tiny
 from a2tgpo_trl import A2TGPOTrainer
 from a2tgpo_trl.rollout import ChatProtocol, TagProtocol
 from conftest import search
-from rollout.test_protocol import UNKNOWN_TOOL_TEMPLATE
 
 ANSWER = "<answer>Paris</answer>"
 ROLLOUTS = [[ANSWER + "<|im_end|>"], ["<search>Lyon</search>", ANSWER + "<|im_end|>"]] * 2
