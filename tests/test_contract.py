@@ -36,6 +36,7 @@ OVERRIDDEN = {
     "train": "self resume_from_checkpoint=None trial=None ignore_keys_for_eval=None",
     "_run_epoch": "self model epoch train_dataloader steps_in_epoch num_update_steps_per_epoch trial ignore_keys_for_eval "
     "start_time resume_from_checkpoint epochs_trained steps_trained_in_current_epoch",  # of transformers' Trainer
+    "_log_completion_extra": "self column values",
 }
 CALLED = {
     "_get_tool_suffix_ids": "self tool_messages",
@@ -202,7 +203,10 @@ FACTS = {
         ("vLLM gets the sampling parameters of the config", ["generation_kwargs=args.generation_kwargs"]),
     ],
     "log": [
-        ("completions are printed by the function that we replace", ["print_prompt_completions_sample("]),
+        (
+            "what is printed and the completions table are made from the logs that we replace by text",
+            ["print_prompt_completions_sample(", 'self._logs["completion"]', 'self._logs["prompt"]'],
+        ),
         (
             "the completions table shows our columns",
             ['**self._logs["extra"]', '"advantage": self._logs["advantages"]'],
@@ -239,7 +243,7 @@ def seams_used():
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
             (stored if isinstance(node.ctx, ast.Store) else read).add(node.attr)
     inherited = read - stored - vars(A2TGPOTrainer).keys()
-    return sorted(inherited | {"tools", "_standalone_tools"})  # two that it writes
+    return sorted(inherited | {"tools", "_standalone_tools", "reward_func_names"})  # three that it writes
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,10 @@
 """The report page in a real browser: headless Chromium, from disk, without a network."""
 
+import contextlib
 import json
+import re
 import shutil
+import zlib
 from pathlib import Path
 
 import pytest
@@ -180,6 +183,70 @@ class TestOverview:
         assert background(dark) == background(light)
         dark.keyboard.press("t")
         assert background(dark) == of_system
+
+
+def turn_row(text, **columns):
+    """A turn record whose every text is the given one."""
+    number = dict(belief_before=-1.0, belief_after=-0.5, information_gain=0.5, normalized_gain=0.1, turn_group_size=8)
+    number |= dict(advantage=0.5, outcome_advantage=0.4, clip_low=0.99, clip_high=1.01, clip_scale=1.1, reward=1.0)
+    place = dict(step=0, batch=0, group=0, generation=0, turn=0, num_turns=1, num_tokens=1, num_observation_tokens=1)
+    texts = dict.fromkeys(("prompt", "answer", "text", "observation", "stop_reason"), text)
+    call = dict(name=text, arguments=text, result=text, failed=True, seconds=0.1)
+    return number | place | texts | dict(calls=[call], rewards={text: 1.0}) | columns
+
+
+def charts_in(pdf):
+    """Drawings in a PDF that have lines in the colour of the charts' grid."""
+    found = 0
+    for data in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", pdf, re.DOTALL):
+        with contextlib.suppress(zlib.error):  # a picture or a font
+            found += b".9098 .9216 .9373 RG" in zlib.decompress(data)
+    return found
+
+
+def pages(pdf):
+    return len(re.findall(rb"/Type /Page\b", pdf))
+
+
+class TestPrinting:
+    def test_all_charts_are_drawn(self, open_page, two_runs_page):
+        page = open_page(two_runs_page)
+        count = page.locator(".chart canvas").count()
+        assert page.evaluate("drawn.size") < count  # the others have not come into view
+        assert charts_in(page.pdf()) == count
+
+    def test_paper_is_light_and_the_screen_as_it_was(self, open_page, two_runs_page):
+        page = open_page(two_runs_page, color_scheme="dark")
+        page.evaluate("addEventListener('beforeprint', () => { window.paper = cssColor('--ink'); })")
+        page.pdf()
+        assert page.evaluate("[paper, cssColor('--ink')]") == ["#191d24", "#e6e9ee"]
+        page.wait_for_function(
+            """() => drawn.size && [...drawn].every(([canvas, [chart]]) => {
+                const isWide = Math.abs(canvas.clientWidth - canvas.parentElement.clientWidth) < 2;
+                return isWide && chart.options.scales.x.ticks.color === cssColor("--muted");
+            })"""
+        )
+
+    def test_a_table_is_printed_to_its_end(self, open_page, two_runs_page):
+        page = open_page(two_runs_page)
+        for button in page.locator(".chart header button").all():
+            button.click()
+        page.emulate_media(media="print")
+        is_whole = "(boxes) => boxes.every((box) => box.scrollHeight <= box.clientHeight)"
+        assert page.locator(".numbers").evaluate_all(is_whole)
+
+    def test_the_list_prints_the_rows_in_view(self, open_page, two_runs_page):
+        page = open_page(two_runs_page, "#/rollouts")
+        assert pages(page.pdf()) <= 3  # 160 rows would fill a dozen
+        page.emulate_media(media="print")
+        assert page.locator(".row >> nth=0").is_visible()
+
+    def test_a_rollout_is_printed_to_its_end(self, open_page, tmp_path):
+        store = RecordStore(tmp_path / "run" / FOLDER, 2**40)
+        store.append([turn_row("x", observation="line\n" * 60, turn=turn, num_turns=12) for turn in range(12)])
+        page = open_page(write(tmp_path / "report.html", tmp_path / "run"), "#/rollouts/0.0.0.0")
+        page.wait_for_selector("#detail article >> nth=11")
+        assert pages(page.pdf()) > 10  # each observation fills a page
 
 
 class TestRollouts:
@@ -418,29 +485,7 @@ def test_hostile_text_stays_text(open_page, tmp_path):
     """In every place that a model, a tool, a dataset or a folder can write to."""
     folder = tmp_path / "<img src=x onerror=window.hostile=1>&'\""
     store = RecordStore(folder / FOLDER, 2**40)
-    number = dict(belief_before=-1.0, belief_after=-0.5, information_gain=0.5, normalized_gain=0.1, turn_group_size=8)
-    number |= dict(advantage=0.5, outcome_advantage=0.4, clip_low=0.99, clip_high=1.01, clip_scale=1.1, reward=1.0)
-    rows = [
-        dict(
-            **number,
-            step=0,
-            batch=0,
-            group=0,
-            generation=generation,
-            turn=0,
-            num_turns=1,
-            prompt=text,
-            answer=text,
-            text=text,
-            num_tokens=1,
-            observation=text,
-            num_observation_tokens=1,
-            calls=[dict(name=text, arguments=text, result=text, failed=True, seconds=0.1)],
-            rewards={text: 1.0},
-            stop_reason=text,
-        )
-        for generation, text in enumerate(HOSTILE)
-    ]
+    rows = [turn_row(text, generation=generation) for generation, text in enumerate(HOSTILE)]
     store.append(rows)
     log = [{"step": 1, "reward": 1.0, **{f"rewards/{text}/mean": 1.0 for text in HOSTILE}}]
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": 1, "log_history": log}))

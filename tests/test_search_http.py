@@ -282,6 +282,61 @@ def test_an_answer_of_another_protocol_is_shown(content):
         HTTPSearch(server.url).search("a")
 
 
+# ---- proxies
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    """A proxy that reaches nothing, as `http_proxy` names it."""
+    for name in ("no_proxy", "all_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    with serving(lambda number, body: (502, b"no such host")) as server:
+        address = f"127.0.0.1:{server.http.server_port}"
+        monkeypatch.setenv("http_proxy", f"http://clerk:secret@{address}")
+        monkeypatch.setenv("all_proxy", f"http://clerk:secret@{address}")
+        yield SimpleNamespace(address=address, bodies=server.bodies)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST", "0.0.0.0"])
+def test_this_machine_is_asked_without_a_proxy(proxy, host):
+    with serving() as server:
+        assert HTTPSearch(server.url.replace("127.0.0.1", host)).search("Lyon").startswith("(1) About Lyon")
+    assert proxy.bodies == []
+
+
+def test_this_machine_is_asked_without_a_proxy_where_it_redirects_to(proxy):
+    with serving() as server, serving(lambda number, body: (307, b""), Location=server.url) as first:
+        assert HTTPSearch(first.url).search("Lyon").startswith("(1) About Lyon")
+    assert proxy.bodies == []
+
+
+def test_other_machines_are_asked_through_the_proxy_which_errors_name(proxy, monkeypatch):
+    search = HTTPSearch("http://retriever.example:8000/retrieve", retries=0)
+    named = rf"asked through the proxy http://{proxy.address} \(no_proxy=retriever.example goes around it\)"
+    with pytest.raises(ConnectionError, match=rf"{named}, answered 502 .*no such host") as failure:
+        search.search("Lyon")
+    assert len(proxy.bodies) == 1 and "secret" not in str(failure.value)
+    monkeypatch.setenv("http_proxy", "http://clerk:secret@127.0.0.1:9")
+    with pytest.raises(
+        ConnectionError, match=r"proxy http://127.0.0.1:9 \(.*\), cannot be reached: Connection"
+    ) as failure:
+        search.search("Lyon")
+    assert "secret" not in str(failure.value)
+    monkeypatch.setenv("no_proxy", "retriever.example")
+    with pytest.raises(ConnectionError, match=r"^The search server http://retriever.example:8000/retrieve cannot be"):
+        search.search("Lyon")
+
+
+def test_addresses_of_this_machine():
+    from a2tgpo_trl.search.http import _is_loopback
+
+    assert all(
+        map(_is_loopback, ["http://127.1.2.3/x", "http://[::1]:8000/x", "https://a.localhost/x", "http://[::]/x"])
+    )
+    assert not any(map(_is_loopback, ["http://10.0.0.1/x", "http://localhost.example/x", "http://[fe80::1]/x"]))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from a2tgpo_trl.data import load_atlas
-from a2tgpo_trl.search import BM25Search
+from a2tgpo_trl.search import BM25Search, open_search
 from a2tgpo_trl.search.bm25 import BLOCK, _best, _lower_bound
+from a2tgpo_trl.search.retriever import open_or_build
 from a2tgpo_trl.search.stored import StoredPassages
 
 ATLAS = load_atlas()
@@ -104,16 +105,6 @@ def test_an_index_needs_its_corpus_no_more(tmp_path):
     }
 
 
-def test_a_corpus_larger_than_a_chunk(tmp_path, monkeypatch):
-    monkeypatch.setattr("a2tgpo_trl.search.bm25.CHUNK", 7)
-    BM25Search.build(write(tmp_path / "atlas.jsonl", ATLAS.passages[:50]), tmp_path / "index")
-    search = BM25Search.load(tmp_path / "index")
-    assert len(search.passages) == 50
-    assert [search.retrieve([passage["title"]])[0][0]["title"] for passage in ATLAS.passages[:50]] == [
-        passage["title"] for passage in ATLAS.passages[:50]
-    ]
-
-
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -139,12 +130,33 @@ def test_an_index_is_not_built_over_another(tmp_path):
 
 @pytest.mark.parametrize(
     ("description", "message"),
-    [({"kind": "bm25", "version": 99}, "format 99"), ({"kind": "dense", "version": 1}, "of kind 'dense', not 'bm25'")],
+    [
+        ({"kind": "bm25", "version": 99}, "format 99"),
+        (
+            {"kind": "bm25", "version": 1},
+            "bm25 index of format 1, .* reads format 2; delete the folder and build the index again",
+        ),
+        ({"kind": "dense", "version": 1}, "of kind 'dense', not 'bm25'"),
+    ],
 )
 def test_other_indexes_are_refused(tmp_path, description, message):
     (tmp_path / "index.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match=message):
         BM25Search.load(tmp_path)
+
+
+def test_indexes_of_words_split_otherwise_are_refused_everywhere(tmp_path):
+    """Format 1 dropped single characters, and knew no script without spaces."""
+    corpus = write(tmp_path / "wiki.jsonl", ATLAS.passages[:3])
+    BM25Search.build(corpus, tmp_path / "wiki.jsonl.bm25")
+    description = tmp_path / "wiki.jsonl.bm25" / "index.json"
+    assert json.loads(description.read_text())["version"] == 2
+    description.write_text(description.read_text().replace('"version": 2', '"version": 1'))
+    for load in (BM25Search.load, open_search):
+        with pytest.raises(ValueError, match="format 1"):
+            load(tmp_path / "wiki.jsonl.bm25")
+    with pytest.raises(ValueError, match="format 1"):
+        open_or_build(corpus)
 
 
 def test_a_folder_without_an_index_is_refused(tmp_path):

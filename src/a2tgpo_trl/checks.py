@@ -1,5 +1,6 @@
 """Errors of bad input, and warnings of settings that rarely make sense, before a model is loaded."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -12,7 +13,7 @@ from trl.data_utils import is_conversational
 
 from .belief import scored_answer
 from .config import LOOP_OPTIONS, A2TGPOConfig
-from .rollout import ToolProtocol
+from .rollout import ToolProtocol, chat_obstacle
 
 logger = logging.get_logger(__name__)
 
@@ -33,8 +34,8 @@ def check_arguments(
 
     Raises:
         TypeError: If `args` is no [`A2TGPOConfig`], or `processing_class` is a processor or a slow tokenizer.
-        ValueError: If there are pictures in the data, a tool lacks types or a docstring, a dataset its answers, or
-            environments their template.
+        ValueError: If there are pictures in the data, a tool lacks types, a docstring or a name of its own, a dataset its
+            answers, or environments their template.
     """
     if not isinstance(args, A2TGPOConfig):
         raise TypeError(f"args must be an A2TGPOConfig, got {type(args).__name__}: replace the class name.")
@@ -110,6 +111,26 @@ def _check_tools(tools: list[Callable]) -> None:
             raise ValueError(
                 f"Tool {name!r} needs type hints and a Google-style docstring that describes each argument: {error}"
             ) from error
+    check_tool_names(tools)
+
+
+def check_tool_names(tools: list[Callable]) -> None:
+    """
+    Refuse tools of one rollout that a call could not tell apart.
+
+    Args:
+        tools (`list[Callable]`): Functions, and methods of the rollout's environment.
+
+    Raises:
+        ValueError: If two have one name.
+    """
+    for name, count in Counter(tool.__name__ for tool in tools).items():
+        if count > 1:
+            owners = ", ".join(tool.__qualname__ for tool in tools if tool.__name__ == name)
+            raise ValueError(
+                f"{count} tools are called {name!r} ({owners}), and a call has nothing but the name. Give each its own: a "
+                f"search by its method as_tool('{name}_news', 'news'), another tool by renaming the function or method."
+            )
 
 
 def check_observation_limit(limit: int, protocol: ToolProtocol, tool_name: str) -> None:
@@ -183,6 +204,36 @@ def check_context_for_trls_loop(config: PretrainedConfig) -> None:
             f"tool_loop='trl' cannot play {config.model_type} on text: TRL looks for max_position_embeddings in the configuration "
             "itself, and it is in its part for text. Choose tool_loop='a2tgpo'."
         )
+
+
+def check_tags_are_told(args: A2TGPOConfig, tokenizer: Any, train_dataset: Any, tools: list[Callable]) -> None:
+    """
+    See to it that a model hears of the text tags that `tool_protocol="auto"` chose: nothing but its prompt tells it.
+
+    Args:
+        args, tokenizer, train_dataset, tools: As the trainer has them.
+
+    Raises:
+        ValueError: If prompts are conversational, and the first one mentions no tag. Of plain text it warns: a model that
+            is no chat model may have learnt the tags.
+    """
+    row = {} if train_dataset is None else _first_row(train_dataset, "train_dataset")
+    conversational = prompts_are_conversational(train_dataset)
+    tags = [(args.tool_tags or {}).get(tool.__name__, tool.__name__) for tool in tools]
+    choice = f"tool_protocol='auto' calls tools by text tags, because {chat_obstacle(tokenizer, conversational)}."
+    if any(f"<{tag}>" in str(row.get("prompt")) for tag in tags):
+        logger.info(choice)
+        return
+    calls = ", ".join(f"<{tag}>…</{tag}>" for tag in tags) or "<name>…</name> with the name of a method"
+    result = f"<{args.result_tag}>…</{args.result_tag}>"
+    message = (
+        f"{choice} Then only the prompt can tell the model of its tools, and the first one mentions no tag. Write into it "
+        f"that tools are called by {calls} and answer in {result}, or give the tokenizer a chat template whose calls TRL "
+        "can parse. If the model knows the tags already, set tool_protocol='tags'."
+    )
+    if conversational:
+        raise ValueError(message)
+    logger.warning(message)
 
 
 def warn_of_settings(args: A2TGPOConfig, protocol: str | None) -> None:

@@ -159,7 +159,7 @@ class A2TGPOConfig(GRPOConfig):
         metadata={
             "help": "How the model calls tools: 'chat' (the chat template's own calls), 'tags' (text tags, "
             "<search>query</search> answered by <result>…</result>), or 'auto': 'chat' where prompts are conversational "
-            "and TRL knows the template's calls, else 'tags'."
+            "and TRL knows the template's calls, else 'tags', of which the prompt must tell."
         },
     )
     tool_loop: str = field(

@@ -2,8 +2,9 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
@@ -65,6 +66,34 @@ def rows_of_turns(values: Tensor, num_turns: Tensor) -> list[list[float | None]]
     """The turns there are, row by row, for a table; `None` where a turn has no value."""
     rows = zip(values.tolist(), num_turns.tolist(), strict=True)
     return [[None if math.isnan(value) else round(value, 4) for value in row[:length]] for row, length in rows]
+
+
+def distinct(names: Sequence[str], taken: Collection[str] = ()) -> list[str]:
+    """
+    Names that can be keys: where one is there already, a number is appended.
+
+    Args:
+        names (`Sequence[str]`): Such as those of reward functions, of which lambdas and partials often share one.
+        taken (`Collection[str]`): Names that are something else's.
+
+    Returns:
+        `list[str]`: in their order; the first of a name keeps it, unless it is taken.
+
+    Example:
+
+    ```python
+    >>> distinct(["format", "format", "format_2"])
+    ['format', 'format_3', 'format_2']
+
+    ```
+    """
+    free, found = {name for name in names if name not in taken}, []
+    for name in names:
+        if name not in free:
+            name = next(other for k in count(2) if (other := f"{name}_{k}") not in {*names, *taken, *found})
+        free.discard(name)
+        found.append(name)
+    return found
 
 
 @dataclass(frozen=True)

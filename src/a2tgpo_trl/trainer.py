@@ -28,6 +28,8 @@ from .checks import (
     check_context_for_trls_loop,
     check_loop,
     check_observation_limit,
+    check_tags_are_told,
+    check_tool_names,
     check_trainable,
     prompts_are_conversational,
     warn_of_settings,
@@ -37,11 +39,12 @@ from .estimators import TurnCredit, assign_credit, removes_rounding, without_rou
 from .finite_rewards import marking_nan, without_infinite
 from .functional import observation_ends, spread_turns, turn_ids, turn_level_old_logps
 from .generation import TurnGenerator
-from .metrics import RolloutRecord, credit_metrics, rollout_metrics, rows_of_turns
+from .metrics import RolloutRecord, credit_metrics, distinct, rollout_metrics, rows_of_turns
 from .plain import plain_parts
 from .progress import progress
 from .records.recorder import TurnRecorder
 from .records.rows import RecordedRollout, credit_columns, outcome_columns, recorded_answer, turn_rows
+from .records.tables import completions_table
 from .replaced import replaced
 from .rollout import (
     ChatProtocol,
@@ -58,6 +61,16 @@ from .rollout import (
 from .updates import SkipUpdates
 
 logger = logging.get_logger(__name__)
+
+CREDIT_COLUMNS = {
+    "information_gain": "gains",
+    "normalized_gain": "normalized",
+    "turn_advantages": "advantages",
+    "clip_scale": "clip_scale",
+}
+"""Column of the completions table, and of what `play` returns → attribute of [`TurnCredit`]."""
+TABLE_COLUMNS = ("step", "prompt", "completion", "advantage", "image", "rewards", *CREDIT_COLUMNS)
+"""Names that neither a reward function nor what it logs can have there."""
 
 
 class A2TGPOTrainer(GRPOTrainer):
@@ -127,6 +140,8 @@ class A2TGPOTrainer(GRPOTrainer):
         uses_tools = bool(tools or environment_factory)
         protocol = choose_protocol(args.tool_protocol, processing_class, conversational) if uses_tools else None
         check_loop(args, protocol)
+        if protocol == "tags" and args.tool_protocol == "auto":
+            check_tags_are_told(args, processing_class, train_dataset, tools or [])
         warn_of_settings(args, protocol)
         template_tools = tools
         if protocol == "tags" and environment_factory is None:
@@ -153,6 +168,7 @@ class A2TGPOTrainer(GRPOTrainer):
         )
         if template_tools is not tools:
             self.tools = self._standalone_tools = list(tools)
+        self.reward_func_names = distinct(self.reward_func_names, TABLE_COLUMNS)
         self._set_up_rollouts(protocol, conversational)
         self._set_up_credit()
         self._set_up_updates()
@@ -162,6 +178,8 @@ class A2TGPOTrainer(GRPOTrainer):
 
     def _set_up_rollouts(self, protocol: str | None, conversational: bool) -> None:
         args, tokenizer = self.args, self._tokenizer
+        for tools in getattr(self, "_env_tools", {}).values():
+            check_tool_names(tools)
         self._protocol = self._turns = None
         self.backend = backend_of(self)
         if args.tool_loop == "trl":
@@ -196,6 +214,14 @@ class A2TGPOTrainer(GRPOTrainer):
             hidden["_env_tools"] = dict.fromkeys(self._env_tools, ())
         with replaced(self, **hidden):
             return super()._tokenize_prompts(prompts)
+
+    def _log_completion_extra(self, column: str, values: list) -> None:
+        if column in (*TABLE_COLUMNS, *self.reward_func_names):
+            raise ValueError(
+                f"A reward function called log_extra for {column!r}, which is a column of the completions table already: "
+                "choose another name."
+            )
+        super()._log_completion_extra(column, values)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         with replaced(self, reward_funcs=list(map(marking_nan, self.reward_funcs))):
@@ -468,13 +494,8 @@ class A2TGPOTrainer(GRPOTrainer):
         for _ in range(min(len(per_completion), len(trained_on))):
             trained_on.pop()  # the outcome advantages of this batch
         trained_on.extend(per_completion.tolist())
-        for column, values in (
-            ("information_gain", credit.gains),
-            ("normalized_gain", credit.normalized),
-            ("turn_advantages", credit.advantages),
-            ("clip_scale", credit.clip_scale),
-        ):
-            self._logs["extra"][column].extend(rows_of_turns(values, credit.num_turns))
+        for column, attribute in CREDIT_COLUMNS.items():
+            self._logs["extra"][column].extend(rows_of_turns(getattr(credit, attribute), credit.num_turns))
 
     # ---- loss and updates --------------------------------------------------------------------------------------
 
@@ -518,10 +539,15 @@ class A2TGPOTrainer(GRPOTrainer):
         )
         self.add_callback(self.skipped_updates)
 
-    # ---- what is printed ---------------------------------------------------------------------------------------
+    # ---- completions that are logged ---------------------------------------------------------------------------
 
     def log(self, logs, start_time=None):
-        with replaced(grpo_trainer, print_prompt_completions_sample=_print_plainly):  # with log_completions
+        # TRL's tables take one type a column
+        table = completions_table(self._logs) if self.log_completions else self._logs
+        with (
+            replaced(self, _logs=table),
+            replaced(grpo_trainer, print_prompt_completions_sample=_print_plainly),
+        ):
             super().log(logs, start_time)
 
     # ---- training as a whole -----------------------------------------------------------------------------------

@@ -4,8 +4,11 @@ import json
 import time
 
 import pytest
+from datasets import Dataset
 
+import tiny
 from a2tgpo_trl.records import SCHEMA
+from conftest import QUESTION
 
 BLOCK, HEADER, FILE_HEADER = 32768, 7, 7
 FULL, FIRST, MIDDLE, LAST = range(1, 5)
@@ -59,11 +62,45 @@ def read_offline_run(folder):
     return config, history, metrics
 
 
-def test_wandb_offline(build, tmp_path, monkeypatch):
+@pytest.fixture
+def wandb(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb.teardown()  # or it keeps the folder of the run before
+    yield wandb
+    wandb.teardown()
+
+
+def read_table(folder, place):
+    """A table of wandb's offline run."""
+    (run,) = (folder / "wandb").glob("offline-run-*")
+    return json.loads((run / "files" / place["path"]).read_text())
+
+
+QUERIES = [5, "Lyon", [1], {"a": {}}]
+
+
+@pytest.fixture
+def calls_of_any_form(build):
+    """`calls_of_any_form(**options)` trains on chats whose calls have an argument of another type each."""
+
+    def train(**options):
+        calls = [json.dumps({"name": "search", "arguments": {"query": query}}) for query in QUERIES]
+        rollouts = [[f"<tool_call>\n{call}\n</tool_call><|im_end|>", "Paris<|im_end|>"] for call in calls]
+        row = {"prompt": [{"role": "user", "content": QUESTION}], "answer": ["Paris"]}
+        data = dict(dataset=Dataset.from_list([row] * 8), reward=lambda prompts, **_: [0.0, 1.0, 1.0, 0.0])
+        build(rollouts, processing_class=tiny.chat_tokenizer(), log_completions=True, **data, **options).train()
+
+    return train
+
+
+def queries(completions):
+    return [json.loads(cell)[0]["tool_calls"][0]["function"]["arguments"]["query"] for cell in completions]
+
+
+def test_wandb_offline(build, tmp_path, wandb):
     build(report_to=["wandb"], turn_table_steps=4, max_steps=6, turn_gamma=0.9).train()
     wandb.finish()
     config, history, metrics = read_offline_run(tmp_path)
@@ -76,8 +113,7 @@ def test_wandb_offline(build, tmp_path, monkeypatch):
 
     tables = [(row["train/global_step"], row["turns"]) for row in history if "turns" in row]
     assert [step for step, _ in tables] == [0, 4]  # batches of steps 0, 2, 4
-    (run,) = (tmp_path / "wandb").glob("offline-run-*")
-    content = json.loads((run / "files" / tables[0][1]["path"]).read_text())
+    content = read_table(tmp_path, tables[0][1])
     assert content["columns"] == ["step", "batch", *[n for n in content["columns"] if n not in ("step", "batch")]]
     assert set(content["columns"]) == set(SCHEMA.names) and len(content["data"]) == 10
     first = dict(zip(content["columns"], content["data"][1], strict=True))
@@ -85,6 +121,15 @@ def test_wandb_offline(build, tmp_path, monkeypatch):
 
     assert metrics["train/reward"].summary.max and metrics["train/information_gain/*"].summary.mean
     assert metrics["train/reward"].step_metric == "train/global_step" or metrics["train/reward"].step_metric_index
+
+
+def test_wandb_takes_calls_of_any_form(calls_of_any_form, tmp_path, wandb):
+    calls_of_any_form(report_to=["wandb"])
+    wandb.finish()
+    _, history, _ = read_offline_run(tmp_path)
+    content = read_table(tmp_path, next(row["completions"] for row in history if "completions" in row))
+    place = content["columns"].index("completion")
+    assert queries(row[place] for row in content["data"]) == QUERIES
 
 
 @pytest.mark.parametrize("interval, steps", [(1, [0, 2, 4]), (3, [0, 4]), (0, [])])
@@ -109,6 +154,17 @@ def test_trackio(build):
     tables = [(log["train/global_step"], log["turns"]["_value"]) for log in logs if "turns" in log]
     assert [(step, len(rows)) for step, rows in tables] == [(0, 10), (4, 10)]
     assert tables[0][1][1]["text"] == "<search>Lyon</search>"
+
+
+def test_trackio_takes_calls_of_any_form(calls_of_any_form):
+    trackio = pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    calls_of_any_form(report_to=["trackio"], project="any-form")
+    (run,) = trackio.Api().runs("any-form")
+    logs = SQLiteStorage.get_logs("any-form", run.name)
+    rows = next(log["completions"]["_value"] for log in logs if "completions" in log)
+    assert queries(row["completion"] for row in rows) == QUERIES
 
 
 def test_tensorboard(build, tmp_path):

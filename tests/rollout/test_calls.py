@@ -5,7 +5,7 @@ from typing import Any, Literal, Optional, Union
 
 import pytest
 
-from a2tgpo_trl.rollout.calls import argument_error
+from a2tgpo_trl.rollout.calls import argument_error, with_integers
 
 
 class Unit(enum.Enum):
@@ -75,7 +75,8 @@ def weather(
         ("city", 1.5, "a string, got 1.5 (number)"),
         ("city", 3.0, "a string, got 3.0 (number)"),
         ("days", 3, None),
-        ("days", 3.0, "an integer, got 3.0 (number)"),  # the tool would get a float
+        ("days", 3.0, None),  # an integer to JSON Schema
+        ("days", -0.0, None),
         ("days", -(10**30), None),
         ("days", 3.5, "an integer, got 3.5 (number)"),
         ("days", True, "an integer, got true (boolean)"),
@@ -100,6 +101,7 @@ def weather(
         ("limits.rain", {"wind": 1, "rain": "much"}, 'a number, got "much" (string)'),
         ("place", 5, None),
         ("place", "Lyon", None),
+        ("place", 5.0, None),
         ("place", 5.5, "an integer or a string, got 5.5 (number)"),
         ("place", None, "an integer or a string, got null"),
         ("area", "Lyon", None),
@@ -110,6 +112,8 @@ def weather(
         ("span", [1], None),  # a length is not in the schema
         ("span[1]", [1, 2], "a string, got 2 (integer)"),
         ("grid", [[1, 2], [3]], None),
+        ("grid", [[1.0, 2], [3]], None),
+        ("grid[0][1]", [[1.0, 2.5]], "an integer, got 2.5 (number)"),
         ("grid[1][0]", [[1, 2], ["3"]], 'an integer, got "3" (string)'),
         ("grid[1]", [[1, 2], 3], "an array (each element an integer), got 3 (integer)"),
         ("unit", "mi", None),
@@ -134,7 +138,8 @@ def weather(
         ("level", "high", None),
         ("level", "medium", 'one of "low", "high", got "medium" (string)'),
         ("flag", 1, None),
-        ("flag", 1.0, "one of 1, false, got 1.0 (number)"),
+        ("flag", 1.0, None),
+        ("flag", 2.0, "one of 1, false, got 2.0 (number)"),
         ("flag", False, None),
         ("flag", True, "one of 1, false, got true (boolean)"),
         ("flag", 0, "one of 1, false, got 0 (integer)"),
@@ -145,6 +150,31 @@ def test_types(name, value, expected):
     argument = name.split("[")[0].split(".")[0]
     error = argument_error(weather, {argument: value})
     assert error == (None if expected is None else f"Argument '{name}' must be {expected}.")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "taken"),
+    [
+        ("days", 3.0, 3),
+        ("days", 230.0, 230),
+        ("days", 1e300, int(1e300)),
+        ("place", 5.0, 5),
+        ("area", [1.0, 2], [1, 2]),
+        ("span", [1.0, "day", 7.0], [1, "day", 7.0]),
+        ("grid", [[1.0], [2.0, 3]], [[1], [2, 3]]),
+        ("flag", 1.0, 1),
+        ("height", 3.0, 3.0),
+        ("limits", {"wind": 1.0}, {"wind": 1.0}),
+        ("extra", [1.0], [1.0]),
+        ("items", [1.0], [1.0]),
+        ("city", "3.0", "3.0"),
+        ("unheard_of", 3.0, 3.0),
+    ],
+)
+def test_integers_reach_the_tool_as_integers(name, given, taken):
+    assert argument_error(weather, {name: given}) is None
+    found = with_integers(weather, {name: given})
+    assert repr(found) == repr({name: taken})  # to == 3.0 is 3
 
 
 def test_the_first_wrong_argument_is_named_and_missing_ones_are_not():

@@ -179,6 +179,22 @@ def test_results_are_in_the_order_of_the_rollouts():
     assert [contents(row) for row in rows] == [["async a", "sync b"], [], ["sync c", "async d"]]
 
 
+def test_a_whole_number_is_an_integer_to_the_tool():
+    """As JSON Schema has it: models and JSON libraries write 3 as 3.0, and `range(3.0)` is an error."""
+
+    def count(number: int) -> str:
+        """
+        Count.
+
+        Args:
+            number: Up to.
+        """
+        return str(list(range(number)))
+
+    ((result,),) = run([call("count", number=3.0)], tools=by_name(count))
+    assert (result.content, result.failed) == ("[0, 1, 2]", False)
+
+
 def test_nothing_to_run():
     executor = ToolExecutor()
     assert run_all(executor, []) == []

@@ -1,10 +1,15 @@
 """Tags in the trainer: prompts without schemas, completions in the form of the prompts, environments."""
 
+import logging
+import re
+
 import pytest
 from datasets import Dataset
+from test_protocol import UNKNOWN_TOOL_TEMPLATE
 
 import tiny
 from a2tgpo_trl import A2TGPOTrainer
+from a2tgpo_trl.rollout import ChatProtocol, TagProtocol
 from conftest import search
 
 ANSWER = "<answer>Paris</answer>"
@@ -128,3 +133,76 @@ def test_environments(played, several):
 def test_an_environment_for_a_tokenizer_without_template(played):
     with pytest.raises(ValueError, match="environment_factory needs a chat template that renders tool calls"):
         played([], QUESTION, tiny.tokenizer(), environment_factory=Library)
+
+
+# ---- tags that nobody asked for
+
+
+@pytest.fixture
+def warnings(monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("a2tgpo_trl"), "propagate", True)
+    return lambda: [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+TOLD = "Look things up with <search>…</search>."
+
+
+def build(config, prompt, tokenizer, **options):
+    arguments = {key: options.pop(key) for key in ("tools", "environment_factory") if key in options}
+    return A2TGPOTrainer(
+        tiny.model(),
+        lambda completions, **kwargs: [0.0] * len(completions),
+        config(advantage_estimator="grpo", **options),
+        Dataset.from_list([{"prompt": prompt}] * 4),
+        processing_class=tokenizer,
+        **{"tools": [search], **arguments},
+    )
+
+
+def chat(text, **system):
+    return [{"role": "system", "content": system.get("system", "You are a clerk.")}, {"role": "user", "content": text}]
+
+
+UNKNOWN = tiny.tokenizer(UNKNOWN_TOOL_TEMPLATE)
+NOBODY_TELLS = (
+    r"tool_protocol='auto' calls tools by text tags, because {}\. .* the first one mentions no tag\. .* called by "
+    r"<search>…</search> and answer in <result>…</result>, .* set tool_protocol='tags'\."
+)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "reason"),
+    [
+        (tiny.tokenizer(PLAIN_TEMPLATE), "the chat template does not render tool calls"),
+        (UNKNOWN, "TRL does not know the chat template and cannot parse its tool calls"),
+    ],
+)
+def test_a_chat_that_does_not_tell_of_tags_is_refused(config, warnings, tokenizer, reason):
+    with pytest.raises(ValueError, match=NOBODY_TELLS.format(reason)):
+        build(config, chat(QUESTION), tokenizer)
+    for prompt in (chat(f"{QUESTION} {TOLD}"), chat(QUESTION, system=TOLD)):
+        assert isinstance(build(config, prompt, tokenizer)._protocol, TagProtocol)
+    assert isinstance(build(config, chat(QUESTION), tokenizer, tool_protocol="tags")._protocol, TagProtocol)
+    assert not any("auto" in warning for warning in warnings())
+
+
+def test_tags_of_their_own_names_are_looked_for(config):
+    tokenizer, tags = tiny.tokenizer(PLAIN_TEMPLATE), {"search": "look"}
+    with pytest.raises(ValueError, match="called by <look>…</look>"):
+        build(config, chat(f"{QUESTION} {TOLD}"), tokenizer, tool_tags=tags)
+    build(config, chat(f"{QUESTION} Write <look>…</look>."), tokenizer, tool_tags=tags)
+
+
+def test_plain_text_that_does_not_tell_of_tags_is_warned_of(config, warnings):
+    """A model that is no chat model may have learnt the tags."""
+    build(config, f"{QUESTION} {TOLD}", tiny.tokenizer())
+    build(config, QUESTION, tiny.tokenizer(), tool_protocol="tags")
+    assert not any("auto" in warning for warning in warnings())
+    build(config, QUESTION, tiny.tokenizer())
+    (warning,) = [warning for warning in warnings() if "auto" in warning]
+    assert re.fullmatch(NOBODY_TELLS.format("prompts are plain text, which no chat template renders"), warning)
+
+
+def test_a_template_that_trl_knows_is_used_in_silence(config, warnings):
+    assert isinstance(build(config, chat(QUESTION), tiny.chat_tokenizer())._protocol, ChatProtocol)
+    assert not any("auto" in warning for warning in warnings())

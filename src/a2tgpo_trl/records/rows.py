@@ -1,6 +1,5 @@
 """Rollouts and their credit → rows of turn records."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..estimators import TurnCredit
 from ..rollout.calls import ToolCall, ToolResult
+from .tables import as_json, encodable
 
 Ids = list[int]
 Decode = Callable[[list[Ids]], list[str]]
@@ -74,7 +74,7 @@ def turn_rows(
             "generation": (first + i) % num_generations,
             "num_turns": len(turns[i]),
             "prompt": prompts[tuple(rollout.prompt_ids)],
-            "answer": rollout.answer and _encodable(rollout.answer),
+            "answer": rollout.answer and encodable(rollout.answer),
             "reward": rollout.reward,
             "rewards": rollout.rewards,
             "stop_reason": rollout.stop_reason,
@@ -185,21 +185,9 @@ def _number(values: list[float], turn: int) -> float | None:
 
 def _call(call: ToolCall, result: ToolResult) -> dict[str, Any]:
     return {
-        "name": _encodable(call.name),
-        "arguments": _encodable(_json(call.arguments)),
-        "result": _encodable(result.content if isinstance(result.content, str) else _json(result.content)),
+        "name": encodable(call.name),
+        "arguments": as_json(call.arguments),
+        "result": encodable(result.content) if isinstance(result.content, str) else as_json(result.content),
         "failed": result.failed,
         "seconds": result.seconds,
     }
-
-
-def _json(value: Any) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False, default=str)
-    except (TypeError, ValueError, RecursionError):  # keys that are no text, or a value inside itself
-        return repr(value)
-
-
-def _encodable(text: str) -> str:
-    """The text with `?` for half characters, which models can write in JSON and files cannot hold."""
-    return text.encode("utf-8", "replace").decode()

@@ -1,9 +1,10 @@
 """Turn records and metrics as wandb and trackio show them."""
 
 import importlib
-import json
 from collections.abc import Sequence
 from typing import Any
+
+from .tables import as_json
 
 SUMMARIES = {
     "train/reward": "max",
@@ -47,7 +48,7 @@ def log_table(rows: list[dict[str, Any]], step: int, report_to: Sequence[str]) -
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
+    return as_json(value) if isinstance(value, (list, dict)) else value
 
 
 def _active(name: str, report_to: Sequence[str]) -> Any:

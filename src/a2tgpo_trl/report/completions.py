@@ -77,12 +77,12 @@ def _rollout(row: dict[str, Any], names: Collection[str]) -> list[dict]:
         and (name in names if names else name not in ("step", "advantage") and name not in CREDIT)
     }
     given = [value for value in rewards.values() if is_number(value)]
-    pieces = split_completion(row["completion"])
+    pieces = split_completion(_read(row["completion"]))
     numbers = {column: list(row[name]) for name, column in CREDIT.items() if row.get(name) is not None}
     count = max([len(pieces), *map(len, numbers.values())])
     shared = {
         "num_turns": count,
-        "prompt": _text(row["prompt"]),
+        "prompt": _text(_read(row["prompt"])),
         "reward": sum(given) if given else math.nan,
         "rewards": rewards,
         "advantage": row.get("advantage"),
@@ -97,6 +97,18 @@ def _rollout(row: dict[str, Any], names: Collection[str]) -> list[dict]:
 def is_number(value: float | None) -> bool:
     """Whether it is neither missing nor NaN."""
     return value is not None and not math.isnan(value)
+
+
+def _read(cell: str | list[dict]) -> str | list[dict]:
+    """A prompt or a completion; where it is messages, `A2TGPOTrainer` writes JSON, and TRL a list."""
+    try:
+        read = json.loads(cell) if isinstance(cell, str) else cell
+    except (ValueError, RecursionError):
+        return cell
+    is_conversation = isinstance(read, list) and all(
+        isinstance(message, dict) and "role" in message for message in read
+    )
+    return read if is_conversation else cell
 
 
 def split_completion(completion: str | list[dict]) -> list[dict]:
@@ -127,8 +139,14 @@ def split_completion(completion: str | list[dict]) -> list[dict]:
 
 
 def _calls(message: dict) -> list[dict]:
-    calls = [call.get("function") or call for call in message.get("tool_calls") or []]
-    return [{"name": str(call.get("name")), "arguments": _arguments(call.get("arguments"))} for call in calls]
+    calls = message.get("tool_calls")
+    functions = [_function(call) for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    return [{"name": str(call.get("name")), "arguments": _arguments(call.get("arguments"))} for call in functions]
+
+
+def _function(call: dict) -> dict:
+    function = call.get("function")
+    return function if isinstance(function, dict) else call
 
 
 def _arguments(arguments: Any) -> str:

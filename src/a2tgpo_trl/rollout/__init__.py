@@ -7,7 +7,7 @@ from .execute import ToolExecutor, not_thread_safe
 from .history import HistoryCache, history_obstacle
 from .loop import STOP_REASONS, Rollout, RolloutLimits, ToolLoop
 from .parsing import raising_value_errors
-from .protocol import ToolProtocol, choose_protocol
+from .protocol import ToolProtocol, chat_obstacle, choose_protocol
 from .tags import TagProtocol
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "ToolProtocol",
     "ToolResult",
     "add_answers",
+    "chat_obstacle",
     "choose_protocol",
     "history_obstacle",
     "not_thread_safe",

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 
 from transformers.utils import get_json_schema
@@ -77,10 +78,29 @@ def argument_error(tool: Callable, arguments: Any) -> str | None:
     """
     if not isinstance(arguments, Mapping):
         return f"Arguments must be an object of named values, got {type(arguments).__name__}."
-    function = getattr(tool, "__func__", tool)
-    schemas = _parameter_schemas(function) if isinstance(function, Hashable) else {}
+    schemas = _schemas(tool)
     errors = (_error(value, schemas[name], name) for name, value in arguments.items() if name in schemas)
     return next(filter(None, errors), None)
+
+
+def with_integers(tool: Callable, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Write `3.0` as `3` where the tool's JSON schema asks for an integer: JSON makes no difference, and Python does.
+
+    Args:
+        tool (`Callable`): As for [`argument_error`], which has found nothing wrong.
+        arguments (`Mapping`): By parameter name.
+
+    Returns:
+        `dict`: the arguments to call the tool with.
+    """
+    schemas = _schemas(tool)
+    return {name: _with_integers(value, schemas.get(name)) for name, value in arguments.items()}
+
+
+def _schemas(tool: Callable) -> dict[str, dict[str, Any]]:
+    function = getattr(tool, "__func__", tool)
+    return _parameter_schemas(function) if isinstance(function, Hashable) else {}
 
 
 _TYPES = {
@@ -117,24 +137,49 @@ def _error(value: Any, schema: dict[str, Any], path: str) -> str | None:
     """What is wrong with a value, or with one of its parts; `None` if nothing is."""
     if not _fits(value, schema):
         return f"Argument '{path}' must be {_expected(schema)}, got {_shown(value)}."
-    if value is None:
-        return None
-    parts = []
-    if isinstance(value, list | tuple):
-        items = schema.get("prefixItems") or [schema.get("items")] * len(value)
-        parts = [(part, item, f"{path}[{i}]") for i, (part, item) in enumerate(zip(value, items, strict=False))]
-    elif isinstance(value, Mapping):
-        known, others = schema.get("properties", {}), schema.get("additionalProperties")
-        parts = [(part, known.get(key, others), f"{path}.{str(key)[:_MAX_VALUE]}") for key, part in value.items()]
+    if isinstance(value, Mapping):
+        parts = [(part, item, f"{path}.{str(key)[:_MAX_VALUE]}") for key, part, item in _parts(value, schema)]
+    else:
+        parts = [(part, item, f"{path}[{i}]") for i, part, item in _parts(value, schema)]
     # As deep as the schema goes, however deep the value is
     return next(filter(None, (_error(*part) for part in parts if isinstance(part[1], dict))), None)
+
+
+def _parts(value: Any, schema: dict[str, Any]) -> list[tuple[Any, Any, Any]]:
+    """What an array or an object holds: index or key, value, and its schema if it has one."""
+    if isinstance(value, list | tuple):
+        items = schema.get("prefixItems") or [schema.get("items")] * len(value)
+        return [(i, part, item) for i, (part, item) in enumerate(zip_longest(value, items[: len(value)]))]
+    if isinstance(value, Mapping):
+        known, others = schema.get("properties", {}), schema.get("additionalProperties")
+        return [(key, part, known.get(key, others)) for key, part in value.items()]
+    return []
+
+
+def _with_integers(value: Any, schema: Any) -> Any:
+    if not isinstance(schema, dict):
+        return value
+    if union := _union(schema):
+        return _with_integers(value, next((choice for choice in union if _error(value, choice, "") is None), None))
+    if isinstance(value, float):
+        return int(value) if _is_integer(value) and _asks_for_integer(schema) else value
+    if isinstance(value, Mapping):
+        return {key: _with_integers(part, item) for key, part, item in _parts(value, schema)}
+    if isinstance(value, list):
+        return [_with_integers(part, item) for _, part, item in _parts(value, schema)]
+    return value
+
+
+def _asks_for_integer(schema: dict[str, Any]) -> bool:
+    types = _types(schema)
+    return "integer" in types and "number" not in types
 
 
 def _fits(value: Any, schema: dict[str, Any]) -> bool:
     """Whether a value is what a schema asks for; parts of arrays and objects only count where it is a union."""
     if value is None and schema.get("nullable"):
         return True
-    if union := schema.get("anyOf") or schema.get("oneOf"):
+    if union := _union(schema):
         return any(_error(value, choice, "") is None for choice in union)
     types = _types(schema)
     if types and not any(_has_type(value, name) for name in types):
@@ -142,6 +187,10 @@ def _fits(value: Any, schema: dict[str, Any]) -> bool:
     # In JSON true is not 1
     choices = [(choice, isinstance(choice, bool)) for choice in schema.get("enum", [value])]
     return (value, isinstance(value, bool)) in choices
+
+
+def _union(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    return schema.get("anyOf") or schema.get("oneOf") or []
 
 
 def _types(schema: dict[str, Any]) -> list[str]:
@@ -154,11 +203,16 @@ def _has_type(value: Any, name: str) -> bool:
         return True
     if isinstance(value, bool):  # which Python takes for an integer
         return name == "boolean"
-    return isinstance(value, _TYPES[name][0])
+    return isinstance(value, _TYPES[name][0]) or (name == "integer" and _is_integer(value))
+
+
+def _is_integer(value: Any) -> bool:
+    """Whether JSON Schema takes a number for an integer, whatever its type in Python."""
+    return isinstance(value, float) and value.is_integer()
 
 
 def _expected(schema: dict[str, Any]) -> str:
-    if union := schema.get("anyOf") or schema.get("oneOf"):
+    if union := _union(schema):
         words = list(map(_expected, union))
     elif "enum" in schema:
         words = ["one of " + ", ".join(json.dumps(choice, ensure_ascii=False) for choice in schema["enum"])]
@@ -173,6 +227,7 @@ def _expected(schema: dict[str, Any]) -> str:
 
 def _shown(value: Any) -> str:
     kind = next((name for name in _TYPES if _has_type(value, name)), type(value).__name__)
+    kind = "number" if isinstance(value, float) else kind
     try:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):  # no JSON, too many digits, too deep

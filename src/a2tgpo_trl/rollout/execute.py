@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from .calls import ToolCall, ToolResult, argument_error
+from .calls import ToolCall, ToolResult, argument_error, with_integers
 from .event_loop import EventLoop
 from .lanes import Lanes
 from .results import failure, raised, returned
@@ -356,6 +356,7 @@ def _execution(turn: _Turn, index: int, call: ToolCall, tool: Callable, environm
         lanes.append(_environment_lane(environment))
     if not getattr(tool, "thread_safe", True):
         lanes.append(("tool", id(getattr(tool, "__func__", tool))))
+    call = replace(call, arguments=with_integers(tool, call.arguments))
     return _Execution(turn, index, call, tool, inspect.iscoroutinefunction(tool), lanes)
 
 

@@ -113,13 +113,23 @@ def choose_protocol(requested: str, tokenizer: PreTrainedTokenizerBase, conversa
         )
     if requested == "tags":
         return "tags"
-    obstacle = _chat_obstacle(tokenizer, conversational)
+    obstacle = chat_obstacle(tokenizer, conversational)
     if requested == "chat" and obstacle:
         raise ValueError(f"tool_protocol='chat' cannot be used: {obstacle}. Use tool_protocol='tags'.")
     return "tags" if obstacle else "chat"
 
 
-def _chat_obstacle(tokenizer: PreTrainedTokenizerBase, conversational: bool) -> str | None:
+def chat_obstacle(tokenizer: PreTrainedTokenizerBase, conversational: bool) -> str | None:
+    """
+    Why tools cannot be called through the chat template, if they cannot.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): With the template; TRL's parser of its calls is set up if there is one.
+        conversational (`bool`): Whether prompts are lists of messages.
+
+    Returns:
+        `str` or `None`: the reason, as the end of a sentence.
+    """
     if not conversational:
         return "prompts are plain text, which no chat template renders"
     if not supports_tool_calling(tokenizer):

@@ -30,7 +30,7 @@ class TagProtocol(ToolProtocol):
         answer_stop (`str`, *optional*): Text that ends the answer, and with it the rollout.
 
     Raises:
-        ValueError: If a tool does not take exactly one string, `tool_tags` names no tool, or tags are not distinct.
+        ValueError: If a tool does not take exactly one string, or one of another name than its namesake, `tool_tags` names no tool, or tags are not distinct.
     """
 
     def __init__(
@@ -46,7 +46,14 @@ class TagProtocol(ToolProtocol):
         super().__init__(tokenizer, eos_token_ids)
         self.result_tag = result_tag
         self.conversational = conversational
-        parameters = {tool.__name__: _one_string_parameter(tool) for tool in tools}
+        parameters: dict[str, str] = {}
+        for tool in tools:
+            parameter = _one_string_parameter(tool)
+            if parameters.setdefault(tool.__name__, parameter) != parameter:
+                raise ValueError(
+                    f"With tool_protocol='tags' tools of one name in several environments take the same parameter; "
+                    f"{tool.__name__!r} takes {parameters[tool.__name__]!r} here and {parameter!r} there. Rename one."
+                )
         unknown = sorted(set(tool_tags or {}) - set(parameters))
         if unknown:
             raise ValueError(f"tool_tags names {unknown}, but the tools are {sorted(parameters)}.")

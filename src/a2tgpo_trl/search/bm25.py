@@ -1,6 +1,5 @@
 """BM25 over passages, in process: a search tool that needs no server and no download."""
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +9,9 @@ from .folder import new_index, open_index
 from .passages import as_passages
 from .stored import StoredPassages, store_passages
 from .tool import PassageSearch
+from .words import passage_words, query_words
 
 KIND = "bm25"
-CHUNK = 10_000
-"""Passages that are split into words at once."""
 BLOCK = 1024
 """Scores of which the highest is found at once."""
 
@@ -21,10 +19,11 @@ BLOCK = 1024
 class BM25Search(PassageSearch):
     """Lexical search over passages, to be passed to a trainer as the tool `instance.search`.
 
-    Titles are searched together with the texts. Words are compared without case and without accents ("Brasilia" finds
-    "Brasília"), English function words are left out, and passages that score the same come in the order they were
-    given, so that the same query always gets the same answer. Searching changes nothing in the instance: one may serve
-    many threads.
+    Titles are searched together with the texts. Words are compared without case and, in Latin, Greek and Cyrillic,
+    without accents ("Brasilia" finds "Brasília"); English function words are left out. Texts in scripts that put no
+    spaces between words are compared by neighbouring characters. Passages that score the same come in the order they
+    were given, so that the same query always gets the same answer. Searching changes nothing in the instance: one may
+    serve many threads.
 
     Passages given to the constructor are held in memory. For large corpora [`~BM25Search.build`] writes an index once,
     and [`~BM25Search.load`] maps it into memory, where all processes of a machine share it.
@@ -132,12 +131,12 @@ class BM25Search(PassageSearch):
             `list[list[dict]]`: for each query at most `top_k` passages, best first: copies of what was given, with
             `"title"`, `"text"` and the BM25 `"score"`, which is above zero. Empty where nothing matches.
         """
-        return [self._retrieve_one(query_words, top_k or self.top_k) for query_words in _words(queries)]
+        return [self._retrieve_one(query_words(query), top_k or self.top_k) for query in queries]
 
-    def _retrieve_one(self, query_words: list[str], top_k: int) -> list[dict]:
-        if not query_words:
+    def _retrieve_one(self, words: list[str], top_k: int) -> list[dict]:
+        if not words:
             return []
-        scores = self._index.get_scores(query_words)  # (P,)
+        scores = self._index.get_scores(words)  # (P,)
         return [{**self.passages[position], "score": float(scores[position])} for position in _best(scores, top_k)]
 
 
@@ -162,29 +161,14 @@ def _lower_bound(scores: np.ndarray, top_k: int) -> float:
     return float(np.partition(highest, -top_k)[-top_k])
 
 
-def _words(texts: Sequence[str]) -> list[list[str]]:
-    """Split texts into the words that BM25 counts: lower case, no accents, no English function words."""
-    bm25s = _import_bm25s()
-    plain = [_without_accents(text) for text in texts]
-    split = bm25s.tokenize(plain, stopwords="en", return_ids=False, show_progress=False)
-    return [[word for word in words if word] for words in split]  # bm25s writes an empty text as [""]
-
-
-def _without_accents(text: str) -> str:
-    decomposed = unicodedata.normalize("NFKD", text)
-    return "".join(character for character in decomposed if not unicodedata.combining(character))
-
-
 def _build_index(passages: Sequence[dict], name: str):
+    index, ids = _import_bm25s().BM25(), []
     vocabulary: dict[str, int] = {}
-    ids = []
-    for start in range(0, len(passages), CHUNK):
-        chunk = [passages[position] for position in range(start, min(start + CHUNK, len(passages)))]
-        for words in _words([f"{passage['title']} {passage['text']}" for passage in chunk]):
-            ids.append([vocabulary.setdefault(word, len(vocabulary)) for word in words])
+    for passage in passages:
+        words = passage_words(f"{passage['title']} {passage['text']}")
+        ids.append([vocabulary.setdefault(word, len(vocabulary)) for word in words])
     if not vocabulary:
-        raise ValueError(f"{name} hold no word to search for; single letters and English function words do not count.")
-    index = _import_bm25s().BM25()
+        raise ValueError(f"{name} hold no word to search for; English function words and punctuation do not count.")
     index.index((ids, vocabulary), show_progress=False)
     return index
 

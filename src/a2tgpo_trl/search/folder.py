@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-VERSION = 1
+FORMATS = {"bm25": 2, "dense": 1}
+"""Of each kind the number of its format; folders of another number are refused."""
 DESCRIPTION = "index.json"
 
 
@@ -19,7 +20,7 @@ def new_index(folder: Path, description: dict) -> Iterator[Path]:
         folder (`Path`):
             Where the index is to be.
         description (`dict`):
-            What [`open_index`] returns; `"kind"` is what it checks.
+            What [`open_index`] returns; `"kind"`, of [`FORMATS`], is what it checks.
 
     Raises:
         `FileExistsError`: there is something at that place.
@@ -30,7 +31,7 @@ def new_index(folder: Path, description: dict) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        text = json.dumps({**description, "version": VERSION}, indent=1, ensure_ascii=False)
+        text = json.dumps({**description, "version": FORMATS[description["kind"]]}, indent=1, ensure_ascii=False)
         (partial / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
         partial.rename(folder)
     except BaseException:
@@ -57,10 +58,10 @@ def open_index(folder: Path, kind: str) -> dict:
     description = describe_index(folder)
     if description["kind"] != kind:
         raise ValueError(f"{folder} holds an index of kind {description['kind']!r}, not {kind!r}.")
-    if description["version"] != VERSION:
+    if description["version"] != FORMATS[kind]:
         raise ValueError(
-            f"{folder} holds an index of format {description['version']}, and this version of a2tgpo-trl reads "
-            f"{VERSION}; delete the folder and build the index again."
+            f"{folder} holds a {kind} index of format {description['version']}, and this version of a2tgpo-trl reads "
+            f"format {FORMATS[kind]}; delete the folder and build the index again."
         )
     return description
 

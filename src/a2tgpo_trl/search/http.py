@@ -1,8 +1,11 @@
 """Search on a server that speaks Search-R1's `POST /retrieve`."""
 
+import ipaddress
 import os
+import re
 import time
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from .batching import Batcher
 from .passages import as_passage
@@ -23,6 +26,9 @@ class HTTPSearch(PassageSearch):
     `a2tgpo retriever` do. Searches of many threads that come at the same time travel in one request, equal ones once,
     over connections that stay open. Where the server is out of reach or busy, a request is tried again after a pause.
     A batch that the server refuses is sent again query by query, so that a bad query fails alone.
+
+    A server on this machine is asked directly; to others requests go through the proxy of `http_proxy` and `https_proxy`,
+    unless `no_proxy` names them.
 
     One instance may serve many threads. A forked process starts with connections of its own.
 
@@ -106,15 +112,25 @@ class HTTPSearch(PassageSearch):
         try:
             found = self._batcher.ask(queries, self.timeout)
         except TimeoutError:
-            raise TimeoutError(f"The search server {self.url} gave no answer within {self.timeout:g} s.") from None
+            raise TimeoutError(f"{self._server()} gave no answer within {self.timeout:g} s.") from None
         return [[dict(passage) for passage in passages] for passages in found]
+
+    def _server(self) -> str:
+        """The server in an error, with the proxy that may be the one to blame."""
+        proxy = _proxy(self.url)
+        way = (
+            f", asked through the proxy {proxy} (no_proxy={urlsplit(self.url).hostname} goes around it),"
+            if proxy
+            else ""
+        )
+        return f"The search server {self.url}{way}"
 
     def _answer(self, queries: list[str]) -> list[list[dict] | Exception]:
         response = self._send(queries)
         if response.ok:
             return self._read(response, len(queries))
         if len(queries) == 1 or response.status_code in BUSY:
-            raise ConnectionError(f"The search server {self.url} answered {_status(response)}")
+            raise ConnectionError(f"{self._server()} answered {_status(response)}")
         return [self._outcome(query) for query in queries]
 
     def _outcome(self, query: str) -> list[dict] | Exception:
@@ -139,7 +155,7 @@ class HTTPSearch(PassageSearch):
             except requests.Timeout as error:
                 raise TimeoutError from error
             except requests.RequestException as error:
-                failure = ConnectionError(f"The search server {self.url} cannot be reached: {_reason(error)}")
+                failure = ConnectionError(f"{self._server()} cannot be reached: {_reason(error)}")
             if attempt == self.retries or time.monotonic() + pause >= deadline:
                 break
             time.sleep(pause)
@@ -155,7 +171,7 @@ class HTTPSearch(PassageSearch):
             return [[_passage(item) for item in items] for items in result]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConnectionError(
-                f"The search server {self.url} does not answer as Search-R1's retriever does "
+                f"{self._server()} does not answer as Search-R1's retriever does "
                 f"({type(error).__name__}: {error}). It sent: {response.text[:200]!r}"
             ) from error
 
@@ -182,12 +198,35 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def _is_loopback(url: str) -> bool:
+    """Whether an address is of this machine, which no proxy can reach."""
+    host = urlsplit(url).hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that requests to an address go through, without the name and password in it."""
+    from requests.utils import get_environ_proxies, select_proxy
+
+    proxy = None if _is_loopback(url) else select_proxy(url, get_environ_proxies(url))
+    return proxy and re.sub(r"(//|^)[^/@]*@", r"\1", proxy)
+
+
 def _new_session():
     try:
         import requests
     except ImportError as error:
         raise ImportError("HTTPSearch needs requests: pip install 'a2tgpo-trl[search]'.") from error
+
+    class Adapter(requests.adapters.HTTPAdapter):
+        def send(self, request, *args, proxies=None, **kwargs):
+            return super().send(request, *args, proxies=None if _is_loopback(request.url) else proxies, **kwargs)
+
     session = requests.Session()
     for scheme in ("http://", "https://"):
-        session.mount(scheme, requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=POOL_SIZE))
+        session.mount(scheme, Adapter(pool_connections=1, pool_maxsize=POOL_SIZE))
     return session

@@ -4,6 +4,11 @@ import itertools
 import re
 from collections.abc import Sequence
 
+from .words import UNSPACED
+
+WORD = re.compile(rf"[{UNSPACED}][^\w\s]*|[^\s{UNSPACED}]+")
+"""What `max_words` counts: in scripts without spaces each character, with the marks and punctuation after it."""
+
 
 def render(passages: Sequence[dict], show_titles: bool, max_words: int | None, deduplicate: bool) -> str:
     """Write passages one below the other.
@@ -14,7 +19,8 @@ def render(passages: Sequence[dict], show_titles: bool, max_words: int | None, d
         show_titles (`bool`):
             Numbered, `(1) title: text`; or with `False` the bare texts.
         max_words (`int`, *optional*):
-            Longest text in words; a longer one is cut there and ends with `…`. `None`: whole.
+            Longest text in words, in scripts without spaces in characters; a longer one is cut there and ends with `…`.
+            `None`: whole.
         deduplicate (`bool`):
             Leave out a passage that would look like one before it, number aside.
 
@@ -36,5 +42,5 @@ def _shown(title: str, text: str) -> str:
 def _cut(text: str, max_words: int | None) -> str:
     if max_words is None:
         return text
-    ends = [word.end() for word in itertools.islice(re.finditer(r"\S+", text), max_words + 1)]
+    ends = [word.end() for word in itertools.islice(WORD.finditer(text), max_words + 1)]
     return text if len(ends) <= max_words else f"{text[: ends[-2]]} …"

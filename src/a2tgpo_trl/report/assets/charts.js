@@ -1,6 +1,7 @@
 // Charts by Chart.js, from series that Python worked out.
 
 const DASHES = [[], [6, 3], [2, 2], [8, 3, 2, 3], [1, 3], [12, 4], [4, 6], [10, 2, 2, 2]];
+const PAPER = { width: 340, height: 210, dots: 3 }; // size of a printed chart in pixels, and dots a pixel
 const drawn = new Map(); // canvas → [Chart.js chart, what it shows]
 
 const isByRun = (chart) => data.overview.runs.length > 1 && chart.run === null;
@@ -57,6 +58,8 @@ function options(chart) {
   const isBar = isStacked || chart.kind === "bars";
   return {
     animation: false,
+    responsive: !onPaper,
+    devicePixelRatio: onPaper ? PAPER.dots : undefined,
     maintainAspectRatio: false,
     interaction: { mode: isBar ? "index" : "nearest", axis: "x", intersect: false },
     scales: {
@@ -131,7 +134,9 @@ function draw(canvas, chart) {
   drawn.get(canvas)?.[0].destroy();
   const isBar = chart.kind === "shares" || chart.kind === "bars";
   const content = { datasets: datasets(chart), labels: isBar ? chart.series[0].x.map((x) => (isNumber(x) ? compact(x) : x)) : undefined };
-  drawn.set(canvas, [new Chart(canvas, { type: isBar ? "bar" : "line", data: content, options: options(chart) }), chart]);
+  const made = new Chart(canvas, { type: isBar ? "bar" : "line", data: content, options: options(chart) });
+  if (onPaper) made.resize(PAPER.width, PAPER.height);
+  drawn.set(canvas, [made, chart]);
 }
 
 function redraw() {
@@ -148,6 +153,22 @@ const arriving = new IntersectionObserver(
   },
   { rootMargin: "300px" },
 );
+
+/** Before printing, draw what has not come into view too; all of it for paper, and afterwards for the screen again. */
+function preparePrinting() {
+  const print = (is) => {
+    onPaper = is;
+    showTheme(); // draws again
+  };
+  addEventListener("beforeprint", () => {
+    print(true);
+    for (const canvas of document.querySelectorAll("canvas")) {
+      arriving.unobserve(canvas);
+      if (!drawn.has(canvas)) draw(canvas, canvas.chart);
+    }
+  });
+  addEventListener("afterprint", () => print(false));
+}
 
 /** A card with a chart, which is drawn once it comes into view, and the same as a table. */
 function chartCard(chart) {

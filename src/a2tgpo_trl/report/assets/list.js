@@ -36,6 +36,7 @@ function showFound(found) {
 }
 
 function showRows() {
+  if (onPaper) return; // where the list is as long as its rows
   const box = byId("list");
   const start = Math.max(0, Math.floor(box.scrollTop / ROW) - BEYOND);
   const end = Math.min(list.found.length, Math.ceil((box.scrollTop + box.clientHeight) / ROW) + BEYOND);

@@ -175,6 +175,7 @@ async function start() {
   initFilter(onFilter);
   initList(open);
   showOverview();
+  preparePrinting();
   byId("to-rollouts").addEventListener("click", (event) => {
     event.preventDefault();
     go(linkTo("rollouts")); // with the filter as it was

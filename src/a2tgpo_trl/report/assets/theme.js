@@ -1,11 +1,12 @@
-// Light and dark: as the system has it, or as chosen.
+// Light and dark: as the system has it, or as chosen; on paper light.
 
 const THEMES = { auto: "◐ Auto", light: "○ Light", dark: "● Dark" };
 const systemIsDark = matchMedia("(prefers-color-scheme: dark)");
 let theme = "auto";
+let onPaper = false;
 let afterThemeChange = () => {};
 
-const isDark = () => theme === "dark" || (theme === "auto" && systemIsDark.matches);
+const isDark = () => !onPaper && (theme === "dark" || (theme === "auto" && systemIsDark.matches));
 const cssColor = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function showTheme() {

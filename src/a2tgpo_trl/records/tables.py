@@ -1,0 +1,53 @@
+"""Cells of typed tables (Parquet, wandb, trackio): what models, tools and users made is text, whatever its type."""
+
+import json
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
+
+
+def completions_table(logs: dict[str, Any]) -> dict[str, Any]:
+    """
+    What TRL logs of completions, so that any typed table holds it.
+
+    Args:
+        logs (`dict`): `prompt` and `completion`, columns of texts or of messages, and `extra`, columns by name.
+
+    Returns:
+        `dict`: the same. Messages are JSON; a column of `extra` is text unless it holds numbers, or lists of numbers, alone.
+    """
+    texts = {name: [_text(cell) for cell in logs[name]] for name in ("prompt", "completion")}
+    return logs | texts | {"extra": {name: _column(cells) for name, cells in logs["extra"].items()}}
+
+
+def as_json(value: Any) -> str:
+    """A value as JSON in valid Unicode, whatever a model, a tool or a user put into it."""
+    try:
+        return encodable(json.dumps(value, ensure_ascii=False, default=str))
+    except (TypeError, ValueError, RecursionError):  # keys that are no text, or a value inside itself
+        return encodable(repr(value))
+
+
+def encodable(text: str) -> str:
+    """The text with `?` for half characters, which models can write in JSON and files cannot hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _column(cells: Iterable[Any]) -> list[Any]:
+    cells = list(cells)
+    kinds = {_kind(cell) for cell in cells if cell is not None}
+    return cells if len(kinds) <= 1 and kinds <= {"number", "boolean", "numbers"} else list(map(_text, cells))
+
+
+def _kind(cell: Any) -> str:
+    if isinstance(cell, bool):
+        return "boolean"
+    if isinstance(cell, Real):
+        return "number" if not isinstance(cell, Integral) or abs(cell) < 2**63 else "large"
+    if isinstance(cell, list) and {_kind(item) for item in cell if item is not None} <= {"number"}:
+        return "numbers"
+    return "other"
+
+
+def _text(cell: Any) -> str | None:
+    return encodable(cell) if isinstance(cell, str) else None if cell is None else as_json(cell)
