@@ -237,6 +237,31 @@ def test_pauses_grow_and_the_server_may_ask_for_longer_ones(monkeypatch):
     assert pauses[4:] == []  # longer than the search may take
 
 
+def test_an_answer_that_is_cut_off_is_asked_for_again():
+    whole = json.dumps(fine({"queries": ["a"], "topk": 1})[1]).encode()
+    headers = {"Content_Length": len(whole), "Connection": "close"}
+    with serving(lambda number, body: (200, whole if number > 2 else whole[:20]), **headers) as server:
+        assert HTTPSearch(server.url, top_k=1, retries=2).search("a") == "(1) About a: Found for a."
+        assert len(server.bodies) == 3
+
+
+def test_a_pause_that_cannot_be_read_is_the_usual_one():
+    with serving(lambda number, body: fine(body) if number > 1 else (503, b""), Retry_After="soon") as server:
+        assert HTTPSearch(server.url, retries=1).search("a") == "(1) About a: Found for a."
+
+
+def test_no_attempt_begins_when_the_time_is_over():
+    def respond(number, body):
+        time.sleep(0.2)
+        return 503, b"busy"
+
+    with serving(respond) as server:
+        with pytest.raises((ConnectionError, TimeoutError)):
+            HTTPSearch(server.url, timeout=0.5, retries=9).search("a")
+        time.sleep(0.5)
+        assert len(server.bodies) <= 3
+
+
 def test_a_server_that_is_not_there():
     with serving() as server:
         pass

@@ -1,4 +1,9 @@
-"""Runs the tool calls of all rollouts at once. What goes wrong in a call becomes its result, not an error of the run."""
+"""Runs the tool calls of all rollouts at once. What goes wrong in a call becomes its result, not an error of the run.
+
+The threads and the event loop are not anyio's: its worker threads get calls and hand back results through an event loop,
+so that while an asynchronous tool blocks it, no synchronous call starts or delivers its result. Its portal, an event
+loop for other threads, holds up whoever closes it, or garbage collection, for as long as the loop is blocked.
+"""
 
 import asyncio
 import inspect

@@ -145,6 +145,7 @@ class HTTPSearch(PassageSearch):
 
         body = {"queries": queries, "topk": self.top_k, "return_scores": True}
         deadline = time.monotonic() + self.timeout
+        # Not urllib3's Retry: it knows no deadline, and in requests it is done once the headers of an answer are there
         for attempt in range(self.retries + 1):
             response, pause = None, BACK_OFF_SECONDS * 2**attempt
             try:
