@@ -86,7 +86,7 @@ def logps(trainer: A2TGPOTrainer, batch: tuple, answers: list[str] | None) -> tu
     """Log-probabilities, and the model that beliefs rode on if there are answers."""
     trainer.model.eval()
     size = trainer.args.per_device_train_batch_size
-    with replaced(trainer, _answers=answers, _riding=None), trainer.accelerator.autocast():
+    with replaced(trainer, _answers=answers, _rides=answers is not None, _riding=None), trainer.accelerator.autocast():
         old = trainer._get_per_token_logps_and_entropies(trainer.model, *batch, batch_size=size)[0]
         return old, trainer._riding
 

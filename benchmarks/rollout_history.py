@@ -34,6 +34,7 @@ import a2tgpo_trl.rollout.chat
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.data import load_atlas
 from a2tgpo_trl.demo.model import load_model, load_tokenizer, prepare_model
+from a2tgpo_trl.replaced import replaced
 
 ATLAS = load_atlas()
 
@@ -130,20 +131,19 @@ def measure(options: argparse.Namespace) -> dict:
     tokenizer.chat_template = qwen2_5_chat_template
     questions = random.Random(0).sample(ATLAS.questions, options.rollouts)
     rows = [{"prompt": [{"role": "user", "content": q["question"]}], "answer": "x"} for q in questions]
-    parse = call_until(options.tool_turns)
-    trl.trainer.grpo_trainer.parse_response = a2tgpo_trl.rollout.chat.parse_response = parse
-
     arguments = (model, tokenizer, rows, options.turn_tokens)
     trainers = {
         "trl": make_trainer(GRPOTrainer, GRPOConfig, *arguments),
         "ours": make_trainer(A2TGPOTrainer, A2TGPOConfig, *arguments, advantage_estimator="grpo"),
     }
     runs = {name: [] for name in trainers}
-    for number in range(options.rounds):
-        for name, trainer in trainers.items():
-            runs[name].append(rolled_out(trainer, rows))
-            run = runs[name][-1]
-            print(f"round {number}  {name:5} {run['seconds']:7.1f} s  {run['megabytes']:6.0f} MB", flush=True)
+    parse = {"parse_response": call_until(options.tool_turns)}
+    with replaced(trl.trainer.grpo_trainer, **parse), replaced(a2tgpo_trl.rollout.chat, **parse):
+        for number in range(options.rounds):
+            for name, trainer in trainers.items():
+                runs[name].append(rolled_out(trainer, rows))
+                run = runs[name][-1]
+                print(f"round {number}  {name:5} {run['seconds']:7.1f} s  {run['megabytes']:6.0f} MB", flush=True)
 
     pairs = zip(*(runs[name][-1]["tokens"][1] for name in ("trl", "ours")), strict=True)
     same = statistics.mean(theirs == ours for theirs, ours in pairs)

@@ -487,7 +487,8 @@ def test_igpo_discounts_the_outcome_over_turns_that_could_not_be_scored(config):
     args = config(advantage_estimator="igpo", turn_gamma=0.5)
     beliefs = torch.tensor([[-3.0, -2.0, NAN, NAN], [-3.0, NAN, NAN, NAN]])
     turns, tool_turns = torch.tensor([3, 1]), torch.tensor([2, 0])
-    credit = assign_credit(beliefs, torch.tensor([8.0, -8.0]), turns, tool_turns, 2, args)
+    unscored = torch.tensor([False, False])
+    credit = assign_credit(beliefs, torch.tensor([8.0, -8.0]), turns, tool_turns, unscored, 2, args)
     assert credit.outcome_part.tolist() == [[2.0, 4.0, 8.0], [-8.0, -8.0, -8.0]]
     assert credit.advantages[0].tolist() == [2.0, 4.0, 8.0]  # one gain in the group: its normalised value is 0
 

@@ -190,7 +190,7 @@ def _generate_all(generate_batch: Callable[..., dict], inputs: list[list[int]], 
 
 def _joined(configured: str | Sequence[str] | None, strings: Sequence[str]) -> list[str]:
     configured = [configured] if isinstance(configured, str) else configured or []
-    return [*configured, *strings]
+    return list(dict.fromkeys([*configured, *strings]))
 
 
 def _sharding(trainer: GRPOTrainer) -> str | None:

@@ -152,12 +152,12 @@ def no_engine(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "stop"),
     [
-        ({}, ["</search>"]),
-        ({"seed": 1}, ["</search>"]),
+        ({}, ["</search>", "</answer>"]),
+        ({"seed": 1}, ["</search>", "</answer>"]),
         ({"stop": ["</answer>"]}, ["</answer>", "</search>"]),
         ({"stop": "</answer>"}, ["</answer>", "</search>"]),
-        ({"stop": None}, ["</search>"]),
-        ({"include_stop_str_in_output": False}, ["</search>"]),
+        ({"stop": None}, ["</search>", "</answer>"]),
+        ({"include_stop_str_in_output": False}, ["</search>", "</answer>"]),
     ],
 )
 def test_sampling_parameters_for_vllm(tags, no_engine, given, stop):
