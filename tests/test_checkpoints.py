@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 import tiny
-from a2tgpo_trl.checkpoints import damage_of, is_saved, last_checkpoint
+from a2tgpo_trl.checkpoints import damage_of, last_checkpoint
 from a2tgpo_trl.cli.main import main
 
 SAVING = dict(save_strategy="steps", save_steps=1, max_steps=2)
@@ -147,15 +147,21 @@ def test_the_command_goes_on_from_the_last_complete_one(train, tmp_path, warning
     assert [row["step"] for row in log] == [1, 2, 3]
 
 
-def test_the_command_leaves_a_finished_run_as_it_was(train, tmp_path):
+def test_the_command_saves_the_model_of_a_finished_run_again(train, tmp_path):
     weights = tmp_path / "run" / "model.safetensors"
     train("--max_steps", "2")
-    before = weights.stat().st_mtime_ns
-    status, said = train("--max_steps", "2", "--resume_from_checkpoint", "last")
-    assert status == 0 and "This run was finished; the model in run is as it was." in said
-    assert weights.stat().st_mtime_ns == before
-    cut("model.safetensors")(tmp_path / "run")  # killed while the model was saved, after the last checkpoint
-    assert not is_saved(tmp_path / "run")
-    status, said = train("--max_steps", "2", "--resume_from_checkpoint", "last")
+    trained = weights.read_bytes()
+    tiny.model(seed=1).save_pretrained(tmp_path / "other")
+    earlier = (tmp_path / "other" / "model.safetensors").read_bytes()
+    for left in (earlier, trained[:100]):  # the run was killed before the model was saved, and while it was
+        weights.write_bytes(left)
+        status, said = train("--max_steps", "2", "--resume_from_checkpoint", "last")
+        assert status == 0 and "This run was finished after 2 steps; the model is in run." in said
+        assert weights.read_bytes() == trained
+
+
+def test_the_command_goes_on_where_old_checkpoints_are_deleted(train, tmp_path):
+    train("--max_steps", "1", "--save_total_limit", "1")
+    status, said = train("--max_steps", "2", "--save_total_limit", "1", "--resume_from_checkpoint", "last")
     assert status == 0 and "Trained 2 steps; the model is in run." in said
-    assert is_saved(tmp_path / "run")
+    assert [folder.name for folder in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]

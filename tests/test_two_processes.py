@@ -34,6 +34,8 @@ def test_two_processes_against_one(tmp_path):
         for left, right in zip(alone[key], together, strict=True):
             width = min(len(left), len(right))
             torch.testing.assert_close(left[:width], right[:width], atol=1e-5, rtol=1e-5, equal_nan=True)
+    torch.testing.assert_close(torch.cat([part["outcome"] for part in pair]), alone["outcome"])
+    assert alone["outcome"].unique().numel() > 1
     for name, value in alone["metrics"].items():
         for part in pair:
             assert abs(part["metrics"][name] - value) < 1e-4, name

@@ -35,8 +35,8 @@ def main(folder: Path) -> None:
 
     GRPOTrainer._generate_single_turn = generate
     TransformersBackend._what_is_collective = lambda backend, sharding: "FSDP"
-    args = A2TGPOConfig(
-        str(folder / f"run-{processes}"),
+    options = dict(
+        output_dir=str(folder / f"run-{processes}"),
         num_generations=4,
         per_device_train_batch_size=share,
         steps_per_generation=1,
@@ -51,17 +51,16 @@ def main(folder: Path) -> None:
         gradient_checkpointing=False,
     )
     rows = [{"prompt": QUESTION, "answer": ["Paris"]}] * 8
-    trainer = A2TGPOTrainer(
-        tiny.model(), correct, args, Dataset.from_list(rows), processing_class=tiny.tokenizer(), tools=[search]
-    )
-    trainer.model.train()
+    trainer = build(rows, **options)
     batch = trainer._generate_and_score_completions([dict(row) for row in rows[:share]])
     generations = list(map(len, generated))
     metrics = {name: values[0] for name, values in trainer._metrics["train"].items() if "/" in name}
     alone, forwards = score_in_forwards_of_their_own(trainer, [dict(row) for row in rows[:share]])
     trainer.train()
+    outcome = build(rows, **options, advantage_estimator="grpo", skip_empty_updates=True)
     torch.save(
         {
+            "outcome": outcome._generate_and_score_completions([dict(row) for row in rows[:share]])["advantages"],
             "advantages": list(batch["advantages"]),
             "clip_scale": list(batch["clip_scale"]),
             "information_gain": list(batch["information_gain"]),
@@ -93,6 +92,13 @@ def skipped_shards(trainer, rank):
         trainer.skipped_updates.on_pre_optimizer_step(None, trainer.state, None, model=module)
         skipped.append(module[0].grad is None)
     return skipped
+
+
+def build(rows, **options):
+    args, dataset = A2TGPOConfig(**options), Dataset.from_list(rows)
+    trainer = A2TGPOTrainer(tiny.model(), correct, args, dataset, processing_class=tiny.tokenizer(), tools=[search])
+    trainer.model.train()
+    return trainer
 
 
 def score_in_forwards_of_their_own(trainer, rows):

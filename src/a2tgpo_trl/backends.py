@@ -31,7 +31,8 @@ class Backend(ABC):
     one_limit_for_all = False
     _limit: str
     _greedy: dict[str, Any]
-    _context_option: str | None = None  # where the backend refuses to read on
+    _refuses_to_read_on = False
+    _context_in_words = "the model's context"
 
     def __init__(self, trainer: GRPOTrainer):
         self.trainer = trainer
@@ -74,9 +75,9 @@ class Backend(ABC):
             ValueError: If one leaves no room for a token.
         """
         longest, room = max(map(len, prompts), default=0), self.max_model_length
-        if self._context_option is not None and longest >= room:
+        if self._refuses_to_read_on and longest >= room:
             raise ValueError(
-                f"A prompt has {longest} tokens, and {self._context_option}={room} is for prompt and completion: raise "
+                f"A prompt has {longest} tokens, and {self._context_in_words} is {room} for prompt and completion: raise "
                 "it, or leave out long prompts."
             )
 
@@ -131,12 +132,16 @@ class VLLMBackend(Backend):
     needs_equal_rows = True
     one_limit_for_all = True
     _limit = "max_completion_length"
-    _context_option = "vllm_max_model_length"
+    _refuses_to_read_on = True
     _greedy = {"temperature": 0.0}
 
     @property
     def settings(self) -> Any:
         return self.trainer.vllm_generation
+
+    @property
+    def _context_in_words(self) -> str:
+        return "the model's context" if self.trainer.vllm_mode == "server" else "vllm_max_model_length"
 
     @property
     def max_model_length(self) -> int:

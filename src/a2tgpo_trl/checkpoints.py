@@ -50,12 +50,6 @@ def damage_of(folder: str | Path) -> str | None:
     return next((f"{file.name} is cut off" for file in sorted(folder.iterdir()) if not _is_whole(file)), None)
 
 
-def is_saved(folder: str | Path) -> bool:
-    """Whether a folder holds the weights of a model or an adapter, whole."""
-    weights = list(Path(folder).glob("*.safetensors"))
-    return bool(weights) and all(map(_is_whole, weights))
-
-
 def steps_of(checkpoint: str | Path) -> int:
     """Optimizer steps that were taken before a complete checkpoint."""
     return json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]

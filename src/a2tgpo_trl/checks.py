@@ -262,6 +262,14 @@ def warn_of_settings(args: A2TGPOConfig, protocol: str | None) -> None:
     unread = [option for option in (*LOOP_OPTIONS, "tool_loop") if getattr(args, option) != defaults[option]]
     if protocol is None and unread:
         logger.warning(f"Without tools {', '.join(unread)} do nothing: a completion is one turn.")
+    of_tags = [
+        option for option in ("answer_stop", "tool_tags", "result_tag") if getattr(args, option) != defaults[option]
+    ]
+    if protocol == "chat" and of_tags:
+        logger.warning(
+            f"{', '.join(of_tags)} have no effect: tool_protocol='auto' chose the chat template's calls. Set "
+            "tool_protocol='tags' if the model is to call tools by text tags."
+        )
     if protocol == "tags" and args.mask_truncated_completions:
         logger.warning(
             "mask_truncated_completions leaves out every completion that does not end with the end-of-sequence token; "

@@ -566,8 +566,9 @@ class A2TGPOTrainer(GRPOTrainer):
                 f"resume_from_checkpoint is {str(checkpoint)!r}, which is no complete checkpoint: {damage}. Name another, or "
                 "True for the last complete one."
             )
+        start = steps_of(checkpoint) if checkpoint else None  # the folder may be rotated away
         output = super().train(checkpoint, trial, ignore_keys_for_eval)
-        if checkpoint and output.global_step == steps_of(checkpoint):
+        if output.global_step == start:
             logger.warning(
                 f"Nothing was left to train: {checkpoint} is at step {output.global_step} of {self.state.max_steps}. To go on, "
                 "set max_steps or num_train_epochs higher."
@@ -621,7 +622,7 @@ class A2TGPOTrainer(GRPOTrainer):
 
 
 def _thread_initializer(device: torch.device) -> Callable[[], None] | None:
-    """What makes this thread's CUDA device the current one of another thread; the accelerator's may have no index."""
+    """Selects this thread's CUDA device in another thread; the accelerator's own device may have no index."""
     return partial(torch.cuda.set_device, torch.cuda.current_device()) if device.type == "cuda" else None
 
 

@@ -97,7 +97,7 @@ def test_a_prompt_beyond_the_context_of_the_engine_names_the_option(by_chance):
     trainer = by_chance("vllm", vllm_max_model_length=500)
     with pytest.raises(
         ValueError,
-        match="A prompt has 600 tokens, and vllm_max_model_length=500 is for prompt and completion: raise it",
+        match="A prompt has 600 tokens, and vllm_max_model_length is 500 for prompt and completion: raise it",
     ):
         trainer.play(chance.rows())
 

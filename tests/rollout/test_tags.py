@@ -206,3 +206,9 @@ def test_plain_text_that_does_not_tell_of_tags_is_warned_of(config, warnings):
 def test_a_template_that_trl_knows_is_used_in_silence(config, warnings):
     assert isinstance(build(config, chat(QUESTION), tiny.chat_tokenizer())._protocol, ChatProtocol)
     assert not any("auto" in warning for warning in warnings())
+
+
+def test_options_of_tags_are_named_where_auto_chose_the_chat_template(config, warnings):
+    build(config, chat(QUESTION), tiny.chat_tokenizer(), answer_stop="</x>", result_tag="found")
+    (told,) = [warning for warning in warnings() if "tool_protocol='auto' chose" in warning]
+    assert told.startswith("answer_stop, result_tag have no effect")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from .. import A2TGPOConfig, A2TGPOTrainer
-from ..checkpoints import damage_of, is_saved, last_checkpoint, steps_of
+from ..checkpoints import damage_of, last_checkpoint, steps_of
 from ..data import DataError
 from .dry_run import resolved, show
 from .interrupt import StopOnInterrupt
@@ -65,6 +65,7 @@ def run(options: list[str]) -> int:
     if arguments.dry_run:
         show(trainer, options)
         return 0
+    start = steps_of(checkpoint) if checkpoint else None  # the folder may be rotated away
     interrupt = StopOnInterrupt(trainer.accelerator)
     trainer.add_callback(interrupt)
     with as_bad_usage(DataError):  # rows that are streamed
@@ -75,11 +76,10 @@ def run(options: list[str]) -> int:
             "--resume_from_checkpoint last."
         )
         return INTERRUPTED
-    if checkpoint and trainer.state.global_step == steps_of(checkpoint) and is_saved(config.output_dir):
-        trainer.accelerator.print(f"This run was finished; the model in {config.output_dir} is as it was.")
-        return 0
     trainer.save_model(config.output_dir)
-    trainer.accelerator.print(f"Trained {trainer.state.global_step} steps; the model is in {config.output_dir}.")
+    steps = trainer.state.global_step
+    done = f"This run was finished after {steps} steps" if steps == start else f"Trained {steps} steps"
+    trainer.accelerator.print(f"{done}; the model is in {config.output_dir}.")
     return 0
 
 
