@@ -84,8 +84,8 @@ class A2TGPOConfig(GRPOConfig):
         metadata={
             "help": "'a2tgpo'; 'igpo' (gains pooled per prompt, outcome as last term of the discounted sum, arXiv "
             "2510.14967, whose importance ratio is per token); or 'grpo' (TRL's outcome advantage alone: no information gain is "
-            "computed, and importance_sampling_level, epsilon, loss_type and skip_empty_updates default to what GRPOTrainer does). In Python also a "
-            "subclass of a2tgpo_trl.credit.Estimator of your own, or an object of one."
+            "computed, and importance_sampling_level, epsilon, loss_type and skip_empty_updates default to what GRPOTrainer does). "
+            "In Python also a subclass of a2tgpo_trl.credit.Estimator of your own, or an object of one."
         },
     )
     turn_advantage_coef: float = field(

@@ -146,13 +146,9 @@ def credit_columns(
         "advantage": credit.advantages if credit.advantages.dim() == 2 else credit.advantages.unsqueeze(1),
         "outcome_advantage": outcome if credit.outcome_part is None else credit.outcome_part,
     }
-    low, high = epsilon
-    scale = torch.ones_like(outcome, dtype=torch.float64) if credit.clip_scale is None else credit.clip_scale
     columns: dict[str, Tensor] = {
         **{name: values.where(is_trained_on, math.nan) for name, values in advantages.items()},
-        "clip_scale": scale,
-        "clip_low": 1 - low * scale,
-        "clip_high": 1 + high * scale,
+        **_clip_ranges(credit, outcome, epsilon),
     }
     if "beliefs" in turns.signals:
         beliefs = turns.signals["beliefs"]
@@ -163,6 +159,15 @@ def credit_columns(
         normalized = credit.columns["normalized_gain"]
         columns["turn_group_size"] = _members(~normalized.isnan(), turns.num_generations)
     return {name: values[local].tolist() for name, values in columns.items()}
+
+
+def _clip_ranges(credit: TurnCredit, like: Tensor, epsilon: tuple[float, float]) -> dict[str, Tensor]:
+    low, high = epsilon
+    scale = credit.clip_scale
+    if scale is None:
+        constants = {"clip_scale": 1.0, "clip_low": 1 - low, "clip_high": 1 + high}
+        return {name: like.new_full(like.shape, value) for name, value in constants.items()}
+    return {"clip_scale": scale, "clip_low": 1 - low * scale, "clip_high": 1 + high * scale}
 
 
 def _members(counted: Tensor, num_generations: int) -> Tensor:
