@@ -297,10 +297,9 @@ class A2TGPOConfig(GRPOConfig):
         """The estimator that `advantage_estimator` names, or is."""
         return estimator_of(self.advantage_estimator)
 
-    @property
-    def estimator_options(self) -> SimpleNamespace:
-        """What the estimator may read: the options that it states."""
-        return SimpleNamespace(**{option: getattr(self, option) for option in self.estimator.options})
+    def options_for(self, estimator: Estimator) -> SimpleNamespace:
+        """What an estimator may read: the options that it states."""
+        return SimpleNamespace(**{option: getattr(self, option) for option in estimator.options})
 
     def to_dict(self) -> dict[str, Any]:
         """As TRL's; an estimator of one's own stands there by the name of its class, so that it can be written as JSON."""

@@ -406,7 +406,7 @@ class A2TGPOTrainer(GRPOTrainer):
             with replaced(self, _rides=self._measures_beliefs and self._beliefs_ride(), _riding=None):
                 batch = super()._generate_and_score_completions(inputs)
                 turns = self._turns_of(batch, training)
-            credit = self.estimator.credit(turns, self.args.estimator_options)
+            credit = self.estimator.credit(turns, self.args.options_for(self.estimator))
             check_credit(self.estimator, turns, credit)
             self._add_credit(batch, turns, credit)
             self._log_credit(batch, turns, credit, training)

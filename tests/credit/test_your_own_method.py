@@ -197,8 +197,8 @@ def test_belief_options_are_read_by_whoever_measures_beliefs(config):
 
 
 def test_only_stated_options_are_given(config):
-    given = config(advantage_estimator="igpo", turn_gamma=0.5).estimator_options
-    assert vars(given) == {"turn_gamma": 0.5}
+    args = config(advantage_estimator="igpo", turn_gamma=0.5)
+    assert vars(args.options_for(args.estimator)) == {"turn_gamma": 0.5}
 
 
 class Wrong(Estimator):
@@ -228,6 +228,22 @@ class Reserved(FirstTurn):
 def test_credit_that_does_not_fit(score, estimator, message):
     with pytest.raises(ValueError, match=message):
         score(advantage_estimator=estimator)
+
+
+class Counting(FirstTurn):
+    """Remembers how often it was asked."""
+
+    asked = 0
+
+    def credit(self, turns, options):
+        self.asked += 1
+        return super().credit(turns, options)
+
+
+def test_one_object_credits_all_batches(build):
+    trainer = build(advantage_estimator=Counting, max_steps=4)  # two updates a batch
+    trainer.train()
+    assert trainer.estimator.asked == 2
 
 
 def test_a_class_without_credit(score):
