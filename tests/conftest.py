@@ -58,6 +58,39 @@ GROUP = [
 ]
 
 
+ANSWER_ONLY = [
+    ["<answer>Paris</answer><|im_end|>"],
+    ["<answer>Rome is it</answer><|im_end|>"],
+    ["<answer>Paris</answer> and more text<|im_end|>"],
+    ["<answer>no</answer><|im_end|>"],
+]
+
+
+def chat_rollouts():
+    call = '<tool_call>\n{"name": "search", "arguments": {"query": "%s"}}\n</tool_call><|im_end|>'
+    return [
+        ["<answer>Rome</answer><|im_end|>"],
+        [call % "Lyon", "<answer>Paris</answer><|im_end|>"],
+        [call % "Lyon", call % "capital of France", "<answer>Paris</answer><|im_end|>"],
+        [call % "x", "<answer>no</answer><|im_end|>"],
+    ]
+
+
+def chat_correct(completions, **kwargs):
+    return [float("Paris" in messages[-1]["content"]) for messages in completions]
+
+
+CHAT_ROWS = [{"prompt": [{"role": "user", "content": QUESTION}], "answer": ["Paris"]}] * 8
+
+
+def weights(trainer):
+    return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+
+
+def same(left, right):
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
 @pytest.fixture
 def rows():
     return [{"prompt": QUESTION, "answer": ["Paris", "Lutetia"]}] * 8

@@ -42,7 +42,7 @@ def write_run(
         rollouts (`int`): A multiple of the batch size.
         seed (`int`): Of everything random.
         group_size, batch_size (`int`): Rollouts of a prompt, and of a batch.
-        estimator (`str`): `"grpo"` writes no gains.
+        estimator (`str`): `"grpo"` writes no gains, `"bonus"` a column of its own beside them.
         log (`bool`): Whether there is a trainer state.
         words (`int`): Random words that each observation has beside what it tells.
 
@@ -112,6 +112,7 @@ def _credit(k, outcome, gains, normalized, members, rollout, estimator) -> dict[
         "clip_low": 1 - LOW * scale,
         "clip_high": 1 + HIGH * scale,
         "clip_scale": scale,
+        "estimator_columns": {"turn_bonus": 0.25 * k} if estimator == "bonus" else {},
     }
 
 

@@ -18,7 +18,7 @@ PACKAGES = {module for module, path in MODULES.items() if path.name == "__init__
 TRAINING_PATH = {
     "functional",
     "belief",
-    "estimators",
+    "credit",
     "finite_rewards",
     "config",
     "trainer",
@@ -39,7 +39,7 @@ LEAVES = {"search", "rewards", "data", "demo"}
 # What each room of the training path may know of the others
 MAY_IMPORT = {
     "functional": set(),
-    "config": set(),
+    "config": {"credit"},
     "checkpoints": set(),
     "updates": set(),
     "architecture": set(),
@@ -50,11 +50,11 @@ MAY_IMPORT = {
     "backends": {"replaced"},
     "generation": {"rollout", "backends", "replaced"},
     "belief": {"architecture", "config", "progress", "replaced"},
-    "estimators": {"functional", "config"},
+    "credit": {"functional"},
     "finite_rewards": set(),
-    "metrics": {"functional", "estimators", "config", "rollout"},
-    "records": {"config", "estimators", "rollout"},
-    "checks": {"belief", "config", "rollout"},
+    "metrics": {"functional", "credit", "rollout"},
+    "records": {"config", "credit", "functional", "rollout"},
+    "checks": {"belief", "config", "credit", "rollout"},
     "trainer": TRAINING_PATH - {"trainer"},
 }
 

@@ -149,7 +149,7 @@ class TestFolders:
 
     def test_grpo_has_no_gains(self, tmp_path):
         (run,), (measures,) = read(synthetic.write_run(tmp_path / "run", estimator="grpo"))
-        assert 'the estimator was "grpo"' in notes(run, measures)[0]
+        assert "the estimator measures none." in notes(run, measures)[0]
         assert notes(run, measures)[1] == "Every turn has the outcome's advantage."
         assert {"gain", "clip-scales", "turn-credit", "group-sizes"}.isdisjoint(charts_of(tmp_path / "run"))
         assert "advantages" in charts_of(tmp_path / "run")
@@ -456,8 +456,13 @@ class TestTerminal:
 
     def test_grpo_has_dashes(self, tmp_path):
         text = self.printed(synthetic.write_run(tmp_path / "run", rollouts=32, estimator="grpo"))
-        assert 'the estimator was "grpo"' in text
+        assert "the estimator measures none." in text
         assert "nan" not in text.lower().replace("finance", "")
+
+    def test_columns_of_the_estimator(self, tmp_path):
+        text = self.printed(synthetic.write_run(tmp_path / "run", rollouts=32, estimator="bonus"))
+        assert "turn_bonus" in text and "+0.25" in text
+        assert "turn_bonus" not in self.printed(synthetic.write_run(tmp_path / "other", rollouts=32))
 
     def test_control_characters_do_not_reach_it(self):
         assert plain("a\x1b[2Jb\u202ec\nd\te") == "a�[2Jb�c\nd\te"

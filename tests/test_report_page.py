@@ -167,7 +167,7 @@ class TestOverview:
         assert page.evaluate("[10234, 123456, 1234.56, 2e6].map(compact)") == ["10234", "123456", "1235", "2.00e+6"]
 
     def test_missing_gains_are_said(self, open_page, two_runs_page):
-        assert 'the estimator was "grpo"' in open_page(two_runs_page).inner_text("ul.notice")
+        assert "the estimator measures none." in open_page(two_runs_page).inner_text("ul.notice")
 
     def test_dark(self, open_page, two_runs_page):
         def background(page):
@@ -290,6 +290,14 @@ class TestRollouts:
             assert f"{row['clip_low']:.4f} – {row['clip_high']:.4f}" in shown
         assert rows["answer"].iloc[0] in shown
         assert page.url.endswith("#/rollouts/0.0.0.0?run=0&sort=oldest")
+
+    def test_turns_have_the_columns_of_their_estimator(self, open_page, two_runs_page, tmp_path):
+        run = synthetic.write_run(tmp_path / "run", rollouts=32, estimator="bonus")
+        page = open_page(write(tmp_path / "report.html", run), "#/rollouts/0.0.0.0")
+        for card in page.locator("#detail article").all():
+            names, values = (card.locator(f".credit {kind}").all_inner_texts() for kind in ("dt", "dd"))
+            assert dict(zip(names, values, strict=True))["turn_bonus"] in ("0.00", "+0.25", "+0.50", "+0.75")
+        assert "turn_bonus" not in open_page(two_runs_page, "#/rollouts/0.0.0.0").inner_text("#detail")
 
     def test_turns_have_the_colour_of_their_advantage(self, open_page, two_runs_page):
         page = open_page(two_runs_page, "#/rollouts/0.0.0.0")

@@ -11,36 +11,31 @@ import torch
 import transformers
 from datasets import Dataset
 from transformers import LlamaForSequenceClassification, LlamaModel, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-from a2tgpo_trl import config as config_module
 from a2tgpo_trl.belief import BeliefScorer
-from a2tgpo_trl.config import ADVANTAGE_ESTIMATORS
-from a2tgpo_trl.estimators import assign_credit
+from a2tgpo_trl.credit import GRPO
 from a2tgpo_trl.functional import spread_turns, turn_ids, turn_log_ratio
 from a2tgpo_trl.plain import CONTROL
 from a2tgpo_trl.records import read_turns
 from a2tgpo_trl.rewards import exact_match_reward
 from a2tgpo_trl.updates import SkipUpdates
-from conftest import GROUP, QUESTION, correct, search
+from conftest import (
+    ANSWER_ONLY,
+    CHAT_ROWS,
+    GROUP,
+    QUESTION,
+    chat_correct,
+    chat_rollouts,
+    correct,
+    same,
+    search,
+    weights,
+)
 
-ANSWER_ONLY = [
-    ["<answer>Paris</answer><|im_end|>"],
-    ["<answer>Rome is it</answer><|im_end|>"],
-    ["<answer>Paris</answer> and more text<|im_end|>"],
-    ["<answer>no</answer><|im_end|>"],
-]
 NAN = math.nan
-
-
-def weights(trainer):
-    return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
-
-
-def same(left, right):
-    return all(torch.equal(left[name], right[name]) for name in left)
 
 
 # ---- the scored batch
@@ -342,117 +337,7 @@ def test_truncated_completions_masked_away_have_no_turns(score):
     assert (batch["advantages"][3] == 0).all()
 
 
-# ---- neighbours and identities
-
-
-def chat_rollouts():
-    call = '<tool_call>\n{"name": "search", "arguments": {"query": "%s"}}\n</tool_call><|im_end|>'
-    return [
-        ["<answer>Rome</answer><|im_end|>"],
-        [call % "Lyon", "<answer>Paris</answer><|im_end|>"],
-        [call % "Lyon", call % "capital of France", "<answer>Paris</answer><|im_end|>"],
-        [call % "x", "<answer>no</answer><|im_end|>"],
-    ]
-
-
-def chat_correct(completions, **kwargs):
-    return [float("Paris" in messages[-1]["content"]) for messages in completions]
-
-
-CHAT_ROWS = [{"prompt": [{"role": "user", "content": QUESTION}], "answer": ["Paris"]}] * 8
-TRL_RECIPE = dict(importance_sampling_level="token", epsilon=0.2, epsilon_high=0.25, loss_type="dapo")
-
-
-@pytest.mark.parametrize("estimator", ["a2tgpo", "grpo"])
-def test_without_turn_credit_it_is_grpo_bit_for_bit(build, config, estimator):
-    chat = dict(
-        processing_class=tiny.chat_tokenizer(), dataset=Dataset.from_list(CHAT_ROWS), reward=chat_correct,
-        max_steps=4, num_iterations=2, temperature=0.9, beta=0.0, **TRL_RECIPE
-    )  # fmt: skip
-    options = dict(turn_advantage_coef=0.0, turn_clip_strength=0.0) if estimator == "a2tgpo" else {}
-    ours = build(chat_rollouts(), advantage_estimator=estimator, **options, **chat)
-    theirs = build(chat_rollouts(), trainer=GRPOTrainer, cls=GRPOConfig, **chat)
-    start = weights(ours)
-    for trainer in (ours, theirs):
-        torch.manual_seed(0)  # TRL shuffles the scored batch
-        trainer.train()
-    assert same(weights(ours), weights(theirs))
-    assert not same(weights(ours), start)
-    for key in ("loss", "grad_norm", "clip_ratio/region_mean", "entropy", "reward", "tools/call_frequency"):
-        assert [log.get(key) for log in ours.state.log_history] == [log.get(key) for log in theirs.state.log_history]
-
-
-@pytest.mark.parametrize("skip", [True, False])
-def test_equal_rewards_are_the_same_to_grpo(build, skip):
-    """Eight times 0.3 minus their mean leaves rounding, which `skip_empty_updates` takes away with either estimator."""
-    options = dict(
-        reward=lambda completions, **_: [0.3] * len(completions), num_generations=8, skip_empty_updates=skip
-    )
-    options |= dict(per_device_train_batch_size=4, max_steps=2, **TRL_RECIPE)
-    ours = build(
-        [["<answer>Paris</answer><|im_end|>"]] * 8, turn_advantage_coef=0.0, turn_clip_strength=0.0, **options
-    )
-    theirs = build([["<answer>Paris</answer><|im_end|>"]] * 8, advantage_estimator="grpo", **options)
-    start = weights(ours)
-    for trainer in (ours, theirs):
-        torch.manual_seed(0)
-        trainer.train()
-    assert same(weights(ours), weights(theirs))
-    assert same(weights(ours), start) == skip
-
-
-def test_grpo_defaults_are_trls(config):
-    args, theirs = config(advantage_estimator="grpo"), config(GRPOConfig)
-    assert {name: getattr(args, name) for name in config_module._TRLS} == {
-        name: getattr(theirs, name) for name in config_module._TRLS if name != "skip_empty_updates"
-    } | {"skip_empty_updates": False}
-    assert args.epsilon == theirs.epsilon and args.epsilon_high in (theirs.epsilon_high, theirs.epsilon)
-    given = dict(loss_type="grpo", importance_sampling_level="turn", skip_empty_updates=True)
-    args = config(advantage_estimator="grpo", **given)
-    assert {name: getattr(args, name) for name in given} == given
-    assert (args.epsilon, args.epsilon_high) == (3e-3, 4e-3)  # of the level that was given
-
-
-def test_grpo_by_itself_is_trls_bit_for_bit(build):
-    """Sampled, with turns of different lengths (the loss type), off-policy (the clip range), and batches without anything to
-    learn after others (Adam's momentum)."""
-    options = dict(
-        processing_class=tiny.chat_tokenizer(), dataset=Dataset.from_list(CHAT_ROWS), tools=[], max_steps=6,
-        num_iterations=2, max_completion_length=12, temperature=1.2,
-    )  # fmt: skip
-    trained = []
-    for classes in ({}, dict(trainer=GRPOTrainer, cls=GRPOConfig)):
-        calls = []
-
-        def reward(completions, calls=calls, **kwargs):
-            calls.append(completions)
-            return [float(len(c[0]["content"])) if len(calls) == 1 else 1.0 for c in completions]
-
-        estimator = {} if classes else dict(advantage_estimator="grpo")
-        trainer = build(None, model=tiny.model(), reward=reward, **estimator, **classes, **options)
-        trainer.model.generation_config.eos_token_id = [2, *range(300, 400)]
-        torch.manual_seed(0)
-        trainer.train()
-        trained.append(trainer)
-    ours, theirs = trained
-    assert same(weights(ours), weights(theirs))
-    assert [log.get("grad_norm", 0.0) for log in theirs.state.log_history][-2] == 0.0
-    assert ours.state.log_history[0]["completions/min_length"] < ours.state.log_history[0]["completions/max_length"]
-
-
-def test_grpo_estimator_measures_nothing_and_adds_nothing(score, config, monkeypatch):
-    monkeypatch.setattr(BeliefScorer, "measure", lambda *a, **k: pytest.fail("no belief is needed"))
-    batch, _ = score(advantage_estimator="grpo")
-    assert batch["advantages"].shape == (4,)
-    assert not {"turn_ids", "clip_scale", "information_gain"} & set(batch)
-
-
-def test_grpo_estimator_needs_no_answers(build):
-    build(
-        advantage_estimator="grpo",
-        dataset=Dataset.from_list([{"prompt": QUESTION}] * 8),
-        reward=lambda completions, **k: [1.0] * 4,
-    ).train()
+# ---- the loss
 
 
 def test_one_turn_is_the_sequence_level(build, monkeypatch):
@@ -467,33 +352,6 @@ def test_one_turn_is_the_sequence_level(build, monkeypatch):
     assert any(log.get("clip_ratio/region_mean", 0) > 0 for log in ours.state.log_history)
     for left, right in zip(weights(ours).values(), weights(theirs).values(), strict=True):
         torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-5)
-
-
-def test_igpo(score):
-    batch, _ = score(advantage_estimator="igpo", turn_gamma=0.5)
-    g = batch["information_gain"]
-    pooled = g[~g.isnan()]
-    z = (g - pooled.mean()) / (pooled.std(correction=0) + 1e-6)
-    outcome = torch.tensor([-0.75, 0.25, 0.25, 0.25]) / (0.5 + 1e-4)
-    # row 3 has two tool turns: A_0 = z_0 + z_1 / 2 + Â / 4, A_1 = z_1 + Â / 2, answer turn Â
-    expected = torch.stack([z[3, 0] + z[3, 1] / 2 + outcome[3] / 4, z[3, 1] + outcome[3] / 2, outcome[3]])
-    row, ids = batch["advantages"][3], batch["turn_ids"][3]
-    torch.testing.assert_close(torch.stack([row[ids == k][0] for k in range(3)]), expected, atol=1e-4, rtol=1e-4)
-    assert (batch["clip_scale"] == 1).all()
-
-
-def test_igpo_discounts_the_outcome_over_turns_that_could_not_be_scored(config):
-    """A tool turn without a belief after it, as at the end of the context, is a turn all the same."""
-    args = config(advantage_estimator="igpo", turn_gamma=0.5)
-    beliefs = torch.tensor([[-3.0, -2.0, NAN, NAN], [-3.0, NAN, NAN, NAN]])
-    turns, tool_turns = torch.tensor([3, 1]), torch.tensor([2, 0])
-    unscored = torch.tensor([False, False])
-    credit = assign_credit(beliefs, torch.tensor([8.0, -8.0]), turns, tool_turns, unscored, 2, args)
-    assert credit.outcome_part.tolist() == [[2.0, 4.0, 8.0], [-8.0, -8.0, -8.0]]
-    assert credit.advantages[0].tolist() == [2.0, 4.0, 8.0]  # one gain in the group: its normalised value is 0
-
-
-# ---- the loss
 
 
 def loss_inputs(score, **options):
@@ -754,14 +612,14 @@ def test_some_environments_have_no_answer(config, monkeypatch):
 def test_no_answer_anywhere_is_an_error_that_says_what_needs_none(config, build, monkeypatch, factory):
     tiny.Script(chat_rollouts()).install(monkeypatch)
     trainer = with_environments(config, factory)
-    needs_none = "advantage_estimator='grpo', the one estimator that needs no answers"
+    needs_none = "choose an advantage_estimator that needs none, such as 'grpo'"
     with pytest.raises(
         ValueError, match=f"nor does {factory.__name__}.reset set the attribute 'answer'.*{needs_none}"
     ):
         trainer.train()
     with pytest.raises(ValueError, match=f"no column 'answer'.*{needs_none}"):
         build(dataset=Dataset.from_list([{"prompt": QUESTION}] * 8))
-    assert [name for name in ADVANTAGE_ESTIMATORS if name not in ("a2tgpo", "igpo")] == ["grpo"]  # or the error lies
+    assert not GRPO.signals  # or the error lies
 
 
 # ---- rewards that are no numbers

@@ -1,7 +1,7 @@
 """Errors of bad input, and warnings of settings that rarely make sense, before a model is loaded."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from typing import Any
 
@@ -13,6 +13,7 @@ from trl.data_utils import is_conversational
 
 from .belief import scored_answer
 from .config import LOOP_OPTIONS, A2TGPOConfig
+from .credit import Estimator
 from .rollout import ToolProtocol, chat_obstacle
 
 logger = logging.get_logger(__name__)
@@ -52,12 +53,35 @@ def check_arguments(
             "environment_factory needs a chat template that renders tool calls, with tool_protocol='tags' too: TRL builds "
             "environments only for such templates. Set one on the tokenizer, or pass tools instead."
         )
-    if args.advantage_estimator == "grpo":
-        return
+    if "beliefs" in args.estimator.signals:
+        _check_for_beliefs(args, train_dataset, eval_dataset, processing_class, environment_factory)
+
+
+def check_columns(estimator: Estimator, taken: Collection[str]) -> None:
+    """
+    Refuse columns of an estimator that the completions table or turn records have already.
+
+    Args:
+        estimator ([`Estimator`]): Whose `columns` are looked at.
+        taken (`Collection[str]`): Names of the others.
+
+    Raises:
+        ValueError: If a name is taken.
+    """
+    if clashes := [column for column in estimator.columns if column in taken]:
+        raise ValueError(
+            f"{type(estimator).__name__}.columns names {clashes[0]!r}, which is a column of the completions table or of turn records "
+            "already: choose another name."
+        )
+
+
+def _check_for_beliefs(
+    args: A2TGPOConfig, train_dataset: Any, eval_dataset: Any, processing_class: Any, environment_factory: Any
+) -> None:
     if not processing_class.is_fast:
         raise TypeError(
             f"Information gain finds the answer's tokens by character offsets, which {type(processing_class).__name__} "
-            "does not give: use a fast tokenizer, or choose advantage_estimator='grpo'."
+            "does not give: use a fast tokenizer, or choose an advantage_estimator that needs no answers, such as 'grpo'."
         )
     _check_answer_columns(args.answer_column, train_dataset, eval_dataset, environment_factory)
 
@@ -65,8 +89,8 @@ def check_arguments(
 def _check_answer_columns(column: str, train_dataset: Any, eval_dataset: Any, environment_factory: Any) -> None:
     if train_dataset is None:
         raise ValueError(
-            f"Information gain needs the true answers: give a train_dataset with the column {column!r}, or choose "
-            "advantage_estimator='grpo', the one estimator that needs no answers."
+            f"Information gain needs the true answers: give a train_dataset with the column {column!r}, or choose an "
+            "advantage_estimator that needs none, such as 'grpo'."
         )
     for name, dataset in _datasets(train_dataset, eval_dataset):
         row = _first_row(dataset, name)
@@ -75,7 +99,7 @@ def _check_answer_columns(column: str, train_dataset: Any, eval_dataset: Any, en
         if column not in row:
             raise ValueError(
                 f"{name} has no column {column!r} with the true answers; its columns are {sorted(row)}. Set "
-                "answer_column to one of them, or choose advantage_estimator='grpo', the one estimator that needs no answers."
+                "answer_column to one of them, or choose an advantage_estimator that needs none, such as 'grpo'."
             )
         scored_answer(row[column], f"{column!r} of the first row of {name}")
 
@@ -244,7 +268,7 @@ def warn_of_settings(args: A2TGPOConfig, protocol: str | None) -> None:
         args ([`A2TGPOConfig`]): The options.
         protocol (`str`, *optional*): The tool protocol, `"chat"` or `"tags"`, if there are tools.
     """
-    if args.advantage_estimator != "grpo" and args.every_update_is_on_policy:
+    if args.estimator.off_policy and args.every_update_is_on_policy:
         logger.warning(
             "Every update will be on-policy: the importance ratio is 1 and no clip range ever binds, so epsilon and "
             "turn_clip_strength do nothing. For several updates per rollout batch set steps_per_generation "

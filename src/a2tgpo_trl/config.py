@@ -1,12 +1,15 @@
 """Configuration of [`A2TGPOTrainer`]."""
 
+import pickle
 import re
 from dataclasses import dataclass, field, fields
+from types import SimpleNamespace
 from typing import Any
 
 from trl import GRPOConfig
 
-ADVANTAGE_ESTIMATORS = ("a2tgpo", "igpo", "grpo")
+from .credit import ESTIMATORS, SIGNALS, Estimator, estimator_of, options_read
+
 IMPORTANCE_SAMPLING_LEVELS = ("turn", "token", "sequence")
 TURN_NORMALIZATIONS = ("turn_group", "group", "none")
 BELIEF_MEASURES = ("logprob", "prob")
@@ -29,26 +32,10 @@ _CLIP_RANGES = {"turn": (3e-3, 4e-3), "sequence": (3e-3, 4e-3), "token": (0.2, 0
 
 _CLOSING_TAG = re.compile(r"\s*(</[^<>\s]+>)")
 
-# What the estimator decides where the option is not given: the paper's settings, and for TRL's algorithm TRL's
-_PAPERS = {"importance_sampling_level": "turn", "loss_type": "grpo", "skip_empty_updates": True}
-_TRLS = {"importance_sampling_level": "token", "loss_type": "dapo", "skip_empty_updates": False}
-_DEFAULTS = {"a2tgpo": _PAPERS, "igpo": _PAPERS, "grpo": _TRLS}
-
-# Options that one estimator reads and another does not: setting them would be silently without effect
-_UNREAD = {
-    "a2tgpo": (),
-    "igpo": ("turn_advantage_coef", "turn_clip_strength", "turn_normalization", "turn_rescale"),
-    "grpo": (
-        "turn_advantage_coef",
-        "turn_clip_strength",
-        "turn_normalization",
-        "turn_rescale",
-        "turn_gamma",
-        "belief_measure",
-        "answer_template",
-        "ig_tokens_per_batch",
-    ),
-}
+# Options that some estimator reads: setting one that the chosen one does not read would be silently without effect
+_ESTIMATORS_OPTIONS = tuple(
+    dict.fromkeys(option for estimator in ESTIMATORS.values() for option in options_read(estimator))
+)
 
 
 @dataclass
@@ -97,7 +84,8 @@ class A2TGPOConfig(GRPOConfig):
         metadata={
             "help": "'a2tgpo'; 'igpo' (gains pooled per prompt, outcome as last term of the discounted sum, arXiv "
             "2510.14967, whose importance ratio is per token); or 'grpo' (TRL's outcome advantage alone: no information gain is "
-            "computed, and importance_sampling_level, epsilon, loss_type and skip_empty_updates default to what GRPOTrainer does)."
+            "computed, and importance_sampling_level, epsilon, loss_type and skip_empty_updates default to what GRPOTrainer does). "
+            "In Python also a subclass of a2tgpo_trl.credit.Estimator of your own, or an object of one."
         },
     )
     turn_advantage_coef: float = field(
@@ -270,8 +258,8 @@ class A2TGPOConfig(GRPOConfig):
     )
 
     def __post_init__(self):
-        self._check_choice("advantage_estimator", ADVANTAGE_ESTIMATORS)
-        for option, default in _DEFAULTS[self.advantage_estimator].items():
+        self._check_estimator()
+        for option, default in (Estimator.defaults | self.estimator.defaults).items():
             if getattr(self, option) is None:
                 setattr(self, option, default)
         self._check_choice("importance_sampling_level", IMPORTANCE_SAMPLING_LEVELS)
@@ -305,6 +293,23 @@ class A2TGPOConfig(GRPOConfig):
         super().__post_init__()
 
     @property
+    def estimator(self) -> Estimator:
+        """The estimator that `advantage_estimator` names, or is."""
+        return estimator_of(self.advantage_estimator)
+
+    def options_for(self, estimator: Estimator) -> SimpleNamespace:
+        """What an estimator may read: the options that it states."""
+        return SimpleNamespace(**{option: getattr(self, option) for option in estimator.options})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As TRL's; an estimator of one's own stands there by the name of its class, so that it can be written as JSON."""
+        options = super().to_dict()
+        if not isinstance(self.advantage_estimator, str):
+            cls = type(self.estimator)
+            options["advantage_estimator"] = f"{cls.__module__}.{cls.__qualname__}"
+        return options
+
+    @property
     def every_update_is_on_policy(self) -> bool:
         """Whether no weight changes between a generation batch and its last update."""
         return self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0
@@ -321,6 +326,31 @@ class A2TGPOConfig(GRPOConfig):
         value = getattr(self, option)
         if value not in choices:
             raise ValueError(f"{option} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+    def _check_estimator(self) -> None:
+        estimator, defaults = self.estimator, {option.name: option.default for option in fields(self)}
+        name = type(estimator).__name__
+        if unknown := set(estimator.signals) - set(SIGNALS):
+            raise ValueError(
+                f"{name}.signals names {min(unknown)!r}, which is not measured: there are {', '.join(SIGNALS)}."
+            )
+        if unknown := set(estimator.options) - set(defaults):
+            raise ValueError(
+                f"{name}.options names {min(unknown)!r}, which is no option of {type(self).__name__}: give an estimator of "
+                "your own its settings as arguments of its __init__."
+            )
+        if fixed := [option for option in estimator.defaults if defaults.get(option, option) is not None]:
+            raise ValueError(
+                f"{name}.defaults names {fixed[0]!r}, which cannot depend on the estimator: only options whose default is "
+                "None can."
+            )
+        try:
+            pickle.dumps(self.advantage_estimator)
+        except Exception as error:
+            raise ValueError(
+                f"advantage_estimator={name} cannot be pickled, and checkpoints hold the options: define the class at the "
+                f"top level of a module, with attributes that can be pickled ({error})."
+            ) from error
 
     def _check_range(self, option: str, symbol: str, valid: bool, expected: str) -> None:
         if not valid:
@@ -351,11 +381,14 @@ class A2TGPOConfig(GRPOConfig):
 
     def _check_unread(self) -> None:
         defaults = {option.name: option.default for option in fields(self)}
-        for option in _UNREAD[self.advantage_estimator]:
-            if getattr(self, option) != defaults[option]:
+        read = options_read(self.estimator)
+        for option in _ESTIMATORS_OPTIONS:
+            if option not in read and getattr(self, option) != defaults[option]:
+                readers = [repr(name) for name, estimator in ESTIMATORS.items() if option in options_read(estimator)]
                 raise ValueError(
                     f"{option}={getattr(self, option)!r} has no effect with advantage_estimator="
-                    f"{self.advantage_estimator!r}: leave it at its default ({defaults[option]!r}), or choose 'a2tgpo'."
+                    f"{self.advantage_estimator!r}: leave it at its default ({defaults[option]!r}), or choose "
+                    f"{' or '.join(readers)}."
                 )
         if self.tool_protocol == "chat" and (
             self.tool_tags or self.result_tag != defaults["result_tag"] or self.answer_stop
@@ -365,7 +398,7 @@ class A2TGPOConfig(GRPOConfig):
             )
         if self.tool_loop == "trl":
             self._check_unread_by_trls_loop(defaults)
-        if self.loss_type in ("sapo", "vespo") and self.advantage_estimator == "a2tgpo" and self.turn_clip_strength:
+        if self.loss_type in ("sapo", "vespo") and "turn_clip_strength" in read and self.turn_clip_strength:
             raise ValueError(
                 f"loss_type={self.loss_type!r} has no clip range for turn_clip_strength={self.turn_clip_strength} to "
                 "adapt: set turn_clip_strength=0, or choose a clipped loss type such as 'grpo'."

@@ -10,52 +10,100 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .estimators import TurnCredit
+from .credit import TurnCredit, Turns
+from .functional import information_gain
 from .rollout import STOP_REASONS, ToolLoop
 
 
-def credit_metrics(credit: TurnCredit, num_generations: int) -> dict[str, float]:
+def credit_metrics(turns: Turns, credit: TurnCredit) -> dict[str, float]:
     """
     Metrics of a generation batch; see `docs/metrics.md` for what each one says. NaN where there is nothing to measure.
 
     Args:
-        credit ([`TurnCredit`]): Of the completions of all processes.
-        num_generations (`int`): Completions per prompt.
+        turns ([`Turns`]): Of all processes.
+        credit ([`TurnCredit`]): Their credit.
 
     Returns:
-        `dict[str, float]`: metric by name.
+        `dict[str, float]`: metric by name; those of beliefs and clip ranges where the estimator has such.
     """
-    gains, scored = credit.gains, ~credit.gains.isnan()  # (N, K)
-    turn = torch.arange(gains.size(1), device=gains.device)
-    exists = turn < credit.num_turns.unsqueeze(1)
-    is_tool_turn = turn < credit.num_tool_turns.unsqueeze(1)
-    group_sizes = (~credit.normalized.isnan()).unflatten(0, (-1, num_generations)).sum(1).flatten()
-    group_sizes = group_sizes[group_sizes > 0].float()  # one entry per turn group
-    turn_part = credit.advantages - credit.outcome_part
-    last_belief = credit.beliefs.gather(1, credit.num_tool_turns.unsqueeze(1)).squeeze(1)
+    metrics = _turn_metrics(turns, credit)
+    if "beliefs" in turns.signals:
+        metrics |= _belief_metrics(turns)
+    for name, values in credit.columns.items():
+        metrics |= _gain_metrics(values, turns) if name == "normalized_gain" else {f"{name}/mean": values.nanmean()}
+    return dict(zip(metrics, torch.stack([value.float() for value in metrics.values()]).tolist(), strict=True))
+
+
+def _turn_metrics(turns: Turns, credit: TurnCredit) -> dict[str, Tensor]:
     metrics = {
-        "turns/mean": credit.num_turns.float().mean(),
-        "turns/max": credit.num_turns.float().max(),
-        "turns/tool_mean": credit.num_tool_turns.float().mean(),
+        "turns/mean": turns.num_turns.float().mean(),
+        "turns/max": turns.num_turns.float().max(),
+        "turns/tool_mean": turns.num_tool_turns.float().mean(),
+        "advantages/outcome_abs_mean": turns.outcome.abs().mean(),
+    }
+    exists = torch.arange(turns.max_turns, device=turns.outcome.device) < turns.num_turns.unsqueeze(1)  # (N, K)
+    if credit.advantages.dim() == 2:
+        outcome_part = turns.outcome.unsqueeze(1) if credit.outcome_part is None else credit.outcome_part
+        metrics["advantages/turn_part_abs_mean"] = (credit.advantages - outcome_part)[exists].abs().mean()
+    if credit.clip_scale is not None:
+        scales = credit.clip_scale[exists]
+        metrics |= {
+            "clip_scale/min": _extreme(scales, "min"),
+            "clip_scale/mean": scales.mean(),
+            "clip_scale/max": _extreme(scales, "max"),
+        }
+    return metrics
+
+
+def _belief_metrics(turns: Turns) -> dict[str, Tensor]:
+    beliefs = turns.signals["beliefs"]
+    gains = information_gain(beliefs)
+    scored = ~gains.isnan()  # (N, K)
+    is_tool_turn = torch.arange(turns.max_turns, device=gains.device) < turns.num_tool_turns.unsqueeze(1)
+    metrics = {
         "information_gain/mean": gains.nanmean(),
         "information_gain/std": (gains - gains.nanmean()).square().nanmean().sqrt(),
         "information_gain/positive": (gains[scored] > 0).float().mean(),
         "information_gain/unscorable_turns": (is_tool_turn & ~scored).sum().float(),
-        "information_gain/normalized_abs_mean": credit.normalized.abs().nanmean(),
-        "turn_group/size_mean": group_sizes.mean(),
-        "turn_group/singletons": (group_sizes == 1).float().mean(),
-        "advantages/outcome_abs_mean": credit.outcome.abs().mean(),
-        "advantages/turn_part_abs_mean": turn_part[exists].abs().mean(),
-        "clip_scale/min": _extreme(credit.clip_scale[exists], "min"),
-        "clip_scale/mean": credit.clip_scale[exists].mean(),
-        "clip_scale/max": _extreme(credit.clip_scale[exists], "max"),
-        "belief/first": credit.beliefs[:, 0].nanmean(),
-        "belief/last": last_belief.nanmean(),
+        "belief/first": beliefs[:, 0].nanmean(),
+        "belief/last": beliefs.gather(1, turns.num_tool_turns.unsqueeze(1)).squeeze(1).nanmean(),
     }
     for k, column in enumerate(gains.unbind(1)):
         if not column.isnan().all():
             metrics[f"information_gain/turn_{k}"] = column.nanmean()
-    return dict(zip(metrics, torch.stack([value.float() for value in metrics.values()]).tolist(), strict=True))
+    return metrics
+
+
+def _gain_metrics(normalized: Tensor, turns: Turns) -> dict[str, Tensor]:
+    sizes = (~normalized.isnan()).unflatten(0, (-1, turns.num_generations)).sum(1).flatten()
+    sizes = sizes[sizes > 0].float()  # one entry per turn group
+    return {
+        "information_gain/normalized_abs_mean": normalized.abs().nanmean(),
+        "turn_group/size_mean": sizes.mean(),
+        "turn_group/singletons": (sizes == 1).float().mean(),
+    }
+
+
+def turn_table(turns: Turns, credit: TurnCredit) -> dict[str, Tensor]:
+    """
+    Columns of the completions table with a value for each turn, those that the estimator gives.
+
+    Args:
+        turns ([`Turns`]): Of all processes.
+        credit ([`TurnCredit`]): Their credit.
+
+    Returns:
+        `dict[str, Tensor]`: of shape `(N, K)`, by name.
+    """
+    table = {}
+    if "beliefs" in turns.signals:
+        table["information_gain"] = information_gain(turns.signals["beliefs"])
+    table |= credit.columns
+    if credit.advantages.dim() == 2:
+        table["turn_advantages"] = credit.advantages
+    if credit.clip_scale is not None:
+        table["clip_scale"] = credit.clip_scale
+    return table
 
 
 def _extreme(values: Tensor, which: str) -> Tensor:

@@ -25,6 +25,7 @@ from .belief import BeliefScorer, RidingModel, scored_answer, shared_beliefs
 from .checkpoints import damage_of, last_checkpoint, steps_of
 from .checks import (
     check_arguments,
+    check_columns,
     check_context_for_trls_loop,
     check_loop,
     check_observation_limit,
@@ -35,15 +36,23 @@ from .checks import (
     warn_of_settings,
 )
 from .config import A2TGPOConfig
-from .estimators import TurnCredit, assign_credit, removes_rounding, without_rounding
+from .credit import TurnCredit, Turns, check_credit, without_rounding
 from .finite_rewards import marking_nan, without_infinite
-from .functional import observation_ends, spread_turns, turn_ids, turn_level_old_logps
+from .functional import information_gain, observation_ends, spread_turns, turn_ids, turn_level_old_logps
 from .generation import TurnGenerator
-from .metrics import RolloutRecord, credit_metrics, distinct, rollout_metrics, rows_of_turns
+from .metrics import (
+    RolloutRecord,
+    credit_metrics,
+    distinct,
+    rollout_metrics,
+    rows_of_turns,
+    turn_table,
+)
 from .plain import plain_parts
 from .progress import progress
+from .records import SCHEMA
 from .records.recorder import TurnRecorder
-from .records.rows import RecordedRollout, credit_columns, outcome_columns, recorded_answer, turn_rows
+from .records.rows import RecordedRollout, credit_columns, recorded_answer, turn_rows
 from .records.tables import completions_table
 from .replaced import replaced
 from .rollout import (
@@ -62,15 +71,10 @@ from .updates import SkipUpdates
 
 logger = logging.get_logger(__name__)
 
-CREDIT_COLUMNS = {
-    "information_gain": "gains",
-    "normalized_gain": "normalized",
-    "turn_advantages": "advantages",
-    "clip_scale": "clip_scale",
-}
-"""Column of the completions table, and of what `play` returns → attribute of [`TurnCredit`]."""
+CREDIT_COLUMNS = ("information_gain", "turn_advantages", "clip_scale")
+"""Columns of the completions table, and of what `play` returns, beside those of the estimator."""
 TABLE_COLUMNS = ("step", "prompt", "completion", "advantage", "image", "rewards", *CREDIT_COLUMNS)
-"""Names that neither a reward function nor what it logs can have there."""
+"""Names that neither a reward function nor what it logs can have in the completions table."""
 
 
 class A2TGPOTrainer(GRPOTrainer):
@@ -142,12 +146,14 @@ class A2TGPOTrainer(GRPOTrainer):
         check_loop(args, protocol)
         if protocol == "tags" and args.tool_protocol == "auto":
             check_tags_are_told(args, processing_class, train_dataset, tools or [])
+        check_columns(args.estimator, {*TABLE_COLUMNS, *SCHEMA.names} - {"normalized_gain"})
         warn_of_settings(args, protocol)
         template_tools = tools
         if protocol == "tags" and environment_factory is None:
             # GRPOTrainer takes tools for calls of the chat template, which may not know any
             template_tools = None
             TagProtocol(processing_class, tools, args.tool_tags, args.result_tag)  # refuses what it cannot call
+        self.estimator = args.estimator
         self._inputs = self._answers = self._riding = self._generated = self._played = self._rewards = None
         self._loss_inputs, self._rides = None, False
         super().__init__(
@@ -168,7 +174,7 @@ class A2TGPOTrainer(GRPOTrainer):
         )
         if template_tools is not tools:
             self.tools = self._standalone_tools = list(tools)
-        self.reward_func_names = distinct(self.reward_func_names, TABLE_COLUMNS)
+        self.reward_func_names = distinct(self.reward_func_names, self._table_columns)
         self._set_up_rollouts(protocol, conversational)
         self._set_up_credit()
         self._set_up_updates()
@@ -216,7 +222,7 @@ class A2TGPOTrainer(GRPOTrainer):
             return super()._tokenize_prompts(prompts)
 
     def _log_completion_extra(self, column: str, values: list) -> None:
-        if column in (*TABLE_COLUMNS, *self.reward_func_names):
+        if column in (*self._table_columns, *self.reward_func_names):
             raise ValueError(
                 f"A reward function called log_extra for {column!r}, which is a column of the completions table already: "
                 "choose another name."
@@ -344,9 +350,9 @@ class A2TGPOTrainer(GRPOTrainer):
         On several processes each passes as many rows, and gets the rollouts of all.
 
         Returns:
-            `list[dict]`: for each rollout, row by row, its `prompt`, `completion` and `rewards` by name, and, unless the estimator is
-            `"grpo"`, lists of one number per turn: `information_gain`, `normalized_gain`, `turn_advantages` and
-            `clip_scale`.
+            `list[dict]`: for each rollout, row by row, its `prompt`, `completion` and `rewards` by name, and lists of one number per turn: what
+            the estimator gives each turn of `turn_advantages`, `clip_scale` and its own `columns`, and with beliefs
+            `information_gain`.
         """
         logs = {"prompt": [], "completion": [], "images": [], "advantages": deque()}
         logs |= {"rewards": defaultdict(list), "extra": defaultdict(list)}
@@ -374,8 +380,17 @@ class A2TGPOTrainer(GRPOTrainer):
 
     # ---- credit ------------------------------------------------------------------------------------------------
 
+    @property
+    def _measures_beliefs(self) -> bool:
+        return "beliefs" in self.estimator.signals
+
+    @property
+    def _table_columns(self) -> tuple[str, ...]:
+        """Columns of the completions table that are no reward function's."""
+        return (*TABLE_COLUMNS, *self.estimator.columns)
+
     def _set_up_credit(self) -> None:
-        if self.args.advantage_estimator != "grpo":
+        if self._measures_beliefs:
             model, tokenizer, length = self.model, self._tokenizer, context_length(self)
             self._scorer = BeliefScorer(model, tokenizer, self.accelerator, self.args, length)
 
@@ -388,52 +403,67 @@ class A2TGPOTrainer(GRPOTrainer):
         training = self.model.training  # generation may change it
         inputs = [dict(row) for row in inputs]  # which environments may add their answers to
         with replaced(self, _inputs=inputs, _answers=None, _played=None, _generated=None, _rewards=None):
-            if self.args.advantage_estimator == "grpo":
-                batch, credit = super()._generate_and_score_completions(inputs), None
-                if removes_rounding(self.args):
-                    batch["advantages"] = self._without_rounding(batch["advantages"], training)
-            else:
-                batch, credit = self._generate_and_credit(inputs, training)
+            with replaced(self, _rides=self._measures_beliefs and self._beliefs_ride(), _riding=None):
+                batch = super()._generate_and_score_completions(inputs)
+                turns = self._turns_of(batch, training)
+            credit = self.estimator.credit(turns, self.args.options_for(self.estimator))
+            check_credit(self.estimator, turns, credit)
+            self._add_credit(batch, turns, credit)
+            self._log_credit(batch, turns, credit, training)
             if training and self._recorder is not None:
-                self._record_turns(inputs, batch, credit)
+                self._record_turns(inputs, turns, credit)
         return batch
 
-    def _generate_and_credit(self, inputs: list[dict[str, Any]], training: bool) -> tuple[dict[str, Any], TurnCredit]:
-        with replaced(self, _rides=self._beliefs_ride(), _riding=None):
-            batch = super()._generate_and_score_completions(inputs)
-            answers, riding = self._answers, self._riding
+    def _turns_of(self, batch: dict[str, Any], training: bool) -> Turns:
+        """The turns of all processes' completions, for a group may span processes."""
         masks = batch["completion_mask"], batch.get("tool_mask")
-        ids, ends = turn_ids(*masks), observation_ends(*masks)
-        if riding is None:
-            plan = self._scorer.plan(batch, ends, answers)
+        batch["turn_ids"], ends = turn_ids(*masks), observation_ends(*masks)
+        local = batch["advantages"], batch["turn_ids"].amax(dim=1) + 1, (ends >= 0).sum(dim=1)
+        num_generations = self.num_generations if training else self.num_generations_eval
+        signals = {"beliefs": self._measure_beliefs(batch, ends, training)} if self._measures_beliefs else {}
+        outcome, num_turns, num_tool_turns = self.accelerator.gather(local)
+        rewards = self._total_rewards()
+        if self.args.skip_empty_updates and self.args.multi_objective_aggregation == "sum_then_normalize":
+            outcome = without_rounding(outcome, rewards.isnan(), num_generations)
+        return Turns(outcome, rewards, num_turns, num_tool_turns, num_generations, signals)
+
+    def _measure_beliefs(self, batch: dict[str, Any], ends: Tensor, training: bool) -> Tensor:
+        """Beliefs of all processes, `(N, K + 1)`."""
+        if self._riding is None:
+            plan = self._scorer.plan(batch, ends, self._answers)
             size = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
             with profiling_context(self, "information_gain"):
                 beliefs = self._scorer.measure(self.model, plan, size)
         else:
-            plan, beliefs = riding.plan, torch.cat(riding.beliefs)
-        credit = self._assign_credit(batch["advantages"], beliefs, plan.keys, ids, ends, training)
-        local = self._local_rows(len(inputs))
-        batch["turn_ids"] = ids
-        batch["advantages"] = spread_turns(credit.advantages[local], ids, fill=0.0)
-        batch["clip_scale"] = spread_turns(credit.clip_scale[local], ids, fill=1.0)
-        batch["information_gain"] = credit.gains[local]
-        self._log_credit(credit, batch["advantages"], ids, answers.count(None), training)
-        return batch, credit
+            plan, beliefs = self._riding.plan, torch.cat(self._riding.beliefs)
+        beliefs, keys = self.accelerator.gather((beliefs, plan.keys))
+        return shared_beliefs(beliefs.exp() if self.args.belief_measure == "prob" else beliefs, keys)
+
+    def _add_credit(self, batch: dict[str, Any], turns: Turns, credit: TurnCredit) -> None:
+        """What the loss reads, and with beliefs the gains, of this process's completions."""
+        ids = batch["turn_ids"]
+        local = self._local_rows(len(ids))
+        batch["advantages"] = advantages = credit.advantages[local]
+        if advantages.dim() == 2:
+            batch["advantages"] = spread_turns(advantages, ids, fill=0.0)
+        if credit.clip_scale is not None:
+            batch["clip_scale"] = spread_turns(credit.clip_scale[local], ids, fill=1.0)
+        if "beliefs" in turns.signals:
+            batch["information_gain"] = information_gain(turns.signals["beliefs"])[local]
 
     def _read_answers(self) -> list[str | None] | None:
         """The true answers of a batch, its own or its environments'; `None` if no belief in them is asked for."""
-        column, needed = self.args.answer_column, self.args.advantage_estimator != "grpo"
+        column, needed = self.args.answer_column, self._measures_beliefs
         if self.environments:
             add_answers(self._inputs, self.environments, column, needed)
         if not needed:
             return None
         return [scored_answer(row.get(column), f"{column!r} of {row.get('prompt')!r}") for row in self._inputs]
 
-    def _without_rounding(self, outcome: Tensor, training: bool) -> Tensor:
-        """This process's outcome advantages, exactly 0 in groups of equal rewards: a group may span processes."""
-        num_generations = self.num_generations if training else self.num_generations_eval
-        gathered = self.accelerator.gather(outcome)
-        return without_rounding(gathered, self._unscored(), num_generations)[self._local_rows(len(outcome))]
+    def _total_rewards(self) -> Tensor:
+        """Weighted sum of the rewards of all processes' completions, NaN for those without one, `(N,)`."""
+        weighted = self._rewards * self.reward_weights.to(self._rewards.device)
+        return weighted.nansum(dim=1).masked_fill(self._unscored(), math.nan)
 
     def _local_rows(self, size: int) -> slice:
         """This process's rows among those of all processes."""
@@ -467,35 +497,25 @@ class A2TGPOTrainer(GRPOTrainer):
         plan = self._scorer.plan(batch, observation_ends(batch["completion_mask"], tool_mask), self._answers)
         return self._scorer.ride(model, plan)
 
-    def _assign_credit(
-        self, outcome: Tensor, beliefs: Tensor, keys: Tensor, ids: Tensor, ends: Tensor, training: bool
-    ) -> TurnCredit:
-        """Credit of all processes' completions: a group may span processes."""
-        num_turns, num_tool_turns = ids.amax(dim=1) + 1, (ends >= 0).sum(dim=1)
-        local = (beliefs, keys, outcome, num_turns, num_tool_turns)
-        beliefs, keys, *gathered = self.accelerator.gather(local)
-        beliefs = beliefs.exp() if self.args.belief_measure == "prob" else beliefs
-        num_generations = self.num_generations if training else self.num_generations_eval
-        return assign_credit(shared_beliefs(beliefs, keys), *gathered, self._unscored(), num_generations, self.args)
-
-    def _log_credit(
-        self, credit: TurnCredit, advantages: Tensor, ids: Tensor, num_unanswerable: int, training: bool
-    ) -> None:
+    def _log_credit(self, batch: dict[str, Any], turns: Turns, credit: TurnCredit, training: bool) -> None:
         metrics = self._metrics["train" if training else "eval"]
-        num_generations = self.num_generations if training else self.num_generations_eval
-        for name, value in credit_metrics(credit, num_generations).items():
+        for name, value in credit_metrics(turns, credit).items():
             metrics[name].append(value)
-        # Advantages are 0 off-turn, so this is the mean over the tokens that were trained on
-        per_completion = advantages.sum(dim=1) / (ids >= 0).sum(dim=1).clamp(min=1)
-        unanswerable = torch.tensor([float(num_unanswerable)], device=advantages.device)
-        per_completion, unanswerable = self.accelerator.gather((per_completion, unanswerable))
-        metrics["information_gain/rows_without_answer"].append(unanswerable.sum().item())
-        trained_on = self._logs["advantages"]
-        for _ in range(min(len(per_completion), len(trained_on))):
-            trained_on.pop()  # the outcome advantages of this batch
-        trained_on.extend(per_completion.tolist())
-        for column, attribute in CREDIT_COLUMNS.items():
-            self._logs["extra"][column].extend(rows_of_turns(getattr(credit, attribute), credit.num_turns))
+        if "beliefs" in turns.signals:
+            unanswerable = torch.tensor([float(self._answers.count(None))], device=turns.outcome.device)
+            metrics["information_gain/rows_without_answer"].append(self.accelerator.gather(unanswerable).sum().item())
+        if credit.advantages.dim() == 2:
+            self._log_mean_advantages(batch["advantages"], batch["turn_ids"])
+        for column, values in turn_table(turns, credit).items():
+            self._logs["extra"][column].extend(rows_of_turns(values, turns.num_turns))
+
+    def _log_mean_advantages(self, advantages: Tensor, ids: Tensor) -> None:
+        """Replace the outcome advantages that TRL logged by means over the tokens that are trained on."""
+        per_completion = advantages.sum(dim=1) / (ids >= 0).sum(dim=1).clamp(min=1)  # advantages are 0 off-turn
+        per_completion, logged = self.accelerator.gather(per_completion), self._logs["advantages"]
+        for _ in range(min(len(per_completion), len(logged))):
+            logged.pop()
+        logged.extend(per_completion.tolist())
 
     # ---- loss and updates --------------------------------------------------------------------------------------
 
@@ -519,10 +539,8 @@ class A2TGPOTrainer(GRPOTrainer):
         logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(model, *batch, *args, **kwargs)
         batch = self._loss_inputs
         if batch is not None and "old_per_token_logps" in batch:
-            ids = batch.get("turn_ids")
-            if ids is None:  # advantage_estimator="grpo" leaves TRL's batch as it is
-                ids = turn_ids(batch["completion_mask"], batch.get("tool_mask"))
-            batch["old_per_token_logps"] = turn_level_old_logps(logps, batch["old_per_token_logps"], ids)
+            old = batch["old_per_token_logps"]
+            batch["old_per_token_logps"] = turn_level_old_logps(logps, old, batch["turn_ids"])
         return logps, entropies, aux_loss
 
     def _set_up_updates(self) -> None:
@@ -589,12 +607,10 @@ class A2TGPOTrainer(GRPOTrainer):
             self._recorder = TurnRecorder(self.args, self.accelerator)
             self.add_callback(self._recorder)
 
-    def _record_turns(self, inputs: list[dict[str, Any]], batch: dict[str, Any], credit: TurnCredit | None) -> None:
+    def _record_turns(self, inputs: list[dict[str, Any]], turns: Turns, credit: TurnCredit) -> None:
         local = self._local_rows(len(inputs))
         prompts, completions, masks = self._generated
-        given = self._rewards[local]
-        weighted = given * self.reward_weights.to(given.device)
-        total = weighted.nansum(dim=1).masked_fill(given.isnan().all(dim=1), math.nan).tolist()
+        given, total = self._rewards[local], turns.rewards[local].tolist()
         rollouts = []
         for i, row in enumerate(inputs):
             answer = row.get(self.args.answer_column)
@@ -611,12 +627,7 @@ class A2TGPOTrainer(GRPOTrainer):
                     played.stop_reason if played else None,
                 )
             )
-        epsilon = self.epsilon_low, self.epsilon_high
-        if credit is None:
-            num_turns = turn_ids(batch["completion_mask"], batch.get("tool_mask")).amax(dim=1) + 1
-            columns = outcome_columns(batch["advantages"], num_turns, epsilon)
-        else:
-            columns = credit_columns(credit, local, self.num_generations, epsilon)
+        columns = credit_columns(turns, credit, local, (self.epsilon_low, self.epsilon_high))
         rows = turn_rows(rollouts, columns, local.start, self.num_generations, self._tokenizer.batch_decode)
         self._recorder.record(rows, self.state)
 

@@ -7,6 +7,8 @@ import math
 import random
 import statistics
 
+import torch
+
 NAN = math.nan
 
 
@@ -80,6 +82,38 @@ def _normalize_cells(gains, groups_of_cells, eps):
             for (i, k), value in zip(cells, normalize([gains[i][k] for i, k in cells], eps), strict=True):
                 out[i][k] = value
     return out
+
+
+def standardize(values, set_ids, center=True, scale=True, leave_one_out=False, eps=1e-6):
+    """Turn by turn, with the exact means of `statistics`."""
+    out = [[NAN] * len(row) for row in values]
+    for i, row in enumerate(values):
+        for k, value in enumerate(row):
+            if math.isnan(value):
+                continue
+            cells = [(j, m) for j in range(len(values)) for m in range(len(row)) if set_ids[j][m] == set_ids[i][k]]
+            members = [values[j][m] for j, m in cells if not math.isnan(values[j][m])]
+            others = [values[j][m] for j, m in cells if (j, m) != (i, k) and not math.isnan(values[j][m])]
+            deviation = statistics.pstdev(members)
+            if not deviation:
+                out[i][k] = 0.0
+                continue
+            mean = statistics.mean(others if leave_one_out else members) if center else 0.0
+            out[i][k] = (value - mean) / (deviation + eps if scale else 1.0)
+    return out
+
+
+def normalize_along(values, dim, eps=1e-6):
+    """Standard scores along a dimension of a tensor, operation by operation: later versions have the same bits."""
+    present = ~values.isnan()
+    count = present.sum(dim, keepdim=True).clamp(min=1)
+    mean = values.nan_to_num().sum(dim, keepdim=True) / count
+    deviation = (values - mean).nan_to_num()
+    std = (deviation.square().sum(dim, keepdim=True) / count).sqrt()
+    lowest = values.masked_fill(~present, torch.inf).amin(dim, keepdim=True)
+    highest = values.masked_fill(~present, -torch.inf).amax(dim, keepdim=True)
+    normalized = torch.where(lowest == highest, 0.0, deviation / (std + eps))
+    return normalized.where(present, torch.nan)
 
 
 def normalize_turn_groups(gains, num_generations, eps=1e-6):  # equation 3

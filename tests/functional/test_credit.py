@@ -15,6 +15,7 @@ from a2tgpo_trl.functional import (
     information_gain,
     normalize_groups,
     normalize_turn_groups,
+    standardize,
     turn_advantages,
 )
 
@@ -51,6 +52,49 @@ def test_normalisation_matches_the_loop(seed, num_generations):
     ):
         close(normalize(tensor(gains), num_generations), expected(gains, num_generations))
         close(normalize(tensor(gains), num_generations, eps=0.1), expected(gains, num_generations, eps=0.1))
+
+
+COMPARISONS = [
+    dict(),
+    dict(eps=0.1),
+    dict(center=False),
+    dict(scale=False),
+    dict(leave_one_out=True),
+    dict(scale=False, leave_one_out=True),
+]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("options", COMPARISONS, ids=str)
+def test_standardisation_matches_the_loop(seed, options):
+    values, rng = reference.random_gains(seed), random.Random(seed)
+    ids = [[rng.choice([-3, 0, 7, 2**40, 5 + i]) for _ in row] for i, row in enumerate(values)]
+    close(standardize(tensor(values), torch.tensor(ids), **options), reference.standardize(values, ids, **options))
+
+
+def sets_of(gains, num_generations, by_turn):
+    """Turn groups, or prompts, as sets."""
+    prompt = torch.arange(len(gains)).unsqueeze(1) // num_generations
+    return prompt * 1000 + (torch.arange(gains.size(1)) if by_turn else torch.zeros(gains.size(1), dtype=torch.long))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("num_generations", [1, 2, 8, 16, 33])
+@pytest.mark.parametrize("num_turns", [1, 2, 5, 8, 19])
+def test_normalisers_have_the_bits_of_sums_along_a_dimension(dtype, num_generations, num_turns):
+    generator = torch.Generator().manual_seed(num_turns)
+    for scale in (1e-6, 1.0, 1e6):
+        gains = scale * torch.randn(3 * num_generations, num_turns, dtype=dtype, generator=generator)
+        gains[torch.rand(gains.shape, generator=generator) < 0.3] = NAN
+        groups = gains.unflatten(0, (3, num_generations))
+        for by_turn, normalize, expected in (
+            (True, normalize_turn_groups, reference.normalize_along(groups, 1)),
+            (False, normalize_groups, reference.normalize_along(groups.flatten(1), 1)),
+        ):
+            normalized = normalize(gains, num_generations)
+            assert torch.equal(normalized.nan_to_num(nan=99.0), expected.view_as(gains).nan_to_num(nan=99.0))
+            by_ids = standardize(gains, sets_of(gains, num_generations, by_turn))
+            assert_close(by_ids, normalized, equal_nan=True, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -103,6 +147,37 @@ def test_pooled_groups_by_hand():
     root = math.sqrt(5)
     expected = [[-3 / root, -1 / root, 1 / root], [3 / root, NAN, NAN]]
     close(normalize_groups(tensor([[0.0, 2.0, 4.0], [6.0, NAN, NAN]]), 2, eps=0.0), expected)
+
+
+def test_standardisation_by_hand():
+    # the set 7: 0, 2, 4 -> μ = 2, σ = √(8 / 3); the set 8: 5 and nothing else; the set 9: 3, 3
+    values, ids = (
+        tensor([[0.0, 5.0, 3.0], [2.0, 4.0, 3.0], [NAN, NAN, NAN]]),
+        torch.tensor([[7, 8, 9], [7, 7, 9], [7, 8, 6]]),
+    )
+    root, rest = math.sqrt(8 / 3), [NAN] * 3
+    close(standardize(values, ids, eps=0.0), [[-2 / root, 0.0, 0.0], [0.0, 2 / root, 0.0], rest])
+    close(standardize(values, ids, scale=False), [[-2.0, 0.0, 0.0], [0.0, 2.0, 0.0], rest])
+    # 0 against the mean of 2 and 4, 2 against that of 0 and 4, 4 against that of 0 and 2
+    left_out = standardize(values, ids, scale=False, leave_one_out=True)
+    close(left_out, [[-3.0, 0.0, 0.0], [0.0, 3.0, 0.0], rest])
+    close(standardize(values, ids, center=False, eps=0.0), [[0.0, 0.0, 0.0], [2 / root, 4 / root, 0.0], rest])
+    close(standardize(values, ids, eps=1.0)[1:2, 1:2], [[2 / (root + 1)]])
+
+
+def test_standardisation_of_rounding_is_zero():
+    values = torch.full((7, 3), 0.1)
+    for options in COMPARISONS:
+        assert (standardize(values, torch.zeros(7, 3, dtype=torch.long), **options) == 0).all()
+
+
+def test_standardisation_of_no_rows_and_of_other_shapes():
+    assert standardize(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long)).shape == (0, 3)
+    with pytest.raises(ValueError, match=r"set_ids has the shape \(2,\), and values \(2, 1\)"):
+        standardize(torch.zeros(2, 1), torch.zeros(2, dtype=torch.long))
+    for options in (dict(scale=False), dict(leave_one_out=True)):
+        with pytest.raises(ValueError, match=r"center=False.*set center=True for leave_one_out, and center or scale"):
+            standardize(torch.zeros(2, 1), torch.zeros(2, 1, dtype=torch.long), center=False, **options)
 
 
 def test_accumulation_by_hand():

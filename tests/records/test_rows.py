@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from a2tgpo_trl.estimators import TurnCredit
+from a2tgpo_trl.credit import TurnCredit, Turns
 from a2tgpo_trl.records import RecordStore
-from a2tgpo_trl.records.rows import RecordedRollout, credit_columns, outcome_columns, split_turns, turn_rows
+from a2tgpo_trl.records.rows import RecordedRollout, credit_columns, split_turns, turn_rows
 from a2tgpo_trl.rollout.calls import ToolCall, ToolResult
 
 NAN = math.nan
@@ -31,7 +31,7 @@ def test_rows():
         RecordedRollout([9], [1, 2, 3], [1, 0, 1], "Paris", rewards, 1.0, [[call, bad]], "answered"),
         RecordedRollout([8, 8], [4], None, None, {"exact": 0.0, "other": 0.0}, 0.0),
     ]
-    credit = {"advantage": [[0.5, -0.5], [0.25, NAN]], "information_gain": [[0.1], [NAN]]}
+    credit = {"advantage": [[0.5, -0.5], [0.25, NAN]], "information_gain": [[0.1], [NAN]], "bonus": [[NAN], [2.0]]}
     first, second, third = turn_rows(rollouts, credit, 3, 4, decode)
     shared = {"group": 0, "generation": 3, "num_turns": 2, "prompt": "9", "answer": "Paris", "reward": 1.0}
     assert shared.items() <= first.items() and shared.items() <= second.items()
@@ -40,6 +40,11 @@ def test_rows():
     assert (second["turn"], second["text"], second["observation"], second["calls"]) == (1, "3", None, [])
     assert (first["advantage"], second["advantage"]) == (0.5, -0.5)
     assert (first["information_gain"], second["information_gain"]) == (0.1, None)
+    assert [row["estimator_columns"] for row in (first, second, third)] == [
+        {"bonus": None},
+        {"bonus": None},
+        {"bonus": 2.0},
+    ]
     assert first["calls"] == [
         {"name": "search", "arguments": '{"query": "Lyon"}', "result": "A city.", "failed": False, "seconds": 0.5},
         {"name": "searhc", "arguments": "{}", "result": '[{"type": "text"}]', "failed": True, "seconds": None},
@@ -68,19 +73,20 @@ def test_results_that_are_no_json():
 
 def test_credit_columns():
     gains = torch.tensor([[1.0, NAN], [2.0, 3.0], [NAN, NAN], [NAN, NAN]])
-    credit = TurnCredit(
-        beliefs=torch.tensor([[0.0, 1.0, NAN], [0.0, 2.0, 5.0], [0.5, NAN, NAN], [0.5, NAN, NAN]]),
-        gains=gains,
-        normalized=gains - 1.5,
+    turns = Turns(
         outcome=torch.tensor([1.0, -1.0, 0.0, 0.0]),
-        outcome_part=torch.tensor([[1.0, 1.0], [-1.0, -1.0], [0.0, 0.0], [0.0, 0.0]]),
-        advantages=gains + 1,
-        clip_scale=torch.tensor([[1.5, 1.0], [0.5, 1.0], [1.0, 1.0], [1.0, 1.0]]),
+        rewards=torch.zeros(4),
         num_turns=torch.tensor([2, 2, 1, 1]),
         num_tool_turns=torch.tensor([1, 2, 0, 0]),
+        num_generations=2,
+        signals={"beliefs": torch.tensor([[0.0, 1.0, NAN], [0.0, 2.0, 5.0], [0.5, NAN, NAN], [0.5, NAN, NAN]])},
     )
-    columns = credit_columns(credit, slice(1, 3), 2, (0.2, 0.4))
+    scale = torch.tensor([[1.5, 1.0], [0.5, 1.0], [1.0, 1.0], [1.0, 1.0]])
+    credit = TurnCredit(gains.nan_to_num() + 1, scale, columns={"normalized_gain": gains - 1.5, "bonus": gains * 2})
+    columns = credit_columns(turns, credit, slice(1, 3), (0.2, 0.4))
     assert columns["belief_before"][0] == [0.0, 2.0] and columns["belief_after"][0] == [2.0, 5.0]
+    assert columns["information_gain"][0] == [2.0, 3.0] and columns["normalized_gain"][0] == [0.5, 1.5]
+    assert columns["bonus"][0] == [4.0, 6.0]
     assert columns["turn_group_size"][0] == [2.0, 1.0] and math.isnan(columns["turn_group_size"][1][0])
     assert columns["outcome_advantage"][0] == [-1.0, -1.0]
     assert columns["outcome_advantage"][1][0] == 0.0 and math.isnan(columns["outcome_advantage"][1][1])
@@ -88,8 +94,10 @@ def test_credit_columns():
     torch.testing.assert_close(torch.tensor(columns["clip_high"]), torch.tensor([[1.2, 1.4], [1.4, 1.4]]))
 
 
-def test_outcome_columns():
-    columns = outcome_columns(torch.tensor([0.5, -0.5]), torch.tensor([2, 1]), (0.25, 0.5))
+def test_credit_columns_of_completions_whose_turns_share_an_advantage():
+    outcome, num_turns = torch.tensor([0.5, -0.5]), torch.tensor([2, 1])
+    turns = Turns(outcome, outcome, num_turns, num_turns - 1, 2)
+    columns = credit_columns(turns, TurnCredit(outcome), slice(0, 2), (0.25, 0.5))
     assert columns.keys() == {"advantage", "outcome_advantage", "clip_scale", "clip_low", "clip_high"}
     assert columns["advantage"][0] == [0.5, 0.5] and columns["advantage"][1][0] == -0.5
     assert math.isnan(columns["advantage"][1][1])

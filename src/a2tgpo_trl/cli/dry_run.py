@@ -1,6 +1,7 @@
 """What `a2tgpo train --dry_run` shows."""
 
 import dataclasses
+from collections.abc import Collection
 from enum import Enum
 from typing import Any
 
@@ -46,7 +47,7 @@ def show(trainer: A2TGPOTrainer, options: dict[str, Any]) -> None:
         ),
         "Prompt": trainer._tokenizer.decode(prompt),
         f"Rollout 1 of {len(group)}": _text(group[0]["completion"]),
-        "Its credit, turn by turn": credit_table(group[0]),
+        "Its credit, turn by turn": credit_table(group[0], trainer.estimator.columns),
         "Rewards": "  ".join(f"{name} {value}" for name, value in group[0]["rewards"].items()),
         "Memory of one device, estimated": memory_table(estimate(trainer, len(prompt))),
     }
@@ -54,12 +55,19 @@ def show(trainer: A2TGPOTrainer, options: dict[str, Any]) -> None:
         print(f"\n{title}\n{'-' * len(title)}\n{plain(content).strip()}")
 
 
-def credit_table(played: dict[str, Any]) -> str:
-    """Turns of a rollout that [`A2TGPOTrainer.play`] returned, one a line."""
-    if "information_gain" not in played:
-        return "The estimator 'grpo' gives every turn the outcome's advantage."
-    header = "turn " + "".join(f"{title:>12}" for title in COLUMNS.values())
-    turns = zip(*(played[name] for name in COLUMNS), strict=True)
+def credit_table(played: dict[str, Any], own: Collection[str] = ()) -> str:
+    """
+    Turns of a rollout, one a line.
+
+    Args:
+        played (`dict`): As [`A2TGPOTrainer.play`] returned it.
+        own (`Collection[str]`): Columns of the estimator.
+    """
+    shown = {name: COLUMNS.get(name, name) for name in (*COLUMNS, *own) if name in played}
+    if "turn_advantages" not in shown:
+        return "Every turn has the advantage of its rollout."
+    header = "turn " + "".join(f" {title:>11}" for title in shown.values())
+    turns = zip(*(played[name] for name in shown), strict=True)
     lines = ["".join(["     -      " if v is None else f"{v:12.3f}" for v in values]) for values in turns]
     return "\n".join([header, *(f"{k:<5}{line}" for k, line in enumerate(lines))])
 

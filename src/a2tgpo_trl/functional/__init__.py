@@ -13,6 +13,7 @@ from .credit import (
     information_gain,
     normalize_groups,
     normalize_turn_groups,
+    standardize,
     turn_advantages,
 )
 from .ratio import turn_level_old_logps, turn_log_ratio
@@ -23,6 +24,7 @@ __all__ = [
     "observation_ends",
     "spread_turns",
     "information_gain",
+    "standardize",
     "normalize_turn_groups",
     "normalize_groups",
     "accumulate",

@@ -26,6 +26,67 @@ def information_gain(beliefs: Tensor) -> Tensor:
     return beliefs[:, 1:] - beliefs[:, :-1]
 
 
+def standardize(
+    values: Tensor,
+    set_ids: Tensor,
+    center: bool = True,
+    scale: bool = True,
+    leave_one_out: bool = False,
+    eps: float = 1e-6,
+) -> Tensor:
+    """
+    Compare each turn with those of its comparison set: `(x - μ) / (σ + ε)` with the population deviation of the set.
+
+    Args:
+        values (`Tensor`, shape `(N, K)`):
+            Gains, rewards or returns, NaN where a turn has none.
+        set_ids (`Tensor`, shape `(N, K)`, long):
+            Which set a turn belongs to, by any number. A turn that is NaN is a member of none.
+        center (`bool`):
+            Whether to subtract the mean μ.
+        scale (`bool`):
+            Whether to divide by `σ + ε`.
+        leave_one_out (`bool`):
+            Whether μ is the mean of the set's other members. σ remains that of the whole set.
+        eps (`float`):
+            Added to the deviation, in the unit of the values.
+
+    Returns:
+        `Tensor`, shape `(N, K)`: NaN stays NaN; a set of one, or of equal values, gives 0.
+
+    Raises:
+        ValueError: If the shapes differ, nothing is to be done (neither `center` nor `scale`), or a mean is asked for by
+            `leave_one_out` that `center=False` does not subtract.
+
+    Example:
+        >>> returns = torch.tensor([[1.0, 5.0], [3.0, float("nan")]])
+        >>> standardize(returns, torch.tensor([[7, 8], [7, 7]]), scale=False)
+        tensor([[-1.,  0.],
+                [ 1., nan]])
+        >>> standardize(returns, torch.zeros(2, 2, dtype=torch.long), scale=False, leave_one_out=True)
+        tensor([[-3.,  3.],
+                [ 0., nan]])
+    """
+    if values.shape != set_ids.shape:
+        raise ValueError(
+            f"set_ids has the shape {tuple(set_ids.shape)}, and values {tuple(values.shape)}: give the set of each value."
+        )
+    if not center and (leave_one_out or not scale):
+        raise ValueError(
+            f"center=False, scale={scale}, leave_one_out={leave_one_out}: set center=True for leave_one_out, and center or "
+            "scale for anything to happen."
+        )
+    ids = set_ids.flatten().unique(return_inverse=True)[1]  # (N K,) from 0 on
+    order, sizes = ids.argsort(stable=True), ids.bincount()
+    ids = ids[order]
+    place = torch.arange(len(ids), device=ids.device) - (sizes.cumsum(0) - sizes)[ids]  # of a turn in its set
+    sets = values.new_full((len(sizes), int(place.max()) + 1 if len(ids) else 1), torch.nan)  # a row each, NaN to fill
+    sets[ids, place] = values.flatten()[order]
+    standardized = torch.empty_like(values).flatten()
+    standardized[order] = _standardize(sets, 1, eps, center, scale, leave_one_out)[ids, place]
+    return standardized.view_as(values)
+
+
 def normalize_turn_groups(gains: Tensor, num_generations: int, eps: float = 1e-6) -> Tensor:
     """
     Normalise gains within (prompt, turn index), `(g - μ) / (σ + ε)` with the population deviation (equation 3).
@@ -49,7 +110,7 @@ def normalize_turn_groups(gains: Tensor, num_generations: int, eps: float = 1e-6
         tensor([[-1.0000,  0.0000],
                 [ 1.0000,     nan]])
     """
-    return _normalize(_grouped(gains, num_generations), dim=1, eps=eps).view_as(gains)
+    return _standardize(_grouped(gains, num_generations), dim=1, eps=eps).view_as(gains)
 
 
 def normalize_groups(gains: Tensor, num_generations: int, eps: float = 1e-6) -> Tensor:
@@ -58,7 +119,7 @@ def normalize_groups(gains: Tensor, num_generations: int, eps: float = 1e-6) -> 
 
     Takes and returns what [`normalize_turn_groups`] does; the group is the prompt instead of (prompt, turn index).
     """
-    return _normalize(_grouped(gains, num_generations).flatten(1), dim=1, eps=eps).view_as(gains)
+    return _standardize(_grouped(gains, num_generations).flatten(1), dim=1, eps=eps).view_as(gains)
 
 
 def accumulate(normalized: Tensor, gamma: float = 1.0, rescale: bool = True) -> Tensor:
@@ -170,14 +231,21 @@ def _grouped(gains: Tensor, num_generations: int) -> Tensor:
     return gains.unflatten(0, (-1, num_generations))  # (N / G, G, K)
 
 
-def _normalize(values: Tensor, dim: int, eps: float) -> Tensor:
+def _standardize(
+    values: Tensor, dim: int, eps: float, center: bool = True, scale: bool = True, leave_one_out: bool = False
+) -> Tensor:
+    """[`standardize`] where sets are slices: a sum in another order than that of a dimension would have other last bits."""
     present = ~values.isnan()
     count = present.sum(dim, keepdim=True).clamp(min=1)
     mean = values.nan_to_num().sum(dim, keepdim=True) / count
     deviation = (values - mean).nan_to_num()
     std = (deviation.square().sum(dim, keepdim=True) / count).sqrt()
+    compared = deviation if center else values.nan_to_num()
+    if leave_one_out:
+        compared = compared * count / (count - 1).clamp(min=1)
+    if scale:
+        compared = compared / (std + eps)
     # Equal values can differ from their own mean by rounding, which a division by ε would blow up
     lowest = values.masked_fill(~present, torch.inf).amin(dim, keepdim=True)
     highest = values.masked_fill(~present, -torch.inf).amax(dim, keepdim=True)
-    normalized = torch.where(lowest == highest, 0.0, deviation / (std + eps))
-    return normalized.where(present, torch.nan)
+    return torch.where(lowest == highest, 0.0, compared).where(present, torch.nan)

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..estimators import TurnCredit
+from ..credit import TurnCredit, Turns
+from ..functional import information_gain
 from ..rollout.calls import ToolCall, ToolResult
+from .schema import SCHEMA
 from .tables import as_json, encodable
 
 Ids = list[int]
@@ -54,7 +56,8 @@ def turn_rows(
 
     Args:
         rollouts (`Sequence[RecordedRollout]`): `N` of them.
-        credit (`dict`): Columns of credit, `N` lists each with a number for each turn; a NaN, or none, is null.
+        credit (`dict`): Columns of credit, `N` lists each with a number for each turn; a NaN, or none, is null. Those that
+            [`SCHEMA`] does not name are the estimator's own.
         first (`int`): Number of the first rollout in the batch of all processes.
         num_generations (`int`): Rollouts of a group.
         decode (`Callable`): Texts of lists of tokens.
@@ -67,6 +70,8 @@ def turn_rows(
     pieces = [piece for row in turns for turn in row for piece in turn]
     texts = iter(decode([*map(list, prompts), *pieces]))
     prompts = {ids: next(texts) for ids in prompts}
+    known = {name: column for name, column in credit.items() if name in SCHEMA.names}
+    own = {name: column for name, column in credit.items() if name not in known}
     rows = []
     for i, rollout in enumerate(rollouts):
         shared = {
@@ -91,7 +96,8 @@ def turn_rows(
                     "num_observation_tokens": len(observed),
                     "calls": [_call(*call) for call in rollout.calls[k]] if k < len(rollout.calls) else [],
                 }
-                | {name: _number(column[i], k) for name, column in credit.items()}
+                | _numbers(known, i, k)
+                | {"estimator_columns": _numbers(own, i, k)}
             )
     return rows
 
@@ -119,38 +125,55 @@ def split_turns(completion_ids: Ids, tool_mask: list[int] | None) -> list[tuple[
 
 
 def credit_columns(
-    credit: TurnCredit, local: slice, num_generations: int, epsilon: tuple[float, float]
+    turns: Turns, credit: TurnCredit, local: slice, epsilon: tuple[float, float]
 ) -> dict[str, list[list[float]]]:
     """
     The credit of some completions, by column of [`SCHEMA`].
 
     Args:
-        credit ([`TurnCredit`]): Of the completions of all processes.
+        turns ([`Turns`]): Of the completions of all processes.
+        credit ([`TurnCredit`]): Their credit.
         local (`slice`): Which of them.
-        num_generations (`int`): Completions per prompt.
         epsilon (`tuple[float, float]`): The clip range, below and above 1.
 
     Returns:
-        `dict[str, list[list[float]]]`: for each completion a number for each turn, NaN where it has none.
+        `dict[str, list[list[float]]]`: for each completion a number for each turn, NaN where it has none; the estimator's
+        own columns too, by their names.
     """
-    gains = credit.gains  # (N, K)
-    counted = ~credit.normalized.isnan()
-    members = counted.unflatten(0, (-1, num_generations)).sum(1).repeat_interleave(num_generations, 0).float()
-    low, high = epsilon
-    is_trained_on = torch.arange(gains.size(1), device=gains.device) < credit.num_turns.unsqueeze(1)
-    advantages = {"advantage": credit.advantages, "outcome_advantage": credit.outcome_part}
-    columns: dict[str, Tensor] = {
-        "belief_before": credit.beliefs[:, :-1],
-        "belief_after": credit.beliefs[:, 1:],
-        "information_gain": gains,
-        "normalized_gain": credit.normalized,
-        "turn_group_size": members.where(counted, math.nan),
-        **{name: values.where(is_trained_on, math.nan) for name, values in advantages.items()},
-        "clip_scale": credit.clip_scale,
-        "clip_low": 1 - low * credit.clip_scale,
-        "clip_high": 1 + high * credit.clip_scale,
+    outcome = turns.outcome.unsqueeze(1).expand(-1, turns.max_turns)  # (N, K)
+    is_trained_on = torch.arange(turns.max_turns, device=outcome.device) < turns.num_turns.unsqueeze(1)
+    advantages = {
+        "advantage": credit.advantages if credit.advantages.dim() == 2 else credit.advantages.unsqueeze(1),
+        "outcome_advantage": outcome if credit.outcome_part is None else credit.outcome_part,
     }
+    columns: dict[str, Tensor] = {
+        **{name: values.where(is_trained_on, math.nan) for name, values in advantages.items()},
+        **_clip_ranges(credit, outcome, epsilon),
+    }
+    if "beliefs" in turns.signals:
+        beliefs = turns.signals["beliefs"]
+        columns |= {"belief_before": beliefs[:, :-1], "belief_after": beliefs[:, 1:]}
+        columns["information_gain"] = information_gain(beliefs)
+    columns |= credit.columns
+    if "normalized_gain" in credit.columns:
+        normalized = credit.columns["normalized_gain"]
+        columns["turn_group_size"] = _members(~normalized.isnan(), turns.num_generations)
     return {name: values[local].tolist() for name, values in columns.items()}
+
+
+def _clip_ranges(credit: TurnCredit, like: Tensor, epsilon: tuple[float, float]) -> dict[str, Tensor]:
+    low, high = epsilon
+    scale = credit.clip_scale
+    if scale is None:
+        constants = {"clip_scale": 1.0, "clip_low": 1 - low, "clip_high": 1 + high}
+        return {name: like.new_full(like.shape, value) for name, value in constants.items()}
+    return {"clip_scale": scale, "clip_low": 1 - low * scale, "clip_high": 1 + high * scale}
+
+
+def _members(counted: Tensor, num_generations: int) -> Tensor:
+    """For each turn that counts, how many of its (prompt, turn index) do; NaN elsewhere."""
+    members = counted.unflatten(0, (-1, num_generations)).sum(1).repeat_interleave(num_generations, 0)
+    return members.float().where(counted, math.nan)
 
 
 def recorded_answer(value: Any) -> str | None:
@@ -159,24 +182,8 @@ def recorded_answer(value: Any) -> str | None:
     return next((str(alias) for alias in aliases if alias is not None and str(alias).strip()), None)
 
 
-def outcome_columns(
-    advantages: Tensor, num_turns: Tensor, epsilon: tuple[float, float]
-) -> dict[str, list[list[float]]]:
-    """
-    As [`credit_columns`], where every turn has the advantage of its completion.
-
-    Args:
-        advantages (`Tensor`, shape `(N,)`): Outcome advantages.
-        num_turns (`Tensor`, shape `(N,)`): Turns that are trained on.
-        epsilon (`tuple[float, float]`): The clip range, below and above 1.
-    """
-    low, high = epsilon
-    is_trained_on = torch.arange(int(num_turns.max()), device=num_turns.device) < num_turns.unsqueeze(1)
-    each = advantages.unsqueeze(1).expand(is_trained_on.shape).where(is_trained_on, math.nan)
-    constants = {"clip_scale": 1.0, "clip_low": 1 - low, "clip_high": 1 + high}
-    columns = {"advantage": each, "outcome_advantage": each}
-    columns |= {name: each.new_full(each.shape, value) for name, value in constants.items()}
-    return {name: values.tolist() for name, values in columns.items()}
+def _numbers(columns: dict[str, list[list[float]]], rollout: int, turn: int) -> dict[str, float | None]:
+    return {name: _number(column[rollout], turn) for name, column in columns.items()}
 
 
 def _number(values: list[float], turn: int) -> float | None:

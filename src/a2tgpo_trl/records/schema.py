@@ -49,6 +49,11 @@ SCHEMA = pa.schema(
         _column("clip_low", pa.float32(), "lower end of the clip range of the importance ratio", nullable=True),
         _column("clip_high", pa.float32(), "upper end of it", nullable=True),
         _column("clip_scale", pa.float32(), "factor of the clip range that the gain gave", nullable=True),
+        _column(
+            "estimator_columns",
+            pa.map_(pa.string(), pa.float32()),
+            "what else the estimator tells of the turn, by the name of its column",
+        ),
         _column("reward", pa.float32(), "weighted sum of the rewards of the rollout"),
         _column("rewards", pa.map_(pa.string(), pa.float32()), "reward by the name of its function"),
         _column(

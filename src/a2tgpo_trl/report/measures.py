@@ -76,7 +76,7 @@ class Measures:
 
     @property
     def scored(self) -> pd.DataFrame:
-        """The turns that have an information gain; with the estimator `"grpo"` none has."""
+        """The turns that have an information gain; with an estimator that measures none, no turn has."""
         return self.turns[self.turns["information_gain"].notna()]
 
 

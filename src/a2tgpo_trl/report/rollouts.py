@@ -33,6 +33,7 @@ DETAILS = (
     "clip_low",
     "clip_high",
     "clip_scale",
+    "estimator_columns",
 )
 """What is shown of a turn, of the columns of `records.SCHEMA`."""
 
@@ -153,7 +154,9 @@ def question(prompt: str, begin: int, end: int) -> str:
 
 def _tidy(value: Any) -> Any:
     if isinstance(value, list):
-        return [{name: _tidy(part) for name, part in call.items()} for call in value]
+        return [_tidy(part) for part in value]
+    if isinstance(value, dict):
+        return {name: _tidy(part) for name, part in value.items()}
     return _number(value) if isinstance(value, float) else value
 
 

@@ -130,8 +130,7 @@ def notes(run: Run, measures: Measures) -> list[str]:
     said, turns = list(run.notes), measures.turns
     if len(turns) and not len(measures.scored):
         said.append(
-            "No turn has an information gain: the model called no tool, no row had a true answer, or the estimator was "
-            '"grpo".'
+            "No turn has an information gain: no tool was called, no row had a true answer, or the estimator measures none."
         )
         parts = (turns["advantage"] - turns["outcome_advantage"]).dropna().abs()
         if len(parts) and parts.max() < 1e-6:

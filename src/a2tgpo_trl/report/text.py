@@ -94,7 +94,8 @@ def _show_rollout(title: str, rollout: Rollout, console: Console) -> None:
     console.print(
         _text(f"true answer {rollout.answer or _number(None)}, reward {_number(rollout.reward)}{ended} ({place})")
     )
-    credit = _table("", "Turn", "Advantage", "Gain", "Normalised", "Belief", "Clip range")
+    own = list(dict.fromkeys(name for turn in rollout.turns for name in turn["estimator_columns"] or {}))
+    credit = _table("", "Turn", "Advantage", "Gain", "Normalised", "Belief", "Clip range", *own)
     for k, turn in enumerate(rollout.turns):
         credit.add_row(
             str(k),
@@ -102,6 +103,7 @@ def _show_rollout(title: str, rollout: Rollout, console: Console) -> None:
             *(_number(turn[name], "+") for name in ("information_gain", "normalized_gain")),
             _pair(turn["belief_before"], "→", turn["belief_after"]),
             _pair(turn["clip_low"], "–", turn["clip_high"], digits=4),
+            *(_number((turn["estimator_columns"] or {}).get(name), "+") for name in own),
         )
     console.print(credit)
     for k, turn in enumerate(rollout.turns):

@@ -43,7 +43,7 @@ def add_answers(rows: Sequence[dict[str, Any]], environments: Sequence[Any], col
             raise ValueError(
                 f"Information gain needs the true answers, and neither the dataset has a column {column!r} nor does "
                 f"{type(environment).__name__}.reset set the attribute {column!r} (None where there is no answer). Add "
-                "one of them, or choose advantage_estimator='grpo', the one estimator that needs no answers."
+                "one of them, or choose an advantage_estimator that needs none, such as 'grpo'."
             )
     if any(column in row for row in rows):
         for row in rows:

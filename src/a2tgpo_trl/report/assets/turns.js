@@ -97,6 +97,7 @@ function credit(turn, lowest, highest) {
     ["normalised", [fixed(turn.normalized_gain, 2, true), isNumber(turn.turn_group_size) && el("small", {}, ` turn group of ${turn.turn_group_size}`)]],
     ["outcome + turn", part === null ? MISSING : `${fixed(turn.outcome_advantage, 2, true)} ${part < 0 ? "−" : "+"} ${fixed(Math.abs(part), 2)}`],
     ["clip range", [hasRange ? `${fixed(turn.clip_low, 4)} – ${fixed(turn.clip_high, 4)}` : MISSING, isNumber(turn.clip_scale) && el("small", {}, ` ×${fixed(turn.clip_scale, 2)}`)]],
+    ...Object.entries(turn.estimator_columns ?? {}).map(([name, value]) => [name, fixed(value, 2, true)]),
   ];
   return el("dl.credit", {}, items.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
 }

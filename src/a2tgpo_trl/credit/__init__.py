@@ -1,0 +1,47 @@
+"""Advantage estimators, one a file: how outcomes and signals become turn advantages and clip ranges."""
+
+from .a2tgpo import A2TGPO
+from .base import SIGNALS, Estimator, TurnCredit, Turns, check_credit, options_read
+from .grpo import GRPO
+from .igpo import IGPO
+from .outcome import without_rounding
+
+ESTIMATORS: dict[str, type[Estimator]] = {"a2tgpo": A2TGPO, "igpo": IGPO, "grpo": GRPO}
+"""By the name that `advantage_estimator` takes."""
+
+__all__ = [
+    "A2TGPO",
+    "ESTIMATORS",
+    "GRPO",
+    "IGPO",
+    "SIGNALS",
+    "Estimator",
+    "TurnCredit",
+    "Turns",
+    "check_credit",
+    "estimator_of",
+    "options_read",
+    "without_rounding",
+]
+
+
+def estimator_of(choice: str | type[Estimator] | Estimator) -> Estimator:
+    """
+    The estimator that the option `advantage_estimator` chooses.
+
+    Args:
+        choice (`str`, a class or an object of one): A name of `ESTIMATORS`, a class of one's own, which is called without
+            arguments, or an object of it.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    named = ESTIMATORS.get(choice, choice) if isinstance(choice, str) else choice
+    estimator = named() if isinstance(named, type) and issubclass(named, Estimator) else named
+    if not isinstance(estimator, Estimator):
+        names = ", ".join(map(repr, ESTIMATORS))
+        raise ValueError(
+            f"advantage_estimator must be one of {names}, got {choice!r}. For a method of your own give a subclass of "
+            "a2tgpo_trl.credit.Estimator, or an object of one."
+        )
+    return estimator

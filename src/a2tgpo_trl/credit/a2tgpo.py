@@ -1,0 +1,43 @@
+"""A²TGPO (arXiv 2605.06200): gains compared within (prompt, turn index), added to the outcome."""
+
+from math import nan
+from typing import Any
+
+from torch import Tensor
+
+from ..functional import (
+    accumulate,
+    adaptive_clip_scale,
+    information_gain,
+    normalize_groups,
+    normalize_turn_groups,
+    turn_advantages,
+)
+from .base import Estimator, TurnCredit, Turns
+
+
+class A2TGPO(Estimator):
+    """Information gain, normalised, accumulated and added to the outcome advantage; it moves the turn's clip range too."""
+
+    options = ("turn_advantage_coef", "turn_clip_strength", "turn_normalization", "turn_rescale", "turn_gamma")
+    signals = ("beliefs",)
+    columns = ("normalized_gain",)
+    defaults = {"importance_sampling_level": "turn", "loss_type": "grpo", "skip_empty_updates": True}
+    off_policy = True
+
+    def credit(self, turns: Turns, options: Any) -> TurnCredit:
+        gains = information_gain(turns.signals["beliefs"]).masked_fill(turns.unscored.unsqueeze(1), nan)  # (2)
+        normalized = _normalize(gains, turns.num_generations, options.turn_normalization)  # (3)
+        to_come = accumulate(normalized, options.turn_gamma, options.turn_rescale)  # (4)
+        return TurnCredit(
+            turn_advantages(turns.outcome, to_come, options.turn_advantage_coef),  # (5)
+            adaptive_clip_scale(normalized, options.turn_clip_strength),  # (6)
+            columns={"normalized_gain": normalized},
+        )
+
+
+def _normalize(gains: Tensor, num_generations: int, within: str) -> Tensor:
+    if within == "none":
+        return gains
+    normalize = normalize_turn_groups if within == "turn_group" else normalize_groups
+    return normalize(gains, num_generations)
