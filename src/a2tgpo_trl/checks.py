@@ -94,11 +94,12 @@ def _check_pictures(row: dict[str, Any], dataset: str) -> None:
             f"text is enough, remove it: dataset.remove_columns({columns[0]!r})."
         )
     messages = row["prompt"] if is_conversational(row) else []
-    contents = [message["content"] for message in messages if isinstance(message["content"], list)]
-    if any(block.get("type") == "image" for content in contents for block in content):
+    contents = [content for message in messages if isinstance(content := message.get("content"), list)]
+    kinds = [block.get("type") for content in contents for block in content if isinstance(block, dict)]
+    if other := [kind for kind in kinds if kind != "text"]:
         raise ValueError(
-            f"The prompt of the first row of {dataset} has a picture in it, and A2TGPOTrainer trains on text: pictures are "
-            "not supported."
+            f"The prompt of the first row of {dataset} has a block of type {other[0]!r} in it, and A2TGPOTrainer trains on "
+            "text: give blocks of type 'text', or texts."
         )
 
 
@@ -191,18 +192,19 @@ def check_loop(args: A2TGPOConfig, protocol: str | None) -> None:
 
 def check_context_for_trls_loop(config: PretrainedConfig) -> None:
     """
-    Refuse models whose context TRL's own loop does not find, as those for pictures are where they are trained on text.
+    Refuse models whose length of context TRL's own loop does not find.
 
     Args:
         config (`PretrainedConfig`): Of the model.
 
     Raises:
-        ValueError: If the length of the context stands in a part of the configuration only.
+        ValueError: If the configuration itself has no `max_position_embeddings`: models for pictures have it in the part for
+            text, models without attention often nowhere.
     """
     if not hasattr(config, "max_position_embeddings"):
         raise ValueError(
-            f"tool_loop='trl' cannot play {config.model_type} on text: TRL looks for max_position_embeddings in the configuration "
-            "itself, and it is in its part for text. Choose tool_loop='a2tgpo'."
+            f"tool_loop='trl' cannot play {config.model_type}: TRL reads max_position_embeddings from the model's configuration, "
+            f"and {type(config).__name__} itself has none. Choose tool_loop='a2tgpo'."
         )
 
 
