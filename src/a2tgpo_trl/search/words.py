@@ -17,13 +17,14 @@ UNSPACED = (
 )
 """As the inside of a class of characters in a regular expression."""
 ENGLISH = frozenset((
-    "a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it", "no", "not",
+    "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it", "no", "not",
     "of", "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to", "was",
     "will", "with",
 ))  # fmt: skip
-"""Function words, which are left out."""
+"""Function words, which are left out; the article "a" is one too."""
 
 _CONTRACTED = r"(?<=\w)['’](?:s|t|d|m|ll|re|ve)\b"  # Lyon's, isn't, we'll: no words
+_ARTICLE = re.compile(r"\ba\b|(?:\A|(?<=[.!?:\n]))\W{0,3}\bA(?=\s)")  # and no name, as in vitamin A
 _ASCII = re.compile(rf"(\w+)|{_CONTRACTED}")
 _LATIN_GREEK_CYRILLIC = "A-Za-z\u00aa-\u02ff\u0370-\u052f\u1c80-\u1c8f\u1d00-\u1dbf\u1e00-\u1fff\u2c60-\u2c7f\ua640-\ua69f\ua720-\ua7ff\uab30-\uab6f"
 _ACCENTS = re.compile(
@@ -70,7 +71,7 @@ def passage_words(text: str) -> list[str]:
 
 
 def _words(text: str, with_characters: bool) -> list[str]:
-    text = text.lower() if text.isascii() else _normalized(text)
+    text = _ARTICLE.sub(" the", text if text.isascii() else _normalized(text)).lower()
     if text.isascii():
         return [word for word in _ASCII.findall(text) if word and word not in ENGLISH]
     words = []
@@ -90,9 +91,9 @@ def _pieces(run: str, with_characters: bool) -> list[str]:
 
 
 def _normalized(text: str) -> str:
-    """Compatible forms as one, no accents, marks of other scripts with their letters, lower case."""
+    """Compatible forms as one, no accents, marks of other scripts with their letters."""
     decomposed = unicodedata.normalize("NFKD", _INVISIBLE.sub("", text))
-    return unicodedata.normalize("NFC", _ACCENTS.sub("", decomposed)).lower()
+    return unicodedata.normalize("NFC", _ACCENTS.sub("", decomposed))
 
 
 @functools.cache
