@@ -61,10 +61,30 @@ def test_the_last_complete_checkpoint_is_taken(run, damage, warnings):
 
 
 def test_checkpoints_are_told_apart_by_their_numbers(run):
-    for name in ("checkpoint-10", "checkpoint-best"):
+    for name in ("checkpoint-10", "checkpoint-best", "checkpoint-old-99"):
         shutil.copytree(run / "checkpoint-2", run / name)
     assert last_checkpoint(run) == str(run / "checkpoint-10")
     assert last_checkpoint(run / "nowhere") is None
+
+
+def test_an_empty_file_is_cut_off(run):
+    (run / "checkpoint-2" / "optimizer.pt").write_bytes(b"")
+    assert damage_of(run / "checkpoint-2") == "optimizer.pt is cut off"
+
+
+def test_torchs_older_format_is_whole(run):
+    state = torch.load(run / "checkpoint-2" / "optimizer.pt", weights_only=True)
+    torch.save(state, run / "checkpoint-2" / "optimizer.pt", _use_new_zipfile_serialization=False)
+    assert damage_of(run / "checkpoint-2") is None
+
+
+def test_folders_are_no_files(run):
+    folder = run / "checkpoint-2"
+    for name in ("other.safetensors", "global_step2.pt"):
+        (folder / name).mkdir()
+    assert damage_of(folder) is None and is_saved(folder)
+    (folder / "model.safetensors").unlink()
+    assert not is_saved(folder)
 
 
 def test_a_trainer_goes_on_from_the_last_complete_one(run, build):
