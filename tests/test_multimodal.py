@@ -127,7 +127,9 @@ def test_the_trainer_takes_the_tokenizer(checkpoint, config, rows):
 
 def test_trls_loop_does_not_know_their_context(checkpoint, config):
     row = {"prompt": [{"role": "user", "content": "Where is Lyon?"}], "answer": ["France"]}
-    with pytest.raises(ValueError, match=r"cannot play (gemma3|qwen3_5): .* and (Gemma3|Qwen3_5)Config itself has none"):
+    with pytest.raises(
+        ValueError, match=r"cannot play (gemma3|qwen3_5): .* and (Gemma3|Qwen3_5)Config itself has none"
+    ):
         A2TGPOTrainer(
             checkpoint, correct, config(tool_loop="trl"), Dataset.from_list([row] * 4),
             processing_class=tiny.chat_tokenizer(), tools=[search],
@@ -139,7 +141,9 @@ def test_trls_loop_needs_a_context(config):
     row = {"prompt": [{"role": "user", "content": "Where is Lyon?"}], "answer": ["France"]}
     torch.manual_seed(0)
     mamba = AutoModelForCausalLM.from_config(MambaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=1))
-    with pytest.raises(ValueError, match="cannot play mamba: TRL reads max_position_embeddings .* and MambaConfig itself"):
+    with pytest.raises(
+        ValueError, match=r"cannot play mamba: TRL reads max_position_embeddings .* and MambaConfig itself"
+    ):
         A2TGPOTrainer(
             mamba, correct, config(tool_loop="trl"), Dataset.from_list([row] * 4),
             processing_class=tiny.chat_tokenizer(), tools=[search],
@@ -175,7 +179,11 @@ def test_blocks_that_are_no_text_are_refused(build, kind):
 
 @pytest.mark.parametrize(
     "message",
-    [{"role": "assistant", "tool_calls": []}, {"role": "user", "content": ["Where?"]}, {"role": "user", "content": "?"}],
+    [
+        {"role": "assistant", "tool_calls": []},
+        {"role": "user", "content": ["Where?"]},
+        {"role": "user", "content": "?"},
+    ],
     ids=["no content", "a list of texts", "a text"],
 )
 def test_messages_of_a_stream_may_have_any_form_of_text(build, message):
