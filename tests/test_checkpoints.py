@@ -57,7 +57,7 @@ def test_the_last_complete_checkpoint_is_taken(run, damage, warnings):
     DAMAGES[damage](run / "checkpoint-2")
     assert damage_of(run / "checkpoint-2") == damage
     assert last_checkpoint(run) == str(run / "checkpoint-1")
-    assert f"checkpoint-2 is left out: it is no complete checkpoint ({damage})" in warnings.text
+    assert f"checkpoint-2 is skipped: it is not a complete checkpoint ({damage})" in warnings.text
 
 
 def test_checkpoints_are_told_apart_by_their_numbers(run):
@@ -162,7 +162,7 @@ def test_the_command_goes_on_from_the_last_complete_one(train, tmp_path, warning
     )
     status, said = train("--max_steps", "3", "--resume_from_checkpoint", "last")
     assert status == 0 and "Trained 3 steps" in said
-    assert "checkpoint-2 is left out" in warnings.text
+    assert "checkpoint-2 is skipped" in warnings.text
     log = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
     assert [row["step"] for row in log] == [1, 2, 3]
 

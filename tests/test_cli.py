@@ -267,7 +267,10 @@ def test_eval_asks_what_is_missing(shared, tmp_path, capsys, monkeypatch):
         ("--max_completion_length 50", "other settings (max_completion_length 40, now 50)"),
         ("--search_top_k 5", "other settings (search_top_k 3, now 5)"),
         ("--answer_stop +", "other settings (answer_stop None, now '+')"),
-        ("--answer_template {answer}+", "other settings (answer_template '<answer>{answer}</answer>', now '{answer}+')"),
+        (
+            "--answer_template {answer}+",
+            "other settings (answer_template '<answer>{answer}</answer>', now '{answer}+')",
+        ),
         ("--prompt_template {question}", "an answer with another prompt at atlas 0"),
         ("--dtype bfloat16", "other settings (dtype 'float32', now 'bfloat16')"),
         ("--output notes.txt", "notes.txt holds no answers of a2tgpo eval"),

@@ -1,4 +1,4 @@
-"""Checkpoints that a run can go on from: those that were written to their end."""
+"""Finds complete checkpoints, from which a run can be resumed."""
 
 import json
 import re
@@ -15,7 +15,7 @@ logger = logging.get_logger(__name__)
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
     """
-    The last complete checkpoint of a run. A later one that was cut off while it was written is left out, with a warning.
+    The last complete checkpoint of a run. Incomplete ones are skipped with a warning.
 
     Args:
         output_dir (`str` or `Path`): Where the run saves checkpoints.
@@ -28,13 +28,13 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
         damage = damage_of(folder)
         if damage is None:
             return str(folder)
-        logger.warning(f"{folder} is left out: it is no complete checkpoint ({damage}).")
+        logger.warning(f"{folder} is skipped: it is not a complete checkpoint ({damage}).")
     return None
 
 
 def damage_of(folder: str | Path) -> str | None:
     """
-    What makes a folder no complete checkpoint, in words; `None` if it is one.
+    Why a folder is not a complete checkpoint, in words; `None` if it is one.
 
     Looks at the state, which Transformers writes last (TRL adds `entropy_ctrl_state.json` with adaptive entropy), and at the
     `.safetensors`, `.pt`, `.pth` and `.bin` files of the folder itself, which are whole if the tables of what is in them are.

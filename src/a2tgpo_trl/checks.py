@@ -117,7 +117,7 @@ def _check_tools(tools: list[Callable]) -> None:
 
 def check_tool_names(tools: list[Callable]) -> None:
     """
-    Refuse tools of one rollout that a call could not tell apart.
+    Refuse two tools of the same name in one rollout.
 
     Args:
         tools (`list[Callable]`): Functions, and methods of the rollout's environment.
@@ -129,7 +129,7 @@ def check_tool_names(tools: list[Callable]) -> None:
         if count > 1:
             owners = ", ".join(tool.__qualname__ for tool in tools if tool.__name__ == name)
             raise ValueError(
-                f"{count} tools are called {name!r} ({owners}), and a call has nothing but the name. Give each its own: a "
+                f"{count} tools are called {name!r} ({owners}), and a call identifies a tool by its name only. Rename one: a "
                 f"search by its method as_tool('{name}_news', 'news'), another tool by renaming the function or method."
             )
 
@@ -150,7 +150,7 @@ def check_observation_limit(limit: int, protocol: ToolProtocol, tool_name: str) 
     if len(ids) > limit:
         raise ValueError(
             f"max_observation_tokens={limit} has no room for the markup of a result and the note that it was cut, which "
-            f"take {len(ids)} tokens: set it well above, or to None."
+            f"take {len(ids)} tokens: set it well above that, or to None."
         )
 
 
@@ -210,7 +210,7 @@ def check_context_for_trls_loop(config: PretrainedConfig) -> None:
 
 def check_tags_are_told(args: A2TGPOConfig, tokenizer: Any, train_dataset: Any, tools: list[Callable]) -> None:
     """
-    See to it that a model hears of the text tags that `tool_protocol="auto"` chose: nothing but its prompt tells it.
+    Check that the prompt mentions the text tags that `tool_protocol="auto"` chose: nothing else tells the model about them.
 
     Args:
         args, tokenizer, train_dataset, tools: As the trainer has them.
@@ -240,7 +240,7 @@ def check_tags_are_told(args: A2TGPOConfig, tokenizer: Any, train_dataset: Any, 
 
 def warn_of_settings(args: A2TGPOConfig, protocol: str | None) -> None:
     """
-    Warn of options that are valid, and do not do together what they are meant to.
+    Warn about options that are valid but do not work together as intended.
 
     Args:
         args ([`A2TGPOConfig`]): The options.

@@ -64,7 +64,7 @@ def _aliases(row: dict, paths: tuple[str, ...], where: str) -> list[str]:
 
 
 def _refuse_solutions(row: dict, paths: tuple[str, ...], where: str) -> None:
-    """No model writes a worked solution as its answer: every reward would be 0."""
+    """Refuse worked solutions as answers: no model would write the same, so every reward would be 0."""
     for path in paths:
         value = read(row, path)
         if isinstance(value, str) and re.search(rf"^{FINAL}", value, re.MULTILINE):

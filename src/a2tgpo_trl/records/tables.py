@@ -1,4 +1,4 @@
-"""Cells of typed tables (Parquet, wandb, trackio): what models, tools and users made is text, whatever its type."""
+"""Cells of typed tables (Parquet, wandb, trackio): values whose type may vary are stored as text."""
 
 import json
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ import numpy as np
 
 def completions_table(logs: dict[str, Any]) -> dict[str, Any]:
     """
-    What TRL logs of completions, so that any typed table holds it.
+    Convert the completions that TRL logs, so that every typed table can hold them.
 
     Args:
         logs (`dict`): `prompt` and `completion`, columns of texts or of messages, and `extra`, columns by name.
@@ -31,7 +31,7 @@ def as_json(value: Any) -> str:
 
 
 def encodable(text: str) -> str:
-    """The text with `?` for half characters, which models can write in JSON and files cannot hold."""
+    """The text with `?` for lone surrogates, which JSON allows and UTF-8 does not."""
     return text.encode("utf-8", "replace").decode()
 
 

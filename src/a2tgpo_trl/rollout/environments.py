@@ -1,4 +1,4 @@
-"""Environments: failures that say where they happened, and answers that they give."""
+"""Environments: errors that name the row, and answers set by `reset`."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,7 +23,7 @@ def with_named_resets(environment_factory: Any) -> Any:
 
 def add_answers(rows: Sequence[dict[str, Any]], environments: Sequence[Any], column: str, needed: bool) -> None:
     """
-    Give rows that have no answer, or empty ones, the one that their environment has set in `reset`: its attribute of the column's name.
+    Give rows without an answer, or with an empty one, what their environment set in `reset` as the attribute `column`.
 
     Args:
         rows (`Sequence[dict]`, length `B`): Changed in place; all have the column if one has.

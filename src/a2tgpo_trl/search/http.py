@@ -118,7 +118,7 @@ class HTTPSearch(PassageSearch):
         return [[dict(passage) for passage in passages] for passages in found]
 
     def _server(self) -> str:
-        """The server in an error, with the proxy that may be the one to blame."""
+        """How an error names the server, and the proxy on the way to it."""
         proxy = _proxy(self.url)
         way = (
             f", asked through the proxy {proxy} (no_proxy={urlsplit(self.url).hostname} goes around it),"
@@ -147,7 +147,7 @@ class HTTPSearch(PassageSearch):
 
         body = {"queries": queries, "topk": self.top_k, "return_scores": True}
         deadline = time.monotonic() + self.timeout
-        # Not urllib3's Retry: it knows no deadline, and in requests it is done once the headers of an answer are there
+        # Not urllib3's Retry: it has no deadline, and does not cover the body of an answer
         for attempt in range(self.retries + 1):
             response, pause = None, BACK_OFF_SECONDS * 2**attempt
             try:
