@@ -17,13 +17,13 @@ import argparse
 import time
 from contextlib import nullcontext
 from functools import partial
-from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
 from measuring import demo_shape, in_turn, make_parser, peak_megabytes, ratio, report, wait
 from trl.trainer.utils import add_fused_lm_head
 
+from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.belief import BeliefPlan, Probe, ProbedRow, queries, share_contexts
 from a2tgpo_trl.belief.head import predicting_at
 from a2tgpo_trl.belief.packing import pack
@@ -57,7 +57,7 @@ class Methods:
     def __init__(self, device: str, bf16: bool, toy: bool):
         self.model = demo_shape(device, toy)
         add_fused_lm_head(self.model)
-        args = SimpleNamespace(answer_template="{answer}", ig_tokens_per_batch=None, disable_tqdm=True)
+        args = A2TGPOConfig(answer_template="{answer}", disable_tqdm=True, use_cpu=device == "cpu", bf16=bf16)
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if bf16 else "no")
         self.scorer = BeliefScorer(self.model, None, self.accelerator, args, 16384)
 

@@ -57,14 +57,32 @@ def test_the_last_complete_checkpoint_is_taken(run, damage, warnings):
     DAMAGES[damage](run / "checkpoint-2")
     assert damage_of(run / "checkpoint-2") == damage
     assert last_checkpoint(run) == str(run / "checkpoint-1")
-    assert f"checkpoint-2 is left out: it is no complete checkpoint ({damage})" in warnings.text
+    assert f"checkpoint-2 is skipped: it is not a complete checkpoint ({damage})" in warnings.text
 
 
 def test_checkpoints_are_told_apart_by_their_numbers(run):
-    for name in ("checkpoint-10", "checkpoint-best"):
+    for name in ("checkpoint-10", "checkpoint-best", "checkpoint-old-99"):
         shutil.copytree(run / "checkpoint-2", run / name)
     assert last_checkpoint(run) == str(run / "checkpoint-10")
     assert last_checkpoint(run / "nowhere") is None
+
+
+def test_an_empty_file_is_cut_off(run):
+    (run / "checkpoint-2" / "optimizer.pt").write_bytes(b"")
+    assert damage_of(run / "checkpoint-2") == "optimizer.pt is cut off"
+
+
+def test_torchs_older_format_is_whole(run):
+    state = torch.load(run / "checkpoint-2" / "optimizer.pt", weights_only=True)
+    torch.save(state, run / "checkpoint-2" / "optimizer.pt", _use_new_zipfile_serialization=False)
+    assert damage_of(run / "checkpoint-2") is None
+
+
+def test_folders_are_no_files(run):
+    folder = run / "checkpoint-2"
+    for name in ("other.safetensors", "global_step2.pt"):
+        (folder / name).mkdir()
+    assert damage_of(folder) is None
 
 
 def test_a_trainer_goes_on_from_the_last_complete_one(run, build):
@@ -77,7 +95,9 @@ def test_a_trainer_goes_on_from_the_last_complete_one(run, build):
 
 def test_a_trainer_refuses_a_torn_one_that_is_named(run, build):
     without_state(run / "checkpoint-2")
-    with pytest.raises(ValueError, match=r"checkpoint-2', which is no complete checkpoint: it has no trainer_state"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint-2', which is not a complete checkpoint: it has no trainer_state"
+    ):
         build(**SAVING).train(resume_from_checkpoint=str(run / "checkpoint-2"))
     without_state(run / "checkpoint-1")
     with pytest.raises(ValueError, match="run has no complete checkpoint"):
@@ -138,11 +158,12 @@ def test_the_command_goes_on_from_the_last_complete_one(train, tmp_path, warning
     status, said = train("--max_steps", "3", "--resume_from_checkpoint", "run/checkpoint-2")
     assert status == 2
     assert (
-        "which is no complete checkpoint (it has no trainer_state.json): name the folder of another, or 'last'" in said
+        "which is not a complete checkpoint (it has no trainer_state.json): name the folder of another, or 'last'"
+        in said
     )
     status, said = train("--max_steps", "3", "--resume_from_checkpoint", "last")
     assert status == 0 and "Trained 3 steps" in said
-    assert "checkpoint-2 is left out" in warnings.text
+    assert "checkpoint-2 is skipped" in warnings.text
     log = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
     assert [row["step"] for row in log] == [1, 2, 3]
 

@@ -101,7 +101,7 @@ def test_help(command, capsys):
         ),
         (
             "train --dataset atlas --model_name_or_path MODEL --resume_from_checkpoint nowhere",
-            "resume_from_checkpoint is 'nowhere', which is no complete checkpoint (there is no such folder)",
+            "resume_from_checkpoint is 'nowhere', which is not a complete checkpoint (there is no such folder)",
         ),
         (
             "train --dataset atlas --model_name_or_path MODEL --tools search --search_url http://127.0.0.1:9/retrieve",
@@ -266,6 +266,11 @@ def test_eval_asks_what_is_missing(shared, tmp_path, capsys, monkeypatch):
         ("--samples 2", "other settings (samples 0, now 2, temperature None, now 1.0"),
         ("--max_completion_length 50", "other settings (max_completion_length 40, now 50)"),
         ("--search_top_k 5", "other settings (search_top_k 3, now 5)"),
+        ("--answer_stop +", "other settings (answer_stop None, now '+')"),
+        (
+            "--answer_template {answer}+",
+            "other settings (answer_template '<answer>{answer}</answer>', now '{answer}+')",
+        ),
         ("--prompt_template {question}", "an answer with another prompt at atlas 0"),
         ("--dtype bfloat16", "other settings (dtype 'float32', now 'bfloat16')"),
         ("--output notes.txt", "notes.txt holds no answers of a2tgpo eval"),

@@ -98,6 +98,16 @@ def test_a_solution_without_its_final_answer_is_named(load):
             load(solved, bad)
 
 
+@pytest.mark.parametrize("solution", ["x\n#### 72", "#### 72"])
+def test_a_worked_solution_is_no_answer(load, solution):
+    plain, solved = {"question": "Q?", "answer": "no mark"}, {"question": "Q?", "answer": solution}
+    message = r"rows.jsonl:2: 'answer' is a worked solution, .* set columns=\{'question': …, 'answer': 'answer.####'\}"
+    for options in ({}, {"columns": {"question": "question", "answer": "answer"}}):
+        with pytest.raises(ValueError, match=message):
+            load(plain, solved, **options)
+    assert load(plain, {**solved, "answer": ["#### 72"]}, {**solved, "answer": "C ####"})[1]["answer"] == ["#### 72"]
+
+
 def test_worked_solutions_in_other_columns(load):
     row = {"problem": "Q?", "worked": {"solution": "By #### marks.\n#### 4"}}
     (loaded,) = load(row, columns={"question": "problem", "answer": "worked.solution.####"})

@@ -4,13 +4,15 @@ import json
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import (
+    AutoModelForCausalLM,
     AutoProcessor,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessor,
     Gemma3Processor,
+    MambaConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Qwen3_5Config,
@@ -125,9 +127,25 @@ def test_the_trainer_takes_the_tokenizer(checkpoint, config, rows):
 
 def test_trls_loop_does_not_know_their_context(checkpoint, config):
     row = {"prompt": [{"role": "user", "content": "Where is Lyon?"}], "answer": ["France"]}
-    with pytest.raises(ValueError, match=r"tool_loop='trl' cannot play (gemma3|qwen3_5) on text"):
+    with pytest.raises(
+        ValueError, match=r"cannot play (gemma3|qwen3_5): .* and (Gemma3|Qwen3_5)Config itself has none"
+    ):
         A2TGPOTrainer(
             checkpoint, correct, config(tool_loop="trl"), Dataset.from_list([row] * 4),
+            processing_class=tiny.chat_tokenizer(), tools=[search],
+        )  # fmt: skip
+
+
+def test_trls_loop_needs_a_context(config):
+    """A model without attention has no length of context at all."""
+    row = {"prompt": [{"role": "user", "content": "Where is Lyon?"}], "answer": ["France"]}
+    torch.manual_seed(0)
+    mamba = AutoModelForCausalLM.from_config(MambaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=1))
+    with pytest.raises(
+        ValueError, match=r"cannot play mamba: TRL reads max_position_embeddings .* and MambaConfig itself"
+    ):
+        A2TGPOTrainer(
+            mamba, correct, config(tool_loop="trl"), Dataset.from_list([row] * 4),
             processing_class=tiny.chat_tokenizer(), tools=[search],
         )  # fmt: skip
 
@@ -151,11 +169,27 @@ def test_columns_of_pictures_are_refused_by_name(build, rows, column, where):
     build(dataset=pictured.remove_columns(column))
 
 
-def test_pictures_in_prompts_are_refused(build):
-    content = [{"type": "image", "text": None}, {"type": "text", "text": "What is this?"}]
+@pytest.mark.parametrize("kind", ["image", "image_url", "video", "audio"])
+def test_blocks_that_are_no_text_are_refused(build, kind):
+    content = [{"type": "text", "text": "What is this?"}, {"type": kind, "text": None}]
     row = {"prompt": [{"role": "user", "content": content}], "answer": ["Paris"]}
-    with pytest.raises(ValueError, match="prompt of the first row of train_dataset has a picture in it"):
+    with pytest.raises(ValueError, match=f"prompt of the first row of train_dataset has a block of type '{kind}'"):
         build(dataset=Dataset.from_list([row] * 4), processing_class=tiny.chat_tokenizer())
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "tool_calls": []},
+        {"role": "user", "content": ["Where?"]},
+        {"role": "user", "content": "?"},
+    ],
+    ids=["no content", "a list of texts", "a text"],
+)
+def test_messages_of_a_stream_may_have_any_form_of_text(build, message):
+    row = {"prompt": [message, {"role": "user", "content": "Where is Lyon?"}], "answer": ["France"]}
+    stream = IterableDataset.from_generator(lambda: iter([row] * 4))
+    assert build(dataset=stream, processing_class=tiny.chat_tokenizer()).train_dataset is stream
 
 
 def test_the_command_refuses_pictures_in_files(tmp_path, monkeypatch, capsys):

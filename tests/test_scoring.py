@@ -1,11 +1,10 @@
 """Beliefs on every path against one unpadded forward per context in float64."""
 
 import logging
-from contextlib import nullcontext
-from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 from transformers import (
     AttentionInterface,
@@ -21,6 +20,7 @@ from transformers import (
 from trl.trainer.utils import add_fused_lm_head
 
 import tiny
+from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.architecture import dropout_obstacle, mask_obstacle, packing_obstacle, shift_obstacle
 from a2tgpo_trl.belief import (
     BeliefPlan,
@@ -76,28 +76,13 @@ def naive(model, rows, dtype=torch.float64):
     return table
 
 
-class OneProcess:
-    """What a scorer asks of an accelerator, on any device."""
-
-    num_processes = 1
-
-    def __init__(self, device="cpu"):
-        self.device = torch.device(device)
-
-    def unwrap_model(self, model):
-        return model
-
-    def gather(self, tensor):
-        return tensor
-
-    def autocast(self):
-        return nullcontext()
-
-
 def make_scorer(model, max_tokens=None, attention=None):
     add_fused_lm_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
-    args = SimpleNamespace(answer_template=TEMPLATE, ig_tokens_per_batch=max_tokens, disable_tqdm=True)
-    scorer = BeliefScorer(model, tiny.tokenizer(), OneProcess(model.device), args, 1024)
+    on_cpu = model.device.type == "cpu"
+    args = A2TGPOConfig(
+        answer_template=TEMPLATE, ig_tokens_per_batch=max_tokens, disable_tqdm=True, use_cpu=on_cpu, bf16=False
+    )
+    scorer = BeliefScorer(model, tiny.tokenizer(), Accelerator(cpu=on_cpu), args, 1024)
     scorer.attention = attention or scorer.attention
     return scorer
 
@@ -393,7 +378,7 @@ def test_micro_batches_without_probes(num_processes, monkeypatch):
     """Left out, unless another process may have some."""
     rows, model = [*make_rows()[-1:] * 2, *make_rows()], tiny.model().eval()
     scorer = make_scorer(model)
-    scorer.accelerator.num_processes = num_processes
+    monkeypatch.setattr(Accelerator, "num_processes", num_processes)
     sizes, original = [], scorer._score
     monkeypatch.setattr(scorer, "_score", lambda model, **inputs: sizes.append(1) or original(model, **inputs))
     actual = ridden(scorer, model, rows)

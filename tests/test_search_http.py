@@ -16,6 +16,7 @@ import pytest
 from transformers.utils import get_json_schema
 
 from a2tgpo_trl.search import HTTPSearch
+from a2tgpo_trl.search.http import _proxy
 from a2tgpo_trl.search.tool import NO_QUERY, NO_RESULT
 
 
@@ -323,7 +324,7 @@ def proxy(monkeypatch):
         yield SimpleNamespace(address=address, bodies=server.bodies)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST", "0.0.0.0"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST", "0.0.0.0", "127.1"])
 def test_this_machine_is_asked_without_a_proxy(proxy, host):
     with serving() as server:
         assert HTTPSearch(server.url.replace("127.0.0.1", host)).search("Lyon").startswith("(1) About Lyon")
@@ -353,13 +354,30 @@ def test_other_machines_are_asked_through_the_proxy_which_errors_name(proxy, mon
         search.search("Lyon")
 
 
-def test_addresses_of_this_machine():
-    from a2tgpo_trl.search.http import _is_loopback
+@pytest.mark.parametrize("password", ["p@ss", "p/ss", "p/@ss", "p?ss", "p#ss"])
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_errors_show_no_part_of_a_password(proxy, monkeypatch, scheme, password):
+    monkeypatch.setenv("http_proxy", f"{scheme}clerk:{password}@127.0.0.1:9")
+    search = HTTPSearch("http://reader:word@retriever.example:8000/retrieve", retries=0)
+    with pytest.raises(ConnectionError) as failure:
+        search.search("Lyon")
+    message = str(failure.value)
+    server = "The search server http://retriever.example:8000/retrieve, asked through the proxy"
+    assert message.startswith(f"{server} {scheme}127.0.0.1:9 (")
+    assert not [part for part in ("clerk", "reader", "word@", ":p", "ss@") if part in message]
 
-    assert all(
-        map(_is_loopback, ["http://127.1.2.3/x", "http://[::1]:8000/x", "https://a.localhost/x", "http://[::]/x"])
-    )
-    assert not any(map(_is_loopback, ["http://10.0.0.1/x", "http://localhost.example/x", "http://[fe80::1]/x"]))
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.1.2.3", "127.1", "[::1]:8000", "[::ffff:127.0.0.1]", "[::]", "localhost.", "a.localhost", "a.localhost."],
+)
+def test_addresses_of_this_machine(proxy, host):
+    assert _proxy(f"http://{host}/x") is None
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "10.1", "localhost.example", "[fe80::1]", "[::ffff:10.0.0.1]"])
+def test_addresses_of_other_machines(proxy, host):
+    assert _proxy(f"http://{host}/x") == f"http://{proxy.address}"
 
 
 @pytest.mark.parametrize(

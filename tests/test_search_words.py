@@ -32,6 +32,8 @@ TEXTS = {
     "apollo 9": "Apollo 9 was a mission.",
     "vitamin d": "Vitamin D comes from the sun.",
     "vitamin k": "Vitamin K comes from cabbage.",
+    "vitamin a": "Vitamin A comes from carrots, which are orange.",
+    "vitamin b": "A vitamin is a substance: vitamin B is a vitamin. A bean has a lot of it.",
     "ar": "عاصمة فرنسا باريس",
     "mixed": "iPhone手机发布于3月",
 }
@@ -57,6 +59,8 @@ QUERIES = [
     ("Apollo 9", "apollo 9"),
     ("vitamin d", "vitamin d"),
     ("vitamin K", "vitamin k"),
+    ("vitamin A", "vitamin a"),
+    ("Is vitamin B a vitamin?", "vitamin b"),
     ("باريس", "ar"),
     ("手机", "mixed"),
     ("iphone", "mixed"),
@@ -106,6 +110,10 @@ def test_every_script_is_found(searches, query, key):
         ("❤\ufe0f \U0001f1eb\U0001f1f7 —“”…", []),
         ("\ud800", []),
         ("the of Α", ["α"]),
+        ("Hepatitis A", ["hepatitis", "a"]),
+        ("Is Vitamin A a vitamin? A carrot's.", ["vitamin", "a", "vitamin", "carrot"]),
+        ("A river: A lake.\n“A sea” a's hepatitis a", ["river", "lake", "sea", "hepatitis"]),
+        ("A.B.C. Å, å", ["a", "b", "c", "a"]),
     ],
 )
 def test_words(text, split):
@@ -122,7 +130,7 @@ def test_latin_words_are_what_they_were():
     bm25s = pytest.importorskip("bm25s")
     texts = [passage["text"] for passage in load_atlas().passages if passage["text"].isascii()]
     texts += [question["question"] for question in load_atlas().questions if question["question"].isascii()]
-    assert len(texts) > 1000 and set(bm25s.stopwords.STOPWORDS_EN) == ENGLISH
+    assert len(texts) > 1000 and set(bm25s.stopwords.STOPWORDS_EN) == ENGLISH | {"a"}
     before = bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False)
     for text, theirs in zip(texts, before, strict=True):
         assert [word for word in query_words(text) if len(word) > 1] == theirs

@@ -598,6 +598,22 @@ def test_a_row_keeps_its_own_answer(config, monkeypatch):
     assert set(read_turns(trainer.args.output_dir)["answer"].to_pylist()) == {"Rome"}
 
 
+@pytest.mark.parametrize("estimator", ["a2tgpo", "grpo"])
+@pytest.mark.parametrize("cell", ["", " ", [], ["", " "], None], ids=repr)
+def test_an_empty_cell_is_no_answer(config, monkeypatch, estimator, cell):
+    class Open(Capitals):
+        def reset(self, **row):
+            self.answer = "Paris"
+            return QUESTION
+
+    tiny.Script(chat_rollouts()).install(monkeypatch)
+    dataset = Dataset.from_list([{"answer": cell}] * 8)
+    trainer = with_environments(config, Open, dataset=dataset, advantage_estimator=estimator)
+    trainer.train()
+    assert set(read_turns(trainer.args.output_dir)["answer"].to_pylist()) == {"Paris"}
+    assert trainer.state.log_history[0]["rewards/exact_match_reward/mean"] == 0.5
+
+
 def test_some_environments_have_no_answer(config, monkeypatch):
     tiny.Script(chat_rollouts()).install(monkeypatch)
     factory, names = {"capitals": Capitals, "unsolved": Unsolved}, ["capitals", "unsolved"] * 2

@@ -1,6 +1,7 @@
-"""Checkpoints that a run can go on from: those that were written to their end."""
+"""Finds complete checkpoints, from which a run can be resumed."""
 
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ logger = logging.get_logger(__name__)
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
     """
-    The last complete checkpoint of a run. A later one that was cut off while it was written is left out, with a warning.
+    The last complete checkpoint of a run. Incomplete ones are skipped with a warning.
 
     Args:
         output_dir (`str` or `Path`): Where the run saves checkpoints.
@@ -27,15 +28,17 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
         damage = damage_of(folder)
         if damage is None:
             return str(folder)
-        logger.warning(f"{folder} is left out: it is no complete checkpoint ({damage}).")
+        logger.warning(f"{folder} is skipped: it is not a complete checkpoint ({damage}).")
     return None
 
 
 def damage_of(folder: str | Path) -> str | None:
     """
-    What makes a folder no complete checkpoint, in words; `None` if it is one.
+    Why a folder is not a complete checkpoint, in words; `None` if it is one.
 
-    Its state is what a trainer writes last; weights and optimizer are whole if the tables of what is in them are.
+    Looks at the state, which Transformers writes last (TRL adds `entropy_ctrl_state.json` with adaptive entropy), and at the
+    `.safetensors`, `.pt`, `.pth` and `.bin` files of the folder itself, which are whole if the tables of what is in them are.
+    Pickles without such a table are taken for whole. Subfolders, where DeepSpeed and FSDP keep shards, are not looked into.
     """
     folder = Path(folder)
     state = folder / TRAINER_STATE_NAME
@@ -56,15 +59,24 @@ def steps_of(checkpoint: str | Path) -> int:
 
 
 def _step(folder: Path) -> int | None:
-    number = folder.name.rpartition("-")[2]
-    return int(number) if number.isdecimal() and folder.is_dir() else None
+    number = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name)
+    return int(number[1]) if number and folder.is_dir() else None
 
 
 def _is_whole(file: Path) -> bool:
+    if not file.is_file():
+        return True
     if file.suffix == ".safetensors":
         try:
             with safe_open(file, "pt"):
                 return True
         except SafetensorError:
             return False
-    return file.suffix not in (".pt", ".pth", ".bin") or zipfile.is_zipfile(file)
+    return file.suffix not in (".pt", ".pth", ".bin") or not _is_torn_zip(file)
+
+
+def _is_torn_zip(file: Path) -> bool:
+    """Whether a file begins as `torch.save` begins a zip, empty ones too, and is none; its older format is a bare pickle."""
+    with file.open("rb") as opened:
+        begins_as_zip = b"PK".startswith(opened.read(2))
+    return begins_as_zip and not zipfile.is_zipfile(file)

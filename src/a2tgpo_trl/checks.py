@@ -118,11 +118,12 @@ def _check_pictures(row: dict[str, Any], dataset: str) -> None:
             f"text is enough, remove it: dataset.remove_columns({columns[0]!r})."
         )
     messages = row["prompt"] if is_conversational(row) else []
-    contents = [message["content"] for message in messages if isinstance(message["content"], list)]
-    if any(block.get("type") == "image" for content in contents for block in content):
+    contents = [content for message in messages if isinstance(content := message.get("content"), list)]
+    kinds = [block.get("type") for content in contents for block in content if isinstance(block, dict)]
+    if other := [kind for kind in kinds if kind != "text"]:
         raise ValueError(
-            f"The prompt of the first row of {dataset} has a picture in it, and A2TGPOTrainer trains on text: pictures are "
-            "not supported."
+            f"The prompt of the first row of {dataset} has a block of type {other[0]!r} in it, and A2TGPOTrainer trains on "
+            "text: give blocks of type 'text', or texts."
         )
 
 
@@ -140,7 +141,7 @@ def _check_tools(tools: list[Callable]) -> None:
 
 def check_tool_names(tools: list[Callable]) -> None:
     """
-    Refuse tools of one rollout that a call could not tell apart.
+    Refuse two tools of the same name in one rollout.
 
     Args:
         tools (`list[Callable]`): Functions, and methods of the rollout's environment.
@@ -152,7 +153,7 @@ def check_tool_names(tools: list[Callable]) -> None:
         if count > 1:
             owners = ", ".join(tool.__qualname__ for tool in tools if tool.__name__ == name)
             raise ValueError(
-                f"{count} tools are called {name!r} ({owners}), and a call has nothing but the name. Give each its own: a "
+                f"{count} tools are called {name!r} ({owners}), and a call identifies a tool by its name only. Rename one: a "
                 f"search by its method as_tool('{name}_news', 'news'), another tool by renaming the function or method."
             )
 
@@ -173,7 +174,7 @@ def check_observation_limit(limit: int, protocol: ToolProtocol, tool_name: str) 
     if len(ids) > limit:
         raise ValueError(
             f"max_observation_tokens={limit} has no room for the markup of a result and the note that it was cut, which "
-            f"take {len(ids)} tokens: set it well above, or to None."
+            f"take {len(ids)} tokens: set it well above that, or to None."
         )
 
 
@@ -215,24 +216,25 @@ def check_loop(args: A2TGPOConfig, protocol: str | None) -> None:
 
 def check_context_for_trls_loop(config: PretrainedConfig) -> None:
     """
-    Refuse models whose context TRL's own loop does not find, as those for pictures are where they are trained on text.
+    Refuse models whose length of context TRL's own loop does not find.
 
     Args:
         config (`PretrainedConfig`): Of the model.
 
     Raises:
-        ValueError: If the length of the context stands in a part of the configuration only.
+        ValueError: If the configuration itself has no `max_position_embeddings`: models for pictures have it in the part for
+            text, models without attention often nowhere.
     """
     if not hasattr(config, "max_position_embeddings"):
         raise ValueError(
-            f"tool_loop='trl' cannot play {config.model_type} on text: TRL looks for max_position_embeddings in the configuration "
-            "itself, and it is in its part for text. Choose tool_loop='a2tgpo'."
+            f"tool_loop='trl' cannot play {config.model_type}: TRL reads max_position_embeddings from the model's configuration, "
+            f"and {type(config).__name__} itself has none. Choose tool_loop='a2tgpo'."
         )
 
 
 def check_tags_are_told(args: A2TGPOConfig, tokenizer: Any, train_dataset: Any, tools: list[Callable]) -> None:
     """
-    See to it that a model hears of the text tags that `tool_protocol="auto"` chose: nothing but its prompt tells it.
+    Check that the prompt mentions the text tags that `tool_protocol="auto"` chose: nothing else tells the model about them.
 
     Args:
         args, tokenizer, train_dataset, tools: As the trainer has them.
@@ -262,7 +264,7 @@ def check_tags_are_told(args: A2TGPOConfig, tokenizer: Any, train_dataset: Any, 
 
 def warn_of_settings(args: A2TGPOConfig, protocol: str | None) -> None:
     """
-    Warn of options that are valid, and do not do together what they are meant to.
+    Warn about options that are valid but do not work together as intended.
 
     Args:
         args ([`A2TGPOConfig`]): The options.

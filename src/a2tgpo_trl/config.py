@@ -154,7 +154,7 @@ class A2TGPOConfig(GRPOConfig):
         default="a2tgpo",
         metadata={
             "help": "Who plays rollouts with tools: 'a2tgpo' (this package), or 'trl', GRPOTrainer's own loop, for baselines that "
-            "equal it bit for bit and for what ours does not support. TRL's knows the chat template's calls only, and runs "
+            "equal it bit for bit and for features that the package's own loop lacks. TRL's knows the chat template's calls only, and runs "
             "one tool after the other, without time limits."
         },
     )

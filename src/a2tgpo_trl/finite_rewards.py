@@ -1,4 +1,4 @@
-"""Rewards that are NaN or infinite, which count as none and are told of."""
+"""Treats NaN and infinite rewards as missing, with a warning."""
 
 import math
 from collections.abc import Callable, Sequence

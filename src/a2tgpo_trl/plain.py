@@ -1,15 +1,15 @@
-"""Text of models, tools and data where it could steer what shows it: whatever is printed of them is made plain here."""
+"""Removes control characters from the texts of models, tools and data before they are printed."""
 
 import re
 from collections import deque
 from typing import Any
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-"""Control characters and those that turn the direction of a line; tabs and line breaks are none of them."""
+"""Control characters, except tabs and line breaks, and characters that change the direction of text."""
 
 
 def plain(text: str) -> str:
-    """The text with `\N{REPLACEMENT CHARACTER}` for each character that could steer a terminal, and for what is no Unicode."""
+    """The text with `\N{REPLACEMENT CHARACTER}` for control characters and invalid Unicode."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.encode("utf-8", "replace").decode())
 
 

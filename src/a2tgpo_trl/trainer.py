@@ -581,7 +581,7 @@ class A2TGPOTrainer(GRPOTrainer):
                 )
         elif checkpoint and (damage := damage_of(checkpoint)):
             raise ValueError(
-                f"resume_from_checkpoint is {str(checkpoint)!r}, which is no complete checkpoint: {damage}. Name another, or "
+                f"resume_from_checkpoint is {str(checkpoint)!r}, which is not a complete checkpoint: {damage}. Name another, or "
                 "True for the last complete one."
             )
         start = steps_of(checkpoint) if checkpoint else None  # the folder may be rotated away

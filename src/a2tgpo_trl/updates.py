@@ -1,4 +1,4 @@
-"""Optimizer steps that have nothing to learn from, or nothing but broken numbers."""
+"""Skips optimizer steps whose gradient is zero or not finite."""
 
 import math
 from collections.abc import Callable
@@ -14,13 +14,14 @@ logger = logging.get_logger(__name__)
 
 class SkipUpdates(TrainerCallback):
     """
-    Keeps optimizer steps that can only do harm from moving weights and optimizer state, and counts them.
+    Skips optimizer steps that can only do harm, and counts them.
+
 
     - Empty ones, whose gradient is exactly zero: when every group of a batch has equal rewards and gains, Adam's momentum and
       weight decay move the weights all the same; with sparse rewards, a run of such steps can undo what was learned.
     - Those whose gradient holds NaN or infinity, one of which makes NaN of all weights.
 
-    Parameters without a gradient are what every torch optimizer leaves alone, so these gradients are dropped before the step.
+    Both kinds of gradients are dropped before the step: torch optimizers skip parameters that have none.
 
     Args:
         accelerator (`Accelerator`): Of the trainer.

@@ -76,6 +76,24 @@ def test_a_closing_tag_with_a_special_token_ends_the_turn(by_chain, backend, spe
     assert trainer._tokenizer.decode(ids[0]) == CALL + OBSERVED + ANSWER
 
 
+@pytest.mark.parametrize("backend", OTHERS)
+@pytest.mark.parametrize(
+    ("options", "written"),
+    [
+        ({}, "Paris</answer>"),
+        ({"answer_stop": ""}, "Paris</answer>" + "+" * 36),
+        ({"answer_stop": "+++"}, "Paris</answer>+++"),
+    ],
+    ids=["default", "none", "given"],
+)
+def test_the_answer_ends_the_rollout(by_chain, backend, options, written):
+    tokenizer = tiny.tokenizer()
+    model = chain(tokenizer, [["%", "Paris", "</", "answer", ">", "+", "+"]])
+    trainer = by_chain(backend, tokenizer=tokenizer, model=model, max_completion_length=40, **options)
+    _, ids, _, _ = played(trainer, [{"prompt": "%", "answer": "Paris"}])
+    assert trainer._tokenizer.decode(ids[0]) == written
+
+
 @needs_vllm
 def test_stop_strings_of_the_user(by_chain):
     trainer = by_chain("vllm", generation_kwargs={"stop": ["</search"]}, max_completion_length=60)

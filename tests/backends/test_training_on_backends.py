@@ -10,7 +10,8 @@ from peft import LoraConfig
 import chance
 import tiny
 from a2tgpo_trl.cli.main import main
-from on_backends import OTHERS, needs_vllm, played
+from chain import chain
+from on_backends import CHAIN_ROWS, OTHERS, needs_vllm, played
 
 LORA = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
 UPDATES = {"learning_rate": 2e-2, "max_steps": 3, "num_generations": 4, "max_completion_length": 60}
@@ -35,6 +36,30 @@ def test_rollouts_follow_the_weights(by_chance, backend, peft_config):
     after = played(trainer, chance.rows())
     assert after[1] != before[1]
     expected = played(by_chance("transformers", model=merged(trainer), **options), chance.rows())
+    assert after[1] == expected[1]
+
+
+def hesitant(tokenizer):
+    """A chain that sometimes leaves its path, so that there is something to learn."""
+    model = chain(tokenizer)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.045)
+    return model
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+@pytest.mark.parametrize("peft_config", [None, LORA], ids=["full", "lora"])
+def test_rollouts_with_tags_follow_the_weights(by_chain, backend, peft_config):
+    options = {"max_completion_length": 60, "advantage_estimator": "a2tgpo", "num_generations": 4}
+    updates = {"learning_rate": 0.3, "max_steps": 3}
+    model = hesitant(tiny.tokenizer())
+    trainer = by_chain(backend, model=model, peft_config=peft_config, reward=by_length, **options, **updates)
+    before = played(trainer, CHAIN_ROWS)
+    trainer.train()
+    assert sum(log.get("tools/search/calls", 0) for log in trainer.state.log_history) > 0
+    after = played(trainer, CHAIN_ROWS)
+    assert after[1] != before[1]
+    expected = played(by_chain("transformers", model=merged(trainer), **options), CHAIN_ROWS)
     assert after[1] == expected[1]
 
 

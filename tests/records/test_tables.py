@@ -1,9 +1,12 @@
 """Typed tables of runs whose model, tools, data and rewards write what they like; test_trackers.py has wandb and trackio."""
 
 import json
+from fractions import Fraction
 
+import numpy as np
 import pandas as pd
 import pytest
+import sympy
 from datasets import Dataset
 
 import tiny
@@ -93,6 +96,28 @@ def test_what_reward_functions_log_is_numbers_or_text(build, tmp_path):
     assert found["parsed"] == ["5", "Lyon", '{"a": 1}', '[1, "b"]']
     assert found["mixed"] == ["true", "2", "3", "4"] and found["large"][0] == str(10**30)
     assert [len(turns) for turns in table(tmp_path)["information_gain"]] == [1, 2, 4, 3]
+
+
+LOOP = []
+LOOP.append(LOOP)
+CELLS = {
+    "sympy": ([sympy.Integer(72), sympy.Rational(1, 2)], ['"72"', '"1/2"']),
+    "fractions": ([Fraction(1, 3), 1], ['"1/3"', "1"]),
+    "NumPy": ([np.int8(3), np.uint64(5)], [3, 5]),
+    "NumPy, booleans": ([np.bool_(True), False], [True, False]),
+    "NumPy, in lists": ([[np.int8(3)], [np.float16(0.5), None]], [[3], [0.5, None]]),
+    "beyond a double": ([2**53 + 1, 0.5], [str(2**53 + 1), "0.5"]),
+    "beyond a double, in lists": ([[2**53 + 1], [0.5]], [f"[{2**53 + 1}]", "[0.5]"]),
+    "a list in itself": ([LOOP, None], ["[[[...]]]", None]),
+}
+
+
+@pytest.mark.parametrize("case", CELLS)
+def test_a_typed_table_holds_what_is_logged_of_rewards(case, tmp_path):
+    cells, expected = CELLS[case]
+    extra = completions_table({"prompt": [], "completion": [], "extra": {"cells": cells}})["extra"]
+    assert extra == {"cells": expected}
+    pd.DataFrame(extra).to_parquet(tmp_path / "table.parquet")  # as TRL writes it
 
 
 def test_the_report_reads_the_messages(build, tmp_path):

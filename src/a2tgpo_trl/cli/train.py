@@ -141,7 +141,7 @@ def _checkpoint(config: A2TGPOConfig) -> str | None:
         return folder
     if damage := damage_of(folder):
         raise ValueError(
-            f"resume_from_checkpoint is {folder!r}, which is no complete checkpoint ({damage}): name the folder of another, or "
+            f"resume_from_checkpoint is {folder!r}, which is not a complete checkpoint ({damage}): name the folder of another, or "
             "'last' for the last complete one."
         )
     return folder

@@ -1,8 +1,9 @@
 """From a row of a question set to the columns that a trainer and the rewards read."""
 
 import json
+import re
 
-from .layouts import Columns, read
+from .layouts import FINAL, Columns, read
 from .prompts import PromptForm
 
 
@@ -53,12 +54,24 @@ def _text(row: dict, path: str | None, where: str) -> str | None:
 
 def _aliases(row: dict, paths: tuple[str, ...], where: str) -> list[str]:
     """The answers at all paths in their order, each once."""
+    _refuse_solutions(row, paths, where)
     found = [alias for path in paths for alias in texts(_decoded(read(row, path)), f"{where}: {path!r}")]
     aliases = list(dict.fromkeys(alias.strip() for alias in found if alias.strip()))
     if not aliases:
         values = {path: read(row, path) for path in paths}
         raise ValueError(f"{where} has no answer: {values}; {_columns(row)}. Leave out rows that have none.")
     return aliases
+
+
+def _refuse_solutions(row: dict, paths: tuple[str, ...], where: str) -> None:
+    """Refuse worked solutions as answers: no model would write the same, so every reward would be 0."""
+    for path in paths:
+        value = read(row, path)
+        if isinstance(value, str) and re.search(rf"^{FINAL}", value, re.MULTILINE):
+            raise ValueError(
+                f"{where}: {path!r} is a worked solution, {_shown(value)}, and the answer is what stands after {FINAL}: set "
+                f"columns={{'question': …, 'answer': '{path}.{FINAL}'}}, and leave out rows without that mark."
+            )
 
 
 def texts(value: object, where: str) -> list[str]:

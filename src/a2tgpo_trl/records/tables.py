@@ -1,20 +1,22 @@
-"""Cells of typed tables (Parquet, wandb, trackio): what models, tools and users made is text, whatever its type."""
+"""Cells of typed tables (Parquet, wandb, trackio): values whose type may vary are stored as text."""
 
 import json
 from collections.abc import Iterable
-from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 
 def completions_table(logs: dict[str, Any]) -> dict[str, Any]:
     """
-    What TRL logs of completions, so that any typed table holds it.
+    Convert the completions that TRL logs, so that every typed table can hold them.
 
     Args:
         logs (`dict`): `prompt` and `completion`, columns of texts or of messages, and `extra`, columns by name.
 
     Returns:
-        `dict`: the same. Messages are JSON; a column of `extra` is text unless it holds numbers, or lists of numbers, alone.
+        `dict`: the same. Messages are JSON; a column of `extra` is text unless it holds
+        booleans, numbers or lists of numbers alone. A number is Python's or NumPy's, and fits a double.
     """
     texts = {name: [_text(cell) for cell in logs[name]] for name in ("prompt", "completion")}
     return logs | texts | {"extra": {name: _column(cells) for name, cells in logs["extra"].items()}}
@@ -29,24 +31,32 @@ def as_json(value: Any) -> str:
 
 
 def encodable(text: str) -> str:
-    """The text with `?` for half characters, which models can write in JSON and files cannot hold."""
+    """The text with `?` for lone surrogates, which JSON allows and UTF-8 does not."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _column(cells: Iterable[Any]) -> list[Any]:
-    cells = list(cells)
+    cells = [[_plain(item) for item in cell] if isinstance(cell, list) else _plain(cell) for cell in cells]
     kinds = {_kind(cell) for cell in cells if cell is not None}
     return cells if len(kinds) <= 1 and kinds <= {"number", "boolean", "numbers"} else list(map(_text, cells))
 
 
+def _plain(value: Any) -> Any:
+    """Scalars of NumPy as Python's: Arrow takes no two of NumPy's types in one column."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _kind(cell: Any) -> str:
-    if isinstance(cell, bool):
-        return "boolean"
-    if isinstance(cell, Real):
-        return "number" if not isinstance(cell, Integral) or abs(cell) < 2**63 else "large"
-    if isinstance(cell, list) and {_kind(item) for item in cell if item is not None} <= {"number"}:
+    if isinstance(cell, list) and all(item is None or _is_number(item) for item in cell):
         return "numbers"
-    return "other"
+    return "boolean" if isinstance(cell, bool) else "number" if _is_number(cell) else "other"
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a double holds the value exactly, as columns need that hold fractions or gaps too."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) <= 2**53
+    return isinstance(value, float)
 
 
 def _text(cell: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Environments: failures that say where they happened, and answers that they give."""
+"""Environments: errors that name the row, and answers set by `reset`."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,7 +23,7 @@ def with_named_resets(environment_factory: Any) -> Any:
 
 def add_answers(rows: Sequence[dict[str, Any]], environments: Sequence[Any], column: str, needed: bool) -> None:
     """
-    Give rows that have no answer the one that their environment has set in `reset`: its attribute of the column's name.
+    Give rows without an answer, or with an empty one, what their environment set in `reset` as the attribute `column`.
 
     Args:
         rows (`Sequence[dict]`, length `B`): Changed in place; all have the column if one has.
@@ -37,7 +37,7 @@ def add_answers(rows: Sequence[dict[str, Any]], environments: Sequence[Any], col
     for row, environment in zip(rows, environments, strict=True):
         given = getattr(environment, column, _ABSENT)
         is_given = given is not _ABSENT and not callable(given)  # which would be a tool of that name
-        if row.get(column) is None and is_given:
+        if is_given and _is_empty(row.get(column)):
             row[column] = given
         elif needed and column not in row:
             raise ValueError(
@@ -51,6 +51,16 @@ def add_answers(rows: Sequence[dict[str, Any]], environments: Sequence[Any], col
 
 
 _ABSENT = object()
+
+
+def _is_empty(cell: Any) -> bool:
+    """Whether a cell of the answer column holds no answer, or nothing but empty ones."""
+    if cell is None:
+        return True
+    aliases = [cell] if isinstance(cell, str) else cell
+    return isinstance(aliases, (list, tuple)) and not any(
+        not isinstance(text, str) or text.strip() for text in aliases
+    )
 
 
 def _with_named_reset(factory: Callable[[], Any]) -> Callable[[], Any]:

@@ -387,7 +387,7 @@ def _interrupted(execution: _Execution) -> ToolResult:
 
 
 def _recording(initializer: Callable[[], None], errors: list[BaseException]) -> Callable[[], None]:
-    """An initializer that a thread survives: an exception there would end it in silence, with its calls for ever pending."""
+    """An initializer that never raises: an exception there would end the thread silently and leave its calls pending."""
 
     def initialize() -> None:
         try:

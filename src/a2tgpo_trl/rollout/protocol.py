@@ -121,7 +121,7 @@ def choose_protocol(requested: str, tokenizer: PreTrainedTokenizerBase, conversa
 
 def chat_obstacle(tokenizer: PreTrainedTokenizerBase, conversational: bool) -> str | None:
     """
-    Why tools cannot be called through the chat template, if they cannot.
+    Why tools cannot be called through the chat template; `None` if they can.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): With the template; TRL's parser of its calls is set up if there is one.

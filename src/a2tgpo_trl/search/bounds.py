@@ -1,4 +1,4 @@
-"""Bounds on what a retriever takes from whoever asks it."""
+"""Limits on the requests that a retriever answers."""
 
 import json
 from dataclasses import dataclass, field, fields
@@ -7,15 +7,15 @@ from typing import Any
 
 @dataclass
 class Limits:
-    """Bounds on the requests that a retriever answers; the same names are options of `a2tgpo retriever`."""
+    """Limits on the requests that a retriever answers; `a2tgpo retriever` has options of the same names."""
 
     max_queries: int = field(default=1024, metadata={"help": "Queries of a request."})
     max_query_length: int = field(default=10_000, metadata={"help": "Characters of a query."})
-    max_topk: int = field(default=100, metadata={"help": "Passages that a request may ask for, to each query."})
+    max_topk: int = field(default=100, metadata={"help": "Passages that a request may ask for, for each query."})
     max_body_mb: float = field(default=4.0, metadata={"help": "Megabytes (of 2**20 bytes) of a request."})
     request_timeout: float = field(
         default=10.0,
-        metadata={"help": "Seconds in which a request has to arrive; its connection is closed after them."},
+        metadata={"help": "Seconds within which a request must arrive; then its connection is closed."},
     )
 
     def __post_init__(self):
@@ -25,9 +25,9 @@ class Limits:
 
 
 class BoundedBody:
-    """An ASGI application that gets requests whole, and those of more bytes not at all.
+    """An ASGI application that passes on complete requests, and refuses those of more bytes with status 413.
 
-    What is too much is read to its end and thrown away, so that the client gets to read why.
+    A request that is too long is still read to its end, since many clients read no answer before they have sent everything.
 
     Args:
         app:
@@ -64,7 +64,7 @@ class BoundedBody:
             size += len(part)
             if size <= self.max_bytes:
                 body += part
-            is_complete = not message.get("more_body", False)  # as where the client has gone
+            is_complete = not message.get("more_body", False)  # nor has the message of a client that disconnected
         return bytes(body) if size <= self.max_bytes else None
 
 
@@ -76,7 +76,7 @@ async def _refuse(send, why: str) -> None:
 
 
 def protocol_in_time(seconds: float) -> type:
-    """uvicorn's HTTP protocol, closing connections whose request is not there in time: uvicorn itself waits for ever.
+    """uvicorn's HTTP protocol that closes connections whose request does not arrive in time; uvicorn itself waits forever.
 
     Args:
         seconds (`float`):
@@ -105,7 +105,7 @@ def protocol_in_time(seconds: float) -> type:
             super().connection_lost(exc)
 
         def _watch(self) -> None:
-            """Let time run while a request is there in part, and before the first one."""
+            """Run the timer before the first request, and while a request has arrived in part."""
             is_first, has_begun = self.cycle is None, bool(self.conn.trailing_data[0])
             is_awaited = self.conn.their_state is h11.IDLE and (is_first or has_begun)
             if is_awaited or self.conn.their_state is h11.SEND_BODY:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FORMATS = {"bm25": 2, "dense": 1}
-"""Of each kind the number of its format; folders of another number are refused."""
+"""The format version of each kind of index; other versions are refused."""
 DESCRIPTION = "index.json"
 
 

@@ -3,8 +3,10 @@
 import ipaddress
 import os
 import re
+import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from .batching import Batcher
@@ -116,14 +118,14 @@ class HTTPSearch(PassageSearch):
         return [[dict(passage) for passage in passages] for passages in found]
 
     def _server(self) -> str:
-        """The server in an error, with the proxy that may be the one to blame."""
+        """How an error names the server, and the proxy on the way to it."""
         proxy = _proxy(self.url)
         way = (
             f", asked through the proxy {proxy} (no_proxy={urlsplit(self.url).hostname} goes around it),"
             if proxy
             else ""
         )
-        return f"The search server {self.url}{way}"
+        return f"The search server {_without_login(self.url)}{way}"
 
     def _answer(self, queries: list[str]) -> list[list[dict] | Exception]:
         response = self._send(queries)
@@ -145,7 +147,7 @@ class HTTPSearch(PassageSearch):
 
         body = {"queries": queries, "topk": self.top_k, "return_scores": True}
         deadline = time.monotonic() + self.timeout
-        # Not urllib3's Retry: it knows no deadline, and in requests it is done once the headers of an answer are there
+        # Not urllib3's Retry: it has no deadline, and does not cover the body of an answer
         for attempt in range(self.retries + 1):
             response, pause = None, BACK_OFF_SECONDS * 2**attempt
             try:
@@ -194,6 +196,10 @@ def _seconds_to_wait(response) -> float:
 
 def _reason(error: Exception) -> str:
     """The innermost cause; what requests wraps it in names objects and addresses of memory."""
+    from requests.exceptions import InvalidURL
+
+    if isinstance(error, InvalidURL):  # whose cause may show a part of a password
+        return "its address, or the proxy's, cannot be read; in a password write @ as %40 and / as %2F."
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__
     return f"{type(error).__name__}: {error}"
@@ -201,11 +207,14 @@ def _reason(error: Exception) -> str:
 
 def _is_loopback(url: str) -> bool:
     """Whether an address is of this machine, which no proxy can reach."""
-    host = urlsplit(url).hostname or ""
+    host = (urlsplit(url).hostname or "").removesuffix(".")
+    with suppress(OSError):
+        host = socket.inet_ntoa(socket.inet_aton(host))  # 127.1 and other short forms
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+    address = getattr(address, "ipv4_mapped", None) or address
     return address.is_loopback or address.is_unspecified
 
 
@@ -214,7 +223,12 @@ def _proxy(url: str) -> str | None:
     from requests.utils import get_environ_proxies, select_proxy
 
     proxy = None if _is_loopback(url) else select_proxy(url, get_environ_proxies(url))
-    return proxy and re.sub(r"(//|^)[^/@]*@", r"\1", proxy)
+    return proxy and _without_login(proxy)
+
+
+def _without_login(address: str) -> str:
+    """An address without the name and password in it, whatever characters they hold."""
+    return re.sub(r"^(\w+://)?.*@", r"\1", address)
 
 
 def _new_session():

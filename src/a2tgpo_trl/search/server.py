@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 KEEP_ALIVE_SECONDS = 75
 """How long an unused connection stays open: longer than a turn takes to generate."""
 MISTAKES = 3
-"""Of a request, that are named."""
+"""The most mistakes of a request that an error names."""
 
 
 class Retriever(Protocol):

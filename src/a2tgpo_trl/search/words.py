@@ -15,15 +15,16 @@ UNSPACED = (
     "\u2e80-\u2fdf\u3005-\u3007\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff"  # kana, bopomofo, radicals
     "\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff"  # Han, Yi
 )
-"""As the inside of a class of characters in a regular expression."""
+"""For use inside `[…]` in a regular expression."""
 ENGLISH = frozenset((
-    "a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it", "no", "not",
+    "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it", "no", "not",
     "of", "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to", "was",
     "will", "with",
 ))  # fmt: skip
-"""Function words, which are left out."""
+"""Function words, which are left out; the article "a" is one too."""
 
 _CONTRACTED = r"(?<=\w)['’](?:s|t|d|m|ll|re|ve)\b"  # Lyon's, isn't, we'll: no words
+_ARTICLE = re.compile(r"\ba\b|(?:\A|(?<=[.!?:\n]))\W{0,3}\bA(?=\s)")  # unlike the A of vitamin A
 _ASCII = re.compile(rf"(\w+)|{_CONTRACTED}")
 _LATIN_GREEK_CYRILLIC = "A-Za-z\u00aa-\u02ff\u0370-\u052f\u1c80-\u1c8f\u1d00-\u1dbf\u1e00-\u1fff\u2c60-\u2c7f\ua640-\ua69f\ua720-\ua7ff\uab30-\uab6f"
 _ACCENTS = re.compile(
@@ -70,7 +71,7 @@ def passage_words(text: str) -> list[str]:
 
 
 def _words(text: str, with_characters: bool) -> list[str]:
-    text = text.lower() if text.isascii() else _normalized(text)
+    text = _ARTICLE.sub(" the", text if text.isascii() else _normalized(text)).lower()
     if text.isascii():
         return [word for word in _ASCII.findall(text) if word and word not in ENGLISH]
     words = []
@@ -83,21 +84,21 @@ def _words(text: str, with_characters: bool) -> list[str]:
 
 
 def _pieces(run: str, with_characters: bool) -> list[str]:
-    """Neighbouring characters, each with its marks; a single one."""
+    """Pairs of neighbouring characters, each with its marks; a single character as it is."""
     characters = _character().findall(run)
     pairs = [left + right for left, right in itertools.pairwise(characters)]
     return characters + pairs if with_characters or not pairs else pairs
 
 
 def _normalized(text: str) -> str:
-    """Compatible forms as one, no accents, marks of other scripts with their letters, lower case."""
+    """Compatible forms as one, no accents, marks of other scripts joined to their letters."""
     decomposed = unicodedata.normalize("NFKD", _INVISIBLE.sub("", text))
-    return unicodedata.normalize("NFC", _ACCENTS.sub("", decomposed)).lower()
+    return unicodedata.normalize("NFC", _ACCENTS.sub("", decomposed))
 
 
 @functools.cache
 def _any_script() -> re.Pattern:
-    """Runs of a script without spaces, and words, which may hold marks: Python's `\\w` does not know them."""
+    """Runs of a script without spaces, and words, with their marks, which Python's `\\w` leaves out."""
     other = rf"[^\W{UNSPACED}]"
     return re.compile(rf"({other}+(?:[{_marks()}]+{other}*)*)|((?:(?=\w)[{UNSPACED}][{_marks()}]*)+)|{_CONTRACTED}")
 
