@@ -267,7 +267,8 @@ def test_trls_loop_trains_to_trls_weights_bit_for_bit(trainers, monkeypatch):
     assert not any(torch.equal(start[name], ours[name]) for name in ours)
     log, our_log = (trainer.state.log_history[0] for trainer in trained)
     assert log["tools/call_frequency"] > 0.5 and log["completions/clipped_ratio"] > 0
-    assert our_log.keys() - log.keys() == {"updates/non_finite", "rollout/unscored"}
+    ours_alone = our_log.keys() - log.keys()
+    assert all(name.startswith(("updates/", "rollout/", "turns/", "advantages/")) for name in ours_alone)
 
 
 def test_trls_loop_runs_tools_as_trl_does_and_its_turns_get_credit(trainers):

@@ -161,7 +161,10 @@ def assert_same(ours, theirs):
     theirs = chain(*contexts)
     assert all(context in theirs for context in chain(*our_contexts))  # ours skip turns that have no room for a token
     assert {name: our_metrics[name] for name in metrics} == metrics
-    assert all(name.startswith(("rollout/", "tools/")) for name in our_metrics.keys() - metrics.keys())
+    assert all(
+        name.startswith(("rollout/", "tools/", "turns/", "advantages/"))
+        for name in our_metrics.keys() - metrics.keys()
+    )
     assert {"completions/mean_length", "completions/clipped_ratio"} < metrics.keys()
     assert our_batch.keys() == batch.keys()
     for key, value in batch.items():
