@@ -1,6 +1,7 @@
 """Trainers on each backend; vLLM is the real engine on the CPU, in float32 and without compiling."""
 
 import copy
+import gc
 import os
 from functools import partial
 from importlib.util import find_spec
@@ -57,7 +58,11 @@ def engine(monkeypatch):
     import vllm.model_executor.layers.utils as layers
 
     monkeypatch.setattr(layers, "dispatch_cpu_unquantized_gemm", keep_weights)
-    monkeypatch.setattr(generation, "LLM", partial(generation.LLM, dtype="float32", enforce_eager=True))
+    # 16,384 tokens of cache: the default takes a gigabyte, which an engine that is let go of may keep
+    options = {"dtype": "float32", "enforce_eager": True, "num_gpu_blocks_override": 128}
+    monkeypatch.setattr(generation, "LLM", partial(generation.LLM, **options))
+    yield
+    gc.collect()
 
 
 @pytest.fixture
