@@ -8,7 +8,7 @@ VLLM_VENV := .venv-vllm
 
 # The main job on the embedded model and data: result table, learning curve and rollouts in outputs/demo
 demo: $(INSTALLED)
-	$(BIN)/python -m a2tgpo_trl.demo $(DEMO_ARGS)
+	$(BIN)/python -m a2tgpo_trl.cli demo $(DEMO_ARGS)
 
 test: lint
 	CI=1 $(BIN)/python -m pytest

@@ -24,11 +24,11 @@ from measuring import demo_shape, in_turn, make_parser, peak_megabytes, ratio, r
 from trl.trainer.utils import add_fused_lm_head
 
 from a2tgpo_trl import A2TGPOConfig
-from a2tgpo_trl.belief import BeliefPlan, Probe, ProbedRow, queries, share_contexts
-from a2tgpo_trl.belief.head import predicting_at
-from a2tgpo_trl.belief.packing import pack
-from a2tgpo_trl.belief.scoring import BeliefScorer
-from a2tgpo_trl.replaced import replaced
+from a2tgpo_trl.integrations.replaced import replaced
+from a2tgpo_trl.signals.beliefs import BeliefPlan, Probe, ProbedRow, queries, share_contexts
+from a2tgpo_trl.signals.beliefs.head import predicting_at
+from a2tgpo_trl.signals.beliefs.packing import pack
+from a2tgpo_trl.signals.beliefs.scoring import BeliefScorer
 
 PROMPT_TOKENS = 200
 
@@ -62,11 +62,11 @@ class Methods:
         self.scorer = BeliefScorer(self.model, None, self.accelerator, args, 16384)
 
     def tree(self, plan: BeliefPlan) -> torch.Tensor:
-        self.scorer.obstacle = None
+        self.scorer.why_prefixes = None
         return self.scorer.measure(self.model, plan, len(plan.rows))
 
     def prefixes(self, plan: BeliefPlan) -> torch.Tensor:
-        self.scorer.obstacle = "asked for"
+        self.scorer.why_prefixes = "asked for"
         return self.scorer.measure(self.model, plan, len(plan.rows))
 
     def in_float32(self, method: str, plan: BeliefPlan) -> torch.Tensor:

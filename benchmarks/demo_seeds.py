@@ -26,7 +26,8 @@ def main() -> None:
         command = [
             sys.executable,
             "-m",
-            "a2tgpo_trl.demo",
+            "a2tgpo_trl.cli",
+            "demo",
             "--seed",
             str(seed),
             "--output-dir",

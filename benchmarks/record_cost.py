@@ -25,9 +25,9 @@ from measuring import report
 from step_cost import demo_rollouts, make_trainer
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.callbacks.recorder import log_table
 from a2tgpo_trl.demo.model import load_model, load_tokenizer, prepare_model
 from a2tgpo_trl.records import read_turns
-from a2tgpo_trl.records.recorder import log_table
 
 
 def main() -> None:

@@ -24,9 +24,9 @@ from scripted import atlas_tokenizer, make_tokenizer
 from step_cost import demo_rollouts, make_trainer
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-from a2tgpo_trl.belief import queries
 from a2tgpo_trl.demo.model import load_model, load_tokenizer
-from a2tgpo_trl.replaced import replaced
+from a2tgpo_trl.integrations.replaced import replaced
+from a2tgpo_trl.signals.beliefs import queries
 
 ANSWER = "Paris, or so"
 """Some ten tokens in the template, as an answer of two words takes with a real vocabulary."""

@@ -30,11 +30,11 @@ from scripted import atlas_tokenizer
 from trl import GRPOConfig, GRPOTrainer
 from trl.chat_template_utils import qwen2_5_chat_template
 
-import a2tgpo_trl.rollout.chat
+import a2tgpo_trl.rollout.protocols.chat
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.data import load_atlas
 from a2tgpo_trl.demo.model import load_model, load_tokenizer, prepare_model
-from a2tgpo_trl.replaced import replaced
+from a2tgpo_trl.integrations.replaced import replaced
 
 ATLAS = load_atlas()
 
@@ -138,7 +138,7 @@ def measure(options: argparse.Namespace) -> dict:
     }
     runs = {name: [] for name in trainers}
     parse = {"parse_response": call_until(options.tool_turns)}
-    with replaced(trl.trainer.grpo_trainer, **parse), replaced(a2tgpo_trl.rollout.chat, **parse):
+    with replaced(trl.trainer.grpo_trainer, **parse), replaced(a2tgpo_trl.rollout.protocols.chat, **parse):
         for number in range(options.rounds):
             for name, trainer in trainers.items():
                 runs[name].append(rolled_out(trainer, rows))

@@ -43,7 +43,7 @@ def calls_by_sum(tokenizer, ids, prefix=None, tools=None):
 def install_parser(monkeypatch) -> None:
     """Read calls by the sum of a turn's tokens, in TRL's loop and in ours."""
     monkeypatch.setattr("trl.trainer.grpo_trainer.parse_response", calls_by_sum)
-    monkeypatch.setattr("a2tgpo_trl.rollout.chat.parse_response", calls_by_sum)
+    monkeypatch.setattr("a2tgpo_trl.rollout.protocols.chat.parse_response", calls_by_sum)
 
 
 def dataset() -> Dataset:

@@ -11,13 +11,13 @@ import warnings
 
 import pytest
 import torch
+from rollout.test_history import Player, same_turns
 from transformers import LlamaConfig
 
 import tiny
-from a2tgpo_trl.belief.attention import flex_obstacle
-from rollout.test_history import Player, same_turns
+from a2tgpo_trl.signals.beliefs.attention import why_no_flex
+from scoring import agree, make_rows, make_scorer, measured, naive, with_shared_forward
 from test_loss_cost import batch_of, grpo_loss
-from test_scoring import agree, make_rows, make_scorer, measured, naive, ridden
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def same_beliefs(model, scorer, atol):
     """On every path, against one forward for each context in float64 on the CPU."""
     rows = make_rows()
     expected = naive(wide_model(model.config.model_type), rows)
-    trees, riding = measured(scorer, model, rows), ridden(scorer, model, rows)
-    scorer.obstacle = "as if"
+    trees, riding = measured(scorer, model, rows), with_shared_forward(scorer, model, rows)
+    scorer.why_prefixes = "as if"
     for actual in (trees, riding, measured(scorer, model, rows)):
         agree(actual, expected, atol)
 
@@ -79,7 +79,7 @@ def test_flex_attention_compiles(heads, kv_heads, size, dtype, cuda):
     config = LlamaConfig(
         hidden_size=heads * size, num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=size
     )
-    assert flex_obstacle(config, dtype, cuda) is None
+    assert why_no_flex(config, dtype, cuda) is None
 
 
 # Beliefs that ride on the old log-probabilities, and those that take forwards of their own

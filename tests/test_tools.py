@@ -13,7 +13,7 @@ from datasets import Dataset
 
 import tiny
 from a2tgpo_trl import A2TGPOTrainer, EndRollout
-from a2tgpo_trl.metrics import RolloutRecord, rollout_metrics
+from a2tgpo_trl.records.metrics import RolloutRecord, rollout_metrics
 from a2tgpo_trl.rollout import with_named_resets
 from a2tgpo_trl.trainer import _thread_initializer
 

@@ -15,13 +15,13 @@ from trl import GRPOConfig
 
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-from a2tgpo_trl.belief import BeliefScorer
+from a2tgpo_trl.callbacks.skip_updates import SkipUpdates
 from a2tgpo_trl.credit import GRPO
 from a2tgpo_trl.functional import spread_turns, turn_ids, turn_log_ratio
-from a2tgpo_trl.plain import CONTROL
+from a2tgpo_trl.integrations.plain import CONTROL
 from a2tgpo_trl.records import read_turns
 from a2tgpo_trl.rewards import exact_match_reward
-from a2tgpo_trl.updates import SkipUpdates
+from a2tgpo_trl.signals.beliefs import BeliefScorer
 from conftest import (
     ANSWER_ONLY,
     CHAT_ROWS,
@@ -212,7 +212,7 @@ def recorded_forwards(monkeypatch):
     return sizes
 
 
-def test_beliefs_ride_on_the_old_log_probabilities(score, monkeypatch):
+def test_beliefs_share_forward_on_the_old_log_probabilities(score, monkeypatch):
     """The forwards of GRPO, each followed by its probes alone; its old log-probabilities, and the gains of a run without."""
     sizes = recorded_forwards(monkeypatch)
     grpo, _ = score(advantage_estimator="grpo")
@@ -243,7 +243,7 @@ def test_beliefs_ride_on_the_old_log_probabilities(score, monkeypatch):
     ],
     ids=str,
 )
-def test_beliefs_ride_whatever_else_trl_does(score, options):
+def test_beliefs_share_forward_whatever_else_trl_does(score, options):
     cut = [*GROUP[:3], ["<search>Lyon</search>", "and on and on without an end"]]
     gains = []
     for updates in ({}, {"gradient_accumulation_steps": 2}):  # old log-probabilities are computed, or not
@@ -255,7 +255,7 @@ def test_beliefs_ride_whatever_else_trl_does(score, options):
     torch.testing.assert_close(*gains, atol=1e-4, rtol=0, equal_nan=True)
 
 
-def test_beliefs_ride_on_the_rollouts_of_a_rollout_func(build, rows):
+def test_beliefs_share_forward_on_the_rollouts_of_a_rollout_func(build, rows):
     """Its `env_mask` says where observations end."""
     tokenizer = tiny.tokenizer()
     pieces = [
@@ -286,7 +286,7 @@ def test_beliefs_ride_on_the_rollouts_of_a_rollout_func(build, rows):
 def test_an_error_leaves_nothing_behind(build, rows, monkeypatch):
     trainer = build()
     trainer.model.train()
-    monkeypatch.setattr("a2tgpo_trl.belief.riding._mask", lambda *args: 1 / 0)
+    monkeypatch.setattr("a2tgpo_trl.signals.beliefs.shared_forward._mask", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trainer._generate_and_score_completions([dict(row) for row in rows[:4]])
     assert trainer._answers is None and trainer._riding is None
@@ -295,7 +295,7 @@ def test_an_error_leaves_nothing_behind(build, rows, monkeypatch):
 
 def test_a_reference_forward_carries_no_beliefs(score, monkeypatch):
     """With every update on-policy the first log-probabilities that TRL computes are the reference's."""
-    monkeypatch.setattr(BeliefScorer, "ride", lambda *args: pytest.fail("that model is not the policy"))
+    monkeypatch.setattr(BeliefScorer, "share_forward", lambda *args: pytest.fail("that model is not the policy"))
     batch, _ = score(gradient_accumulation_steps=2, beta=0.1, peft_config=adapter())
     assert "ref_per_token_logps" in batch and (~batch["information_gain"].isnan()).any()
 
@@ -304,8 +304,8 @@ def test_a_reference_forward_carries_no_beliefs(score, monkeypatch):
 def test_beliefs_do_not_ride_on_dropout(score, caplog, monkeypatch, dropout):
     monkeypatch.setattr(logging.getLogger("a2tgpo_trl"), "propagate", True)
     transformers.utils.logging.warning_once.cache_clear()
-    rides, original = [], BeliefScorer.ride
-    monkeypatch.setattr(BeliefScorer, "ride", lambda *args: rides.append(1) or original(*args))
+    rides, original = [], BeliefScorer.share_forward
+    monkeypatch.setattr(BeliefScorer, "share_forward", lambda *args: rides.append(1) or original(*args))
     with caplog.at_level(logging.WARNING):
         batch, _ = score(peft_config=adapter(lora_dropout=dropout))
     told = any("takes forwards of its own" in r.message and "lora_dropout" in r.message for r in caplog.records)

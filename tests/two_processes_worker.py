@@ -10,9 +10,9 @@ from trl import GRPOTrainer
 
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-from a2tgpo_trl.backends import TransformersBackend
-from a2tgpo_trl.belief import BeliefScorer
 from a2tgpo_trl.functional import turn_ids
+from a2tgpo_trl.rollout.generation.backends import TransformersBackend
+from a2tgpo_trl.signals.beliefs import BeliefScorer
 from conftest import GROUP, QUESTION, correct, search
 
 
@@ -112,15 +112,15 @@ def score_in_forwards_of_their_own(trainer, rows):
         return original(self, model, **inputs)
 
     BeliefScorer._score = score
-    trainer._beliefs_ride = lambda: False
+    trainer._beliefs_share_forward = lambda: False
     trainer.args.ig_tokens_per_batch = 1
-    for obstacle in (None, "asked for"):
-        trainer._scorer.obstacle = obstacle
+    for reason in (None, "asked for"):
+        trainer._scorer.why_prefixes = reason
         forwards.append(0)
         gains.append(trainer._generate_and_score_completions(rows)["information_gain"])
     BeliefScorer._score = original
-    trainer._scorer.obstacle = None
-    del trainer._beliefs_ride
+    trainer._scorer.why_prefixes = None
+    del trainer._beliefs_share_forward
     return gains, forwards
 
 

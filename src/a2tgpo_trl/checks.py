@@ -11,10 +11,10 @@ from transformers.utils import get_json_schema, logging
 from trl.chat_template_utils import supports_tool_calling
 from trl.data_utils import is_conversational
 
-from .belief import scored_answer
 from .config import LOOP_OPTIONS, A2TGPOConfig
 from .credit import Estimator
-from .rollout import ToolProtocol, chat_obstacle
+from .rollout import ToolProtocol, why_no_chat_calls
+from .signals.beliefs import scored_answer
 
 logger = logging.get_logger(__name__)
 
@@ -246,7 +246,7 @@ def check_tags_are_told(args: A2TGPOConfig, tokenizer: Any, train_dataset: Any, 
     row = {} if train_dataset is None else _first_row(train_dataset, "train_dataset")
     conversational = prompts_are_conversational(train_dataset)
     tags = [(args.tool_tags or {}).get(tool.__name__, tool.__name__) for tool in tools]
-    choice = f"tool_protocol='auto' calls tools by text tags, because {chat_obstacle(tokenizer, conversational)}."
+    choice = f"tool_protocol='auto' calls tools by text tags, because {why_no_chat_calls(tokenizer, conversational)}."
     if any(f"<{tag}>" in str(row.get("prompt")) for tag in tags):
         logger.info(choice)
         return

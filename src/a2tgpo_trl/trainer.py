@@ -20,9 +20,8 @@ from trl.extras.profiling import profiling_context
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import get_config_model_id, print_prompt_completions_sample
 
-from .backends import backend_of, context_length
-from .belief import BeliefScorer, RidingModel, scored_answer, shared_beliefs
-from .checkpoints import damage_of, last_checkpoint, steps_of
+from .callbacks.recorder import TurnRecorder
+from .callbacks.skip_updates import SkipUpdates
 from .checks import (
     check_arguments,
     check_columns,
@@ -37,10 +36,13 @@ from .checks import (
 )
 from .config import A2TGPOConfig
 from .credit import TurnCredit, Turns, check_credit, without_rounding
-from .finite_rewards import marking_nan, without_infinite
 from .functional import information_gain, observation_ends, spread_turns, turn_ids, turn_level_old_logps
-from .generation import TurnGenerator
-from .metrics import (
+from .integrations.checkpoints import damage_of, last_checkpoint, steps_of
+from .integrations.plain import plain_parts
+from .integrations.progress import progress
+from .integrations.replaced import replaced
+from .records import SCHEMA
+from .records.metrics import (
     RolloutRecord,
     credit_metrics,
     distinct,
@@ -48,13 +50,8 @@ from .metrics import (
     rows_of_turns,
     turn_table,
 )
-from .plain import plain_parts
-from .progress import progress
-from .records import SCHEMA
-from .records.recorder import TurnRecorder
 from .records.rows import RecordedRollout, credit_columns, recorded_answer, turn_rows
 from .records.tables import completions_table
-from .replaced import replaced
 from .rollout import (
     ChatProtocol,
     Rollout,
@@ -67,7 +64,10 @@ from .rollout import (
     raising_value_errors,
     with_named_resets,
 )
-from .updates import SkipUpdates
+from .rollout.generation.backends import backend_of, context_length
+from .rollout.generation.turns import TurnGenerator
+from .signals.beliefs import BeliefScorer, SharedForward, scored_answer, shared_beliefs
+from .signals.finite_rewards import marking_nan, without_infinite
 
 logger = logging.get_logger(__name__)
 
@@ -403,7 +403,7 @@ class A2TGPOTrainer(GRPOTrainer):
         training = self.model.training  # generation may change it
         inputs = [dict(row) for row in inputs]  # which environments may add their answers to
         with replaced(self, _inputs=inputs, _answers=None, _played=None, _generated=None, _rewards=None):
-            with replaced(self, _rides=self._measures_beliefs and self._beliefs_ride(), _riding=None):
+            with replaced(self, _rides=self._measures_beliefs and self._beliefs_share_forward(), _riding=None):
                 batch = super()._generate_and_score_completions(inputs)
                 turns = self._turns_of(batch, training)
             credit = self.estimator.credit(turns, self.args.options_for(self.estimator))
@@ -469,18 +469,18 @@ class A2TGPOTrainer(GRPOTrainer):
         """This process's rows among those of all processes."""
         return slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
 
-    def _beliefs_ride(self) -> bool:
+    def _beliefs_share_forward(self) -> bool:
         """Whether beliefs are scored along with the old log-probabilities, if TRL computes these."""
         corrected = self.use_vllm and self.vllm_importance_sampling_correction
         if self.args.every_update_is_on_policy and not corrected:
             return False
-        if obstacle := self._scorer.riding_obstacle(self.model):
+        if reason := self._scorer.why_no_shared_forward(self.model):
             logger.warning_once(
-                f"Information gain takes forwards of its own, beside that of the old log-probabilities: {obstacle}."
+                f"Information gain takes forwards of its own, beside that of the old log-probabilities: {reason}."
             )
-        return not obstacle
+        return not reason
 
-    def _ride(self, model, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int) -> RidingModel:
+    def _ride(self, model, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int) -> SharedForward:
         """The policy, scoring beliefs along with the log-probabilities of a generation batch."""
         prompt, completion = slice(None, -logits_to_keep), slice(-logits_to_keep, None)
         batch = {
@@ -495,7 +495,7 @@ class A2TGPOTrainer(GRPOTrainer):
             for row, mask in zip(tool_mask, masks, strict=True):
                 row[: len(mask)] = torch.as_tensor(mask)
         plan = self._scorer.plan(batch, observation_ends(batch["completion_mask"], tool_mask), self._answers)
-        return self._scorer.ride(model, plan)
+        return self._scorer.share_forward(model, plan)
 
     def _log_credit(self, batch: dict[str, Any], turns: Turns, credit: TurnCredit, training: bool) -> None:
         metrics = self._metrics["train" if training else "eval"]

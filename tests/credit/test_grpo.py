@@ -6,8 +6,8 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 import tiny
-from a2tgpo_trl.belief import BeliefScorer
 from a2tgpo_trl.credit import GRPO
+from a2tgpo_trl.signals.beliefs import BeliefScorer
 from conftest import CHAT_ROWS, QUESTION, chat_correct, chat_rollouts, same, weights
 
 TRL_RECIPE = dict(importance_sampling_level="token", epsilon=0.2, epsilon_high=0.25, loss_type="dapo")

@@ -7,7 +7,7 @@ import torch
 from a2tgpo_trl.credit import TurnCredit, Turns
 from a2tgpo_trl.records import RecordStore
 from a2tgpo_trl.records.rows import RecordedRollout, credit_columns, split_turns, turn_rows
-from a2tgpo_trl.rollout.calls import ToolCall, ToolResult
+from a2tgpo_trl.rollout.tools.calls import ToolCall, ToolResult
 
 NAN = math.nan
 

@@ -136,7 +136,7 @@ def test_wandb_takes_calls_of_any_form(calls_of_any_form, tmp_path, wandb):
 def test_tables_come_at_their_interval(build, monkeypatch, interval, steps):
     logged = []
     monkeypatch.setattr(
-        "a2tgpo_trl.records.recorder.log_table", lambda rows, step, report_to: logged.append((step, len(rows)))
+        "a2tgpo_trl.callbacks.recorder.log_table", lambda rows, step, report_to: logged.append((step, len(rows)))
     )
     build(turn_table_steps=interval, max_steps=6).train()
     assert logged == [(step, 10) for step in steps]

@@ -309,7 +309,7 @@ def test_turns_are_parsed_with_the_schemas_of_their_environment(scripted, monkey
         return parse_response(tokenizer, ids, prefix=prefix, tools=tools)
 
     monkeypatch.setattr("trl.trainer.grpo_trainer.parse_response", spy)
-    monkeypatch.setattr("a2tgpo_trl.rollout.chat.parse_response", spy)
+    monkeypatch.setattr("a2tgpo_trl.rollout.protocols.chat.parse_response", spy)
     inputs = [
         {"prompt": [{"role": "user", "content": "Where?"}], "answer": "Paris", "environment": name}
         for name in ("library", "atlas", "library", "atlas")

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ..plain import plain
+from ..integrations.plain import plain
 from ..trainer import A2TGPOTrainer
 from .memory import Part, estimate, peak
 

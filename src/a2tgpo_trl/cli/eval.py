@@ -11,7 +11,7 @@ from typing import Any
 from trl import ModelConfig
 
 from .. import A2TGPOConfig, A2TGPOTrainer
-from ..plain import plain
+from ..integrations.plain import plain
 from ..rewards import exact_match_reward, f1_reward
 from .main import as_bad_usage
 from .models import ModelSource, find_model

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 from .. import __version__
-from ..plain import plain
+from ..integrations.plain import plain
 
 COMMANDS = {
     "train": "train a tool-using model with credit for each turn",

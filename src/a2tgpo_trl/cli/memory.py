@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PretrainedConfig
 from trl import GRPOTrainer
 
-from ..architecture import base_model
+from ..integrations.architecture import base_model
 
 LOGITS_TILE = 4096 * 32768
 """Elements of the tile in which TRL's fused LM head makes logits."""

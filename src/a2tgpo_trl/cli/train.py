@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, fields
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from .. import A2TGPOConfig, A2TGPOTrainer
-from ..checkpoints import damage_of, last_checkpoint, steps_of
+from ..callbacks.interrupt import StopOnInterrupt
 from ..data import DataError
+from ..integrations.checkpoints import damage_of, last_checkpoint, steps_of
 from .dry_run import resolved, show
-from .interrupt import StopOnInterrupt
 from .main import INTERRUPTED, as_bad_usage
 from .models import ModelSource, find_model
 from .names import TaskArguments, load_rewards, tag_of_finish

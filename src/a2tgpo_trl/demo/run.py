@@ -9,7 +9,6 @@ from pathlib import Path
 
 from datasets.utils.logging import disable_progress_bar
 
-from ..cli.main import BadUsage
 from ..records import read_turns
 from ..report import Measures, draw_credit, most_telling, read_runs, write_page
 from .model import prepare_model
@@ -23,6 +22,10 @@ PRODUCTS = {
     "One's credit": "credit.png",
     "Before and after": "rollouts.md",
 }
+
+
+class OtherSettings(ValueError):
+    """A folder holds a run with other settings."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def run(settings: DemoSettings, output_dir: Path, restart: bool = False) -> dict
         `result.json`.
 
     Raises:
-        BadUsage: If a run with other settings is kept there.
+        OtherSettings: If a run with other settings is kept there.
     """
     disable_progress_bar()
     folder = output_dir / f"seed-{settings.seed}"
@@ -64,7 +67,7 @@ def run(settings: DemoSettings, output_dir: Path, restart: bool = False) -> dict
         shutil.rmtree(training, ignore_errors=True)
     began_as = kept(training / "settings.json", lambda: asdict(settings))
     if began_as != asdict(settings):
-        raise BadUsage(f"{training} holds a run with {began_as}, not {asdict(settings)}: --restart replaces it.")
+        raise OtherSettings(f"{training} holds a run with {began_as}, not {asdict(settings)}: --restart replaces it.")
     if (training / "result.json").is_file():
         print("This run is finished; --restart trains again, --seed N runs another.")
     else:

@@ -14,8 +14,8 @@ from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback
 
 from .. import A2TGPOConfig, A2TGPOTrainer
-from ..checkpoints import last_checkpoint
 from ..data import load_atlas, split_by_entity, to_dataset
+from ..integrations.checkpoints import last_checkpoint
 from ..rewards import exact_match_reward
 from ..search import BM25Search
 from .model import load_model, load_tokenizer

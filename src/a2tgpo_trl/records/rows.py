@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..credit import TurnCredit, Turns
 from ..functional import information_gain
-from ..rollout.calls import ToolCall, ToolResult
+from ..rollout.tools.calls import ToolCall, ToolResult
 from .schema import SCHEMA
 from .tables import as_json, encodable
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..plain import plain
+from ..integrations.plain import plain
 from .palette import LIGHT
 
 TURN, OUTCOME, CLIP = LIGHT[0], LIGHT[-1], LIGHT[2]

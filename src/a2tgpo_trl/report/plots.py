@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..plain import plain
+from ..integrations.plain import plain
 from .charts import Chart, Series
 from .palette import LIGHT
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..plain import plain
+from ..integrations.plain import plain
 from .measures import ROLLOUT, Measures
 from .rollouts import Rollout, read_rollouts
 from .runs import Run

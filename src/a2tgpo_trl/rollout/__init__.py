@@ -1,14 +1,14 @@
 """The multi-turn tool loop: generate a turn, parse its tool calls, execute them, append the observation, go on."""
 
-from .calls import EndRollout, ToolCall, ToolResult
-from .chat import ChatProtocol
-from .environments import add_answers, with_named_resets
-from .execute import ToolExecutor, not_thread_safe
-from .history import HistoryCache, history_obstacle
+from .generation.history import HistoryCache, why_no_history
 from .loop import STOP_REASONS, Rollout, RolloutLimits, ToolLoop
-from .parsing import raising_value_errors
-from .protocol import ToolProtocol, chat_obstacle, choose_protocol
-from .tags import TagProtocol
+from .protocols.base import ToolProtocol, choose_protocol, why_no_chat_calls
+from .protocols.chat import ChatProtocol
+from .protocols.parsing import raising_value_errors
+from .protocols.tags import TagProtocol
+from .tools.calls import EndRollout, ToolCall, ToolResult
+from .tools.environments import add_answers, with_named_resets
+from .tools.executor import ToolExecutor, not_thread_safe
 
 __all__ = [
     "STOP_REASONS",
@@ -24,9 +24,9 @@ __all__ = [
     "ToolProtocol",
     "ToolResult",
     "add_answers",
-    "chat_obstacle",
+    "why_no_chat_calls",
     "choose_protocol",
-    "history_obstacle",
+    "why_no_history",
     "not_thread_safe",
     "raising_value_errors",
     "with_named_resets",

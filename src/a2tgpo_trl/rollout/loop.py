@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-from .calls import ToolCall, ToolResult
-from .execute import ToolExecutor
-from .protocol import ToolProtocol
+from .protocols.base import ToolProtocol
+from .tools.calls import ToolCall, ToolResult
+from .tools.executor import ToolExecutor
 
 STOP_REASONS = ("answered", "max_turns", "length", "overlong_observation", "tool_stop")
 """Why a rollout ended; see `docs/rollout.md`."""

@@ -1,0 +1,1 @@
+"""What this library asks of TRL, transformers and the terminal: attributes, checkpoints, architectures, progress."""

@@ -1,0 +1,211 @@
+"""What is logged about rollouts, turns and their credit: pure functions of what all processes gathered."""
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..credit import TurnCredit, Turns
+from ..functional import information_gain
+from ..rollout import STOP_REASONS, ToolLoop
+
+
+def credit_metrics(turns: Turns, credit: TurnCredit) -> dict[str, float]:
+    """
+    Metrics of a generation batch; see `docs/metrics.md` for what each one says. NaN where there is nothing to measure.
+
+    Args:
+        turns ([`Turns`]): Of all processes.
+        credit ([`TurnCredit`]): Their credit.
+
+    Returns:
+        `dict[str, float]`: metric by name; those of beliefs and clip ranges where the estimator has such.
+    """
+    metrics = _turn_metrics(turns, credit)
+    if "beliefs" in turns.signals:
+        metrics |= _belief_metrics(turns)
+    for name, values in credit.columns.items():
+        metrics |= _gain_metrics(values, turns) if name == "normalized_gain" else {f"{name}/mean": values.nanmean()}
+    return dict(zip(metrics, torch.stack([value.float() for value in metrics.values()]).tolist(), strict=True))
+
+
+def _turn_metrics(turns: Turns, credit: TurnCredit) -> dict[str, Tensor]:
+    metrics = {
+        "turns/mean": turns.num_turns.float().mean(),
+        "turns/max": turns.num_turns.float().max(),
+        "turns/tool_mean": turns.num_tool_turns.float().mean(),
+        "advantages/outcome_abs_mean": turns.outcome.abs().mean(),
+    }
+    exists = torch.arange(turns.max_turns, device=turns.outcome.device) < turns.num_turns.unsqueeze(1)  # (N, K)
+    if credit.advantages.dim() == 2:
+        outcome_part = turns.outcome.unsqueeze(1) if credit.outcome_part is None else credit.outcome_part
+        metrics["advantages/turn_part_abs_mean"] = (credit.advantages - outcome_part)[exists].abs().mean()
+    if credit.clip_scale is not None:
+        scales = credit.clip_scale[exists]
+        metrics |= {
+            "clip_scale/min": _extreme(scales, "min"),
+            "clip_scale/mean": scales.mean(),
+            "clip_scale/max": _extreme(scales, "max"),
+        }
+    return metrics
+
+
+def _belief_metrics(turns: Turns) -> dict[str, Tensor]:
+    beliefs = turns.signals["beliefs"]
+    gains = information_gain(beliefs)
+    scored = ~gains.isnan()  # (N, K)
+    is_tool_turn = torch.arange(turns.max_turns, device=gains.device) < turns.num_tool_turns.unsqueeze(1)
+    metrics = {
+        "information_gain/mean": gains.nanmean(),
+        "information_gain/std": (gains - gains.nanmean()).square().nanmean().sqrt(),
+        "information_gain/positive": (gains[scored] > 0).float().mean(),
+        "information_gain/unscorable_turns": (is_tool_turn & ~scored).sum().float(),
+        "belief/first": beliefs[:, 0].nanmean(),
+        "belief/last": beliefs.gather(1, turns.num_tool_turns.unsqueeze(1)).squeeze(1).nanmean(),
+    }
+    for k, column in enumerate(gains.unbind(1)):
+        if not column.isnan().all():
+            metrics[f"information_gain/turn_{k}"] = column.nanmean()
+    return metrics
+
+
+def _gain_metrics(normalized: Tensor, turns: Turns) -> dict[str, Tensor]:
+    sizes = (~normalized.isnan()).unflatten(0, (-1, turns.num_generations)).sum(1).flatten()
+    sizes = sizes[sizes > 0].float()  # one entry per turn group
+    return {
+        "information_gain/normalized_abs_mean": normalized.abs().nanmean(),
+        "turn_group/size_mean": sizes.mean(),
+        "turn_group/singletons": (sizes == 1).float().mean(),
+    }
+
+
+def turn_table(turns: Turns, credit: TurnCredit) -> dict[str, Tensor]:
+    """
+    Columns of the completions table with a value for each turn, those that the estimator gives.
+
+    Args:
+        turns ([`Turns`]): Of all processes.
+        credit ([`TurnCredit`]): Their credit.
+
+    Returns:
+        `dict[str, Tensor]`: of shape `(N, K)`, by name.
+    """
+    table = {}
+    if "beliefs" in turns.signals:
+        table["information_gain"] = information_gain(turns.signals["beliefs"])
+    table |= credit.columns
+    if credit.advantages.dim() == 2:
+        table["turn_advantages"] = credit.advantages
+    if credit.clip_scale is not None:
+        table["clip_scale"] = credit.clip_scale
+    return table
+
+
+def _extreme(values: Tensor, which: str) -> Tensor:
+    return getattr(values, which)() if values.numel() else values.new_tensor(torch.nan)
+
+
+def rows_of_turns(values: Tensor, num_turns: Tensor) -> list[list[float | None]]:
+    """The turns there are, row by row, for a table; `None` where a turn has no value."""
+    rows = zip(values.tolist(), num_turns.tolist(), strict=True)
+    return [[None if math.isnan(value) else round(value, 4) for value in row[:length]] for row, length in rows]
+
+
+def distinct(names: Sequence[str], taken: Collection[str] = ()) -> list[str]:
+    """
+    Names that can be keys: where one is there already, a number is appended.
+
+    Args:
+        names (`Sequence[str]`): Such as those of reward functions, of which lambdas and partials often share one.
+        taken (`Collection[str]`): Names that are something else's.
+
+    Returns:
+        `list[str]`: in their order; the first of a name keeps it, unless it is taken.
+
+    Example:
+
+    ```python
+    >>> distinct(["format", "format", "format_2"])
+    ['format', 'format_3', 'format_2']
+
+    ```
+    """
+    free, found = {name for name in names if name not in taken}, []
+    for name in names:
+        if name not in free:
+            name = next(other for k in count(2) if (other := f"{name}_{k}") not in {*names, *taken, *found})
+        free.discard(name)
+        found.append(name)
+    return found
+
+
+@dataclass(frozen=True)
+class RolloutRecord:
+    """
+    What a process did to play its rollouts.
+
+    Attributes:
+        stop_reasons (`list[str]`): Of each rollout.
+        tool_calls (`list[tuple]`): For each call the tool, whether it failed, and the seconds it ran or `None`.
+        num_generations (`int`): Calls of the generation backend after the first turn.
+        num_abandoned (`int`): Calls that were abandoned and still run.
+        num_tokens (`int`): Tokens of all prompts and completions.
+        tokens_fed (`int`, *optional*): Tokens that the model read; `None` where the backend does not tell.
+    """
+
+    stop_reasons: list[str]
+    tool_calls: list[tuple[str, bool, float | None]]
+    num_generations: int
+    num_abandoned: int
+    num_tokens: int
+    tokens_fed: int | None
+
+    @classmethod
+    def of(cls, loop: ToolLoop, num_abandoned: int, tokens_fed: int | None) -> "RolloutRecord":
+        """The record of a loop that has been played."""
+        names = {name for rollout in loop.rollouts for name in rollout.tools}  # a model can call what there is not
+        return cls(
+            stop_reasons=[rollout.stop_reason for rollout in loop.rollouts],
+            tool_calls=[(r.name if r.name in names else "unknown", r.failed, r.seconds) for r in loop.results],
+            num_generations=loop.num_generations,
+            num_abandoned=num_abandoned,
+            num_tokens=sum(len(rollout.context_ids) for rollout in loop.rollouts),
+            tokens_fed=tokens_fed,
+        )
+
+
+def rollout_metrics(records: Sequence[RolloutRecord]) -> dict[str, float]:
+    """
+    Metrics of how a batch of rollouts was played; see `docs/metrics.md`. Tools that were not called are left out.
+
+    Args:
+        records (`Sequence[RolloutRecord]`): One of each process.
+
+    Returns:
+        `dict[str, float]`: metric by name.
+    """
+    reasons = [reason for record in records for reason in record.stop_reasons]
+    metrics = {f"rollout/stop/{reason}": reasons.count(reason) / len(reasons) for reason in STOP_REASONS}
+    metrics["rollout/generations"] = max(record.num_generations for record in records)
+    if all(record.tokens_fed is not None for record in records):
+        fed = sum(record.tokens_fed for record in records)
+        metrics["rollout/tokens_fed"] = fed / len(reasons)
+        metrics["rollout/tokens_fed_ratio"] = fed / sum(record.num_tokens for record in records)
+    metrics["tools/abandoned"] = sum(record.num_abandoned for record in records)
+    by_tool = defaultdict(list)
+    for record in records:
+        for name, failed, seconds in record.tool_calls:
+            by_tool[name].append((failed, seconds))
+    for name, calls in sorted(by_tool.items()):
+        metrics[f"tools/{name}/calls"] = len(calls)
+        metrics[f"tools/{name}/failures"] = sum(failed for failed, _ in calls)
+        if latencies := [seconds for _, seconds in calls if seconds is not None]:
+            metrics[f"tools/{name}/latency_median"] = float(np.median(latencies))
+            metrics[f"tools/{name}/latency_p95"] = float(np.quantile(latencies, 0.95))
+            metrics[f"tools/{name}/latency_max"] = max(latencies)
+    return metrics

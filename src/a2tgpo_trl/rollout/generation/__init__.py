@@ -1,0 +1,1 @@
+"""Turns of the model, on any backend of TRL."""

@@ -1,0 +1,159 @@
+"""Turns of the model, on any of TRL's backends: where they end, how long they may be, and what was read before."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.utils import logging
+from trl import GRPOTrainer
+
+from ...integrations.replaced import replaced
+from ..protocols.base import ToolProtocol
+from .history import HistoryCache, why_no_history
+
+logger = logging.get_logger(__name__)
+
+Turns = tuple[list[list[int]], list[list[float]] | None]
+
+
+class TurnGenerator:
+    """
+    Writes turns with the backend of a trainer.
+
+    Args:
+        trainer ([`~trl.GRPOTrainer`]): With its generation set up.
+        protocol ([`~rollout.ToolProtocol`]): Says where turns end; gets the stop strings that the user configured.
+
+    Attributes:
+        seconds (`float`): How long the last generation took.
+        tokens_fed (`int`, *optional*): Tokens that the model has read in this batch, padding not counted; `None` where
+            the backend does not tell.
+    """
+
+    def __init__(self, trainer: GRPOTrainer, protocol: ToolProtocol):
+        self.trainer = trainer
+        self.protocol = protocol
+        self.backend = trainer.backend
+        self.model = trainer.accelerator.unwrap_model(trainer.model)
+        self.collective = self.backend.collective
+        self.seconds = 0.0
+        self._history = None
+        self._tokens_read_again = 0
+        protocol.stop_strings = self.backend.stop_at(protocol.stop_strings)
+        if self.collective and not trainer.args.lockstep:
+            logger.warning(
+                f"All rollouts take their turns in lockstep: {self.collective} needs the same generations on all processes."
+            )
+        if self.backend.takes_row_options and trainer.args.reuse_history:
+            if reason := why_no_history(self.model, trainer.generation_config):
+                logger.warning(f"Each turn reads its whole history again: {reason}.")
+            else:
+                self._history = HistoryCache(self.model, share_prompts=not self.collective)
+
+    @property
+    def tokens_fed(self) -> int | None:
+        if not self.backend.takes_row_options:
+            return None
+        return self._tokens_read_again if self._history is None else self._history.tokens_fed
+
+    def clear(self) -> None:
+        """Forget what was read: before a batch of rollouts, and after it."""
+        self._tokens_read_again = 0
+        if self._history is not None:
+            self._history.clear()
+
+    def forget(self, rows: Iterable[int]) -> None:
+        """Forget what was read of rollouts that are over."""
+        if self._history is not None:
+            self._history.drop(rows)
+
+    def write(
+        self,
+        generate: Callable[..., Turns],
+        rows: Sequence[int],
+        contexts: list[list[int]],
+        max_tokens: Sequence[int],
+        batch_size: int,
+        num_generations: int = 1,
+    ) -> Turns:
+        """
+        Write the next turn after each context.
+
+        Args:
+            generate (`Callable`): TRL's `_generate_single_turn`.
+            rows (`Sequence[int]`, length `B`): Which rollout of the batch each context belongs to.
+            contexts (`list[list[int]]`, length `B`): Token ids.
+            max_tokens (`Sequence[int]`, length `B`): Tokens that each turn may have.
+            batch_size (`int`): The largest `B` of all processes.
+            num_generations (`int`): How often each context follows itself.
+
+        Returns:
+            `tuple`: for each context the turn's token ids; and their log-probabilities if the backend tells them.
+        """
+        start = perf_counter()
+        size = len(contexts)
+        missing = self._missing_rows(size, batch_size)
+        rows = [*rows, *[None] * missing]
+        contexts = contexts + [[self.trainer._tokenizer.eos_token_id]] * missing
+        limits = [*max_tokens, *[1] * missing]
+        with self._limited_to(limits), self._generating(rows, contexts, limits):
+            ids, logprobs = generate(contexts, None, {}, num_generations)
+        ends = [min(self.protocol.cut_turn(turn), limit) for turn, limit in zip(ids, limits, strict=True)]
+        ids = [turn[:end] for turn, end in zip(ids, ends, strict=True)]
+        if self._history is None:
+            self._tokens_read_again += sum(map(len, contexts)) + sum(max(len(turn) - 1, 0) for turn in ids)
+        else:
+            self._history.keep(ids)
+        if logprobs is not None:
+            logprobs = [turn[:end] for turn, end in zip(logprobs, ends, strict=True)][:size]
+        self.seconds = perf_counter() - start
+        return ids[:size], logprobs
+
+    def _missing_rows(self, size: int, batch_size: int) -> int:
+        """Rows that this process adds to a collective generation, so that it takes part."""
+        if not self.collective:
+            return 0
+        return max((batch_size if self.backend.needs_equal_rows else min(batch_size, 1)) - size, 0)
+
+    def agree(self, number: int) -> int:
+        """The maximum over all processes where generation is collective, else the number itself."""
+        if not self.collective:
+            return number
+        accelerator = self.trainer.accelerator
+        return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
+
+    def _limited_to(self, limits: list[int]) -> AbstractContextManager:
+        backend, most = self.backend, self.backend.max_tokens
+        if self.collective and backend.one_limit_for_all:  # that process knows its own rows only
+            return backend.limited_to(min(most, self.trainer.args.max_turn_tokens or most))
+        return backend.limited_to(min(most, max(limits)))
+
+    @contextmanager
+    def _generating(self, rows: list[int | None], contexts: list[list[int]], limits: list[int]):
+        """While TRL generates, pass `model.generate` what TRL does not: limits by row, histories, a tokenizer."""
+        if not self.backend.takes_row_options:
+            yield
+            return
+        generate = partial(self.model.generate, stopping_criteria=StoppingCriteriaList([_RowLimits(limits)]))
+        if self.protocol.stop_strings:
+            generate = partial(generate, tokenizer=self.trainer._tokenizer)
+        if self._history is not None:
+            generate = partial(self._history.generate, generate, rows, contexts)
+        with replaced(self.model, generate=generate):
+            yield
+
+
+class _RowLimits(StoppingCriteria):
+    """Ends each row at its own number of tokens."""
+
+    def __init__(self, limits: list[int]):
+        self.limits = torch.tensor(limits)
+        self.num_written = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.num_written += 1
+        return (self.limits <= self.num_written).to(input_ids.device)

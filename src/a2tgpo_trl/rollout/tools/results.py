@@ -1,0 +1,50 @@
+"""What a tool gave, as the model reads it."""
+
+from typing import Any
+
+from .calls import EndRollout, ToolResult
+
+
+def returned(name: str, value: Any) -> ToolResult:
+    """The result of a call that returned; raises what the value's own methods raise."""
+    if isinstance(value, EndRollout):
+        content = "" if value.content is None else _content(value.content)
+        return ToolResult(valid_text(name), content, ends_rollout=True)
+    return ToolResult(valid_text(name), _content(value))
+
+
+def raised(name: str, error: BaseException) -> ToolResult:
+    """The result of a call that raised."""
+    try:
+        if isinstance(error, EndRollout):
+            return returned(name, error)
+        text = str(error)
+    except BaseException:
+        text = ""
+    return failure(name, text or type(error).__name__)
+
+
+def failure(name: str, error: str) -> ToolResult:
+    """The result of a call that failed for a known reason."""
+    return ToolResult(valid_text(name), str({"error": valid_text(error)}), failed=True)
+
+
+def _content(value: Any) -> str | list:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "type" in item for item in value):
+        return [_valid_block(block) for block in value]
+    return valid_text(value if isinstance(value, str) else str(value))
+
+
+def _valid_block(block: dict) -> dict:
+    return {**block, "text": valid_text(block["text"])} if isinstance(block.get("text"), str) else block
+
+
+def valid_text(text: str) -> str:
+    """The text without lone surrogates, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

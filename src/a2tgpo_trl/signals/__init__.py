@@ -1,0 +1,1 @@
+"""What advantage estimators read: beliefs and rewards."""

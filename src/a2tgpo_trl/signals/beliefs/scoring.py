@@ -1,0 +1,215 @@
+"""Runs a model over what [`probes`] ask for, the same number of times on every process."""
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import is_torch_flex_attn_available, is_triton_available, logging
+
+from ...config import A2TGPOConfig
+from ...integrations.architecture import (
+    base_model,
+    length_dependent_rope,
+    why_no_token_tree,
+    why_padding_shifts,
+    why_random,
+)
+from ...integrations.progress import progress
+from .attention import BLOCK, UnknownAttention, attention_over, why_no_flex
+from .head import predicting_at
+from .packing import TokenTree, batches_by_length, pack
+from .probes import BeliefPlan, Query, make_probe, mean_logps, packed_length, probed_rows, queries, share_contexts
+from .shared_forward import SharedForward
+
+logger = logging.get_logger(__name__)
+
+_SPARE = Query(row=0, end=0, context_length=1, ids=[0], predictors=[0], labels=[0])
+"""What a process scores while others have more to score, so that all make the same forwards."""
+
+
+class BeliefScorer:
+    """
+    Measures beliefs in the answers of a batch.
+
+    Args:
+        model (`nn.Module`): The policy with TRL's fused LM head; its architecture decides how it is run.
+        tokenizer (`PreTrainedTokenizerBase`): A fast tokenizer.
+        accelerator (`Accelerator`): Of the trainer.
+        args ([`A2TGPOConfig`]): `answer_template` and `ig_tokens_per_batch` are read.
+        context_length (`int`): Most tokens that a context and its probe may have.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        accelerator: Accelerator,
+        args: A2TGPOConfig,
+        context_length: int,
+    ):
+        self.tokenizer = tokenizer
+        self.accelerator = accelerator
+        self.args = args
+        self.context_length = context_length
+        self.config = model.config.get_text_config()
+        base = accelerator.unwrap_model(model)
+        self.base = base_model(base)
+        self.attention = self._choose_attention()
+        self.why_prefixes = why_no_token_tree(base)
+        if self.why_prefixes:
+            logger.warning(f"Information gain reads each context from its beginning: {self.why_prefixes}.")
+
+    def _choose_attention(self) -> str:
+        device = self.accelerator.device
+        compiles = device.type == "cuda" and is_torch_flex_attn_available() and is_triton_available()
+        if not (compiles and self.base._supports_flex_attn):
+            return "blocks"
+        if reason := why_no_flex(self.config, self.base.dtype, device):
+            logger.warning(f"Flex attention cannot be used, and is not needed: {reason}.")
+        return "blocks" if reason else "flex"
+
+    def plan(self, batch: dict[str, Any], ends: Tensor, answers: list[str | None]) -> BeliefPlan:
+        """
+        What to score, with as many columns on every process.
+
+        Args:
+            batch (`dict`): TRL's prompts and completions with their masks.
+            ends (`Tensor`, shape `(B, K)`): Where observations end.
+            answers (`list[str | None]`, length `B`): The true answers, `None` where there is none.
+
+        Returns:
+            [`BeliefPlan`]
+        """
+        template = self.args.answer_template
+        probes = {answer: make_probe(self.tokenizer, template, answer) for answer in set(answers) - {None}}
+        rows = probed_rows(batch, ends, [probes.get(answer) for answer in answers], self.context_length)
+        num_turns = int(self._on_all(ends.size(1)).max())
+        rows, keys = share_contexts([row.padded_to(num_turns) for row in rows])
+        first_columns = batch["prompt_mask"].size(1) - batch["prompt_mask"].sum(dim=1)
+        return BeliefPlan(rows, torch.tensor(keys, device=ends.device), first_columns.tolist())
+
+    def why_no_shared_forward(self, model: nn.Module) -> str | None:
+        """Why beliefs cannot be scored along with the old log-probabilities, or `None` if they can."""
+        return self.why_prefixes or why_padding_shifts(self.base) or why_random(model)
+
+    def share_forward(self, model: nn.Module, plan: BeliefPlan) -> SharedForward:
+        """The model, scoring beliefs as TRL runs it over the batch of a plan."""
+        return SharedForward(model, plan, self.base, self._score, skip_empty=self.accelerator.num_processes == 1)
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, plan: BeliefPlan, batch_size: int) -> Tensor:
+        """
+        Beliefs at the prompt and after each observation, in forwards of their own.
+
+        Args:
+            model (`nn.Module`): The policy, as the trainer has wrapped it.
+            plan ([`BeliefPlan`]): What to score.
+            batch_size (`int`): Rows of a micro-batch, which without `ig_tokens_per_batch` has as many tokens as so many of
+                the longest.
+
+        Returns:
+            `Tensor`, shape `(B, K + 1)`: mean log-probabilities, NaN where there is nothing to score or another row has it.
+        """
+        num_ends = len(plan.rows[0].ends)
+        found = queries(plan.rows)
+        max_tokens = self.args.ig_tokens_per_batch or batch_size * max(map(packed_length, plan.rows))
+        with _in_eval_mode(model):  # without dropout, and without a trace in the random state
+            try:
+                means = (self._score_prefixes if self.why_prefixes else self._score_trees)(model, found, max_tokens)
+            except UnknownAttention as error:  # at the first layer of the first forward, on every process
+                self.why_prefixes = f"{self.config.model_type} gives its attention {error}"
+                logger.warning(f"Information gain reads each context from its beginning: {self.why_prefixes}.")
+                means = self._score_prefixes(model, found, max_tokens)
+        table = means.new_full((len(plan.rows), num_ends), torch.nan)
+        table[[query.row for query in found], [query.end for query in found]] = means
+        return table
+
+    def _score_trees(self, model: nn.Module, found: list[Query], max_tokens: int) -> Tensor:
+        fields = ([getattr(query, name) for query in found] for name in ("ids", "context_length", "row"))
+        trees = pack(*fields, max_tokens)
+        spare = TokenTree()
+        spare.add(len(found), _SPARE.ids)
+        return self._in_turn(partial(self._score_tree, model, [*found, _SPARE]), trees, spare, len(found))
+
+    def _score_tree(self, model: nn.Module, found: Sequence[Query], tree: TokenTree) -> tuple[list[int], Tensor]:
+        """The queries in a tree, and their beliefs."""
+        device = self.accelerator.device
+        keys = list(tree.branches)
+        labels, predictors, owner = [], [], []
+        for i, key in enumerate(keys):
+            query, branch = found[key], tree.branches[key]
+            labels += query.labels
+            predictors += [branch.place(depth) for depth in query.predictors]
+            owner += [i] * len(query.labels)
+        if self.attention == "flex":
+            tree.pad_to_multiple_of(BLOCK)
+        places = [0] * len(predictors), predictors
+        with attention_over(tree, self.config, self.attention, device) as mask, predicting_at(self.base, *places):
+            logps = self._score(
+                model,
+                input_ids=torch.tensor([tree.ids], device=device),
+                position_ids=torch.tensor([tree.positions], device=device),
+                attention_mask=mask,
+                shift_labels=torch.tensor([labels], device=device),
+            )
+        return keys, mean_logps(logps[0], torch.tensor(owner, device=device), len(keys))
+
+    def _score_prefixes(self, model: nn.Module, found: list[Query], max_tokens: int) -> Tensor:
+        equal = length_dependent_rope(self.base) is not None
+        batches = batches_by_length([len(query.ids) for query in found], max_tokens, equal)
+        return self._in_turn(partial(self._score_batch, model, [*found, _SPARE]), batches, [len(found)], len(found))
+
+    def _score_batch(self, model: nn.Module, found: Sequence[Query], keys: list[int]) -> tuple[list[int], Tensor]:
+        """Some queries, and their beliefs, each in a row of its own."""
+        device = self.accelerator.device
+        chosen = [found[key] for key in keys]
+        rows = [[*query.ids, query.labels[-1]] for query in chosen]  # a label is the token after its predictor
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+        scored = torch.zeros_like(mask, dtype=torch.bool)
+        for i, query in enumerate(chosen):
+            scored[i, [place + 1 for place in query.predictors]] = True
+        logps = self._score(model, input_ids=ids, attention_mask=mask, labels=ids.masked_fill(~scored, -100))
+        scored = scored[:, 1:]
+        owner = torch.arange(len(chosen), device=device).unsqueeze(1).expand_as(scored)
+        # An adapter may have put tokens before the first
+        return keys, mean_logps(logps[:, 1 - width :][scored], owner[scored], len(chosen))
+
+    def _in_turn(
+        self, score: Callable[[Any], tuple[list[int], Tensor]], batches: list[Any], spare: Any, num_queries: int
+    ) -> Tensor:
+        """Beliefs of all queries, in as many forwards as the process with most batches needs."""
+        means = torch.full((num_queries + 1,), torch.nan, device=self.accelerator.device)
+        batches = batches + [spare] * (int(self._on_all(len(batches)).max()) - len(batches))
+        with progress("Beliefs", len(batches), "forward", self.args.disable_tqdm) as bar:
+            for batch in batches:
+                keys, beliefs = score(batch)
+                means[keys] = beliefs.to(means.dtype)
+                bar.update()
+        return means[:num_queries]
+
+    def _on_all(self, number: int) -> Tensor:
+        return self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
+
+    def _score(self, model: nn.Module, **inputs: Any) -> Tensor:
+        """Log-probabilities of `labels` or `shift_labels`, through TRL's fused LM head."""
+        if hasattr(self.config, "output_router_logits"):
+            inputs["output_router_logits"] = False  # the router's auxiliary loss cannot read a mask of ours
+        with self.accelerator.autocast():
+            return model(**inputs, fused_lm_head=True).log_probs.to(self.accelerator.device)
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module):
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

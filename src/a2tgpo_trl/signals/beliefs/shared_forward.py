@@ -1,0 +1,130 @@
+"""Beliefs on the keys and values of a forward that is made anyway: that of the old log-probabilities.
+
+TRL's forward stays as it is, to the bit. Had its batch another form, the old log-probabilities would round in another way
+than those of the loss; in half precision that moves the mean of a turn by as much as its clip range is wide.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from ...integrations.replaced import replaced
+from .head import predicting_at
+from .probes import BeliefPlan, Query, mean_logps, queries
+
+
+class SharedForward:
+    """
+    A model that, whenever TRL runs it over completions, scores their probes on the keys and values that it computed.
+
+    Args:
+        model (`nn.Module`): The policy.
+        plan ([`~signals.beliefs.BeliefPlan`]): What to score, its rows in the order in which TRL will run them.
+        base (`PreTrainedModel`): The policy without its adapters and wrappers.
+        score (`Callable`): Runs the model, and returns the log-probabilities of `shift_labels`.
+        skip_empty (`bool`): Whether nothing is run where a micro-batch has no probe. Where other processes may have one,
+            all are to make the same forwards.
+
+    Attributes:
+        beliefs (`list[Tensor]`): Of each micro-batch so far, `(b, K + 1)`, as [`~signals.beliefs.scoring.BeliefScorer.measure`] does.
+    """
+
+    def __init__(
+        self, model: nn.Module, plan: BeliefPlan, base: PreTrainedModel, score: Callable[..., Tensor], skip_empty: bool
+    ):
+        self.model = model
+        self.plan = plan
+        self.base = base
+        self.score = score
+        self.skip_empty = skip_empty
+        self.beliefs: list[Tensor] = []
+        self._num_seen = 0
+
+    def __call__(self, **inputs: Any) -> Any:
+        """One micro-batch of TRL's."""
+        size, width = inputs["input_ids"].shape
+        rows = slice(self._num_seen, self._num_seen + size)
+        self._num_seen += size
+        device, num_ends = inputs["input_ids"].device, self.plan.keys.size(1)
+        found = queries(self.plan.rows[rows])
+        if self.skip_empty and not found:
+            self.beliefs.append(torch.full((size, num_ends), torch.nan, device=device))
+            return self.model(**inputs)
+        config = self.base.config.get_text_config()
+        cache = DynamicCache(config=config)
+        outputs = self.model(**inputs, past_key_values=cache)
+        probes = _lay_out(found, self.plan.first_columns[rows])
+        tokens = {name: torch.tensor(values, device=device) for name, values in probes.tokens.items()}  # (b, P) each
+        with (
+            replaced(config, _attn_implementation_internal="sdpa"),
+            predicting_at(self.base, probes.rows, probes.columns),
+        ):
+            logps = self.score(
+                self.model,
+                input_ids=tokens["ids"],
+                position_ids=tokens["position"],
+                attention_mask=_mask(tokens, width),
+                past_key_values=cache,
+                shift_labels=torch.tensor([probes.labels], dtype=torch.long, device=device),
+            )  # (1, M)
+        owner = torch.tensor([row * num_ends + end for row, end in probes.owners], dtype=torch.long, device=device)
+        self.beliefs.append(mean_logps(logps[0], owner, size * num_ends).view(size, num_ends))
+        return outputs
+
+
+@dataclass
+class _Probes:
+    """
+    The probes of `b` rows, each led by the last token of its context, which predicts its first.
+
+    Attributes:
+        tokens (`dict`): Lists of `b` rows of `P` numbers: `ids`; `position`; `first` and `limit`, the columns of the context
+            that a token sees; `query`, which probe it belongs to, -1 for padding.
+        rows, columns (`list[int]`, length `M`): Tokens that predict one of an answer.
+        labels (`list[int]`, length `M`): What they predict.
+        owners (`list[tuple]`, length `M`): Row and context of the belief that it belongs to.
+    """
+
+    tokens: dict[str, list[list[int]]]
+    rows: list[int] = field(default_factory=list)
+    columns: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    owners: list[tuple[int, int]] = field(default_factory=list)
+
+
+_PADDING = {"ids": 0, "position": 0, "first": 0, "limit": 0, "query": -1}
+
+
+def _lay_out(found: Sequence[Query], first_columns: Sequence[int]) -> _Probes:
+    probes = _Probes({name: [[] for _ in first_columns] for name in _PADDING})
+    for number, query in enumerate(found):
+        start, first = query.context_length - 1, first_columns[query.row]
+        fed = query.ids[start:]
+        lists = {name: rows[query.row] for name, rows in probes.tokens.items()}
+        shift = len(lists["ids"]) - start
+        probes.rows += [query.row] * len(query.labels)
+        probes.columns += [place + shift for place in query.predictors]
+        probes.labels += query.labels
+        probes.owners += [(query.row, query.end)] * len(query.labels)
+        lists["ids"] += fed
+        lists["position"] += range(first + start, first + start + len(fed))
+        lists["first"] += [first] * len(fed)
+        lists["limit"] += [first + start] * len(fed)
+        lists["query"] += [number] * len(fed)
+    width = max(1, *map(len, probes.tokens["ids"]))
+    for name, fill in _PADDING.items():
+        probes.tokens[name] = [row + [fill] * (width - len(row)) for row in probes.tokens[name]]
+    return probes
+
+
+def _mask(tokens: dict[str, Tensor], width: int) -> Tensor:
+    """`(b, 1, P, width + P)`, True where a probe's token (dim 2) sees a column of the context or of the probes (dim 3)."""
+    column = torch.arange(width, device=tokens["ids"].device)
+    context = (column >= tokens["first"].unsqueeze(2)) & (column < tokens["limit"].unsqueeze(2))
+    index = torch.arange(tokens["ids"].size(1), device=column.device)
+    own = (tokens["query"].unsqueeze(2) == tokens["query"].unsqueeze(1)) & (index.unsqueeze(1) >= index)
+    return torch.cat([context, own], dim=2).unsqueeze(1)
