@@ -11,11 +11,11 @@ import warnings
 
 import pytest
 import torch
+from histories import Player, same_turns
 from transformers import LlamaConfig
 
 import tiny
 from a2tgpo_trl.signals.beliefs.attention import why_no_flex
-from histories import Player, same_turns
 from scoring import agree, make_rows, make_scorer, measured, naive, with_shared_forward
 from test_loss_cost import batch_of, grpo_loss
 

@@ -7,7 +7,7 @@ from peft import LoraConfig
 
 from a2tgpo_trl.functional import observation_ends, turn_ids
 from a2tgpo_trl.records import SCHEMA
-from a2tgpo_trl.rollout import STOP_REASONS
+from a2tgpo_trl.rollout import StopReason
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -53,7 +53,7 @@ def test_the_drawing_of_a_rollout(score):
 
 def test_every_stop_reason_is_explained():
     text = (DOCS / "rollout.md").read_text(encoding="utf-8")
-    assert all(f"| `{reason}` |" in text for reason in STOP_REASONS)
+    assert all(f"| `{reason}` |" in text for reason in StopReason)
 
 
 def documented_metrics() -> set[str]:

@@ -1,7 +1,7 @@
 """Errors of bad input, and warnings of settings that rarely make sense, before a model is loaded."""
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -13,7 +13,9 @@ from trl.data_utils import is_conversational
 
 from .config import LOOP_OPTIONS, A2TGPOConfig
 from .credit import Estimator
-from .rollout import ToolProtocol, why_no_chat_calls
+from .records import SCHEMA
+from .records.tables import TABLE_COLUMNS
+from .rollout import TagProtocol, ToolProtocol, choose_protocol, why_no_chat_calls
 from .signals.beliefs import scored_answer
 
 logger = logging.get_logger(__name__)
@@ -47,6 +49,8 @@ def check_arguments(
             f"A2TGPOTrainer trains on text, and {type(processing_class).__name__} is a processor for images or audio. "
             "Leave processing_class out, or pass the processor's tokenizer."
         )
+    for name, dataset in _datasets(train_dataset, eval_dataset):
+        check_reward_columns(_first_row(dataset, name), name)
     _check_tools(tools)
     if environment_factory is not None and not supports_tool_calling(processing_class):
         raise ValueError(
@@ -57,17 +61,17 @@ def check_arguments(
         _check_for_beliefs(args, train_dataset, eval_dataset, processing_class, environment_factory)
 
 
-def check_columns(estimator: Estimator, taken: Collection[str]) -> None:
+def check_columns(estimator: Estimator) -> None:
     """
     Refuse columns of an estimator that the completions table or turn records have already.
 
     Args:
         estimator ([`Estimator`]): Whose `columns` are looked at.
-        taken (`Collection[str]`): Names of the others.
 
     Raises:
         ValueError: If a name is taken.
     """
+    taken = {*TABLE_COLUMNS, *SCHEMA.names} - {"normalized_gain"}
     if clashes := [column for column in estimator.columns if column in taken]:
         raise ValueError(
             f"{type(estimator).__name__}.columns names {clashes[0]!r}, which is a column of the completions table or of turn records "
@@ -124,6 +128,23 @@ def _check_pictures(row: dict[str, Any], dataset: str) -> None:
         raise ValueError(
             f"The prompt of the first row of {dataset} has a block of type {other[0]!r} in it, and A2TGPOTrainer trains on "
             "text: give blocks of type 'text', or texts."
+        )
+
+
+def check_reward_columns(row: dict[str, Any], where: str) -> None:
+    """
+    Refuse a column of the name under which reward functions get the turns.
+
+    Args:
+        row (`dict`): One of a dataset.
+        where (`str`): What to call the dataset in an error.
+
+    Raises:
+        ValueError: If it has a column `turns`.
+    """
+    if "turns" in row:
+        raise ValueError(
+            f"{where} has a column 'turns', and reward functions get the turns of each rollout by that name: rename the column."
         )
 
 
@@ -196,22 +217,36 @@ def check_trainable(model: nn.Module) -> None:
         )
 
 
-def check_loop(args: A2TGPOConfig, protocol: str | None) -> None:
+def checked_protocol(
+    args: A2TGPOConfig, tokenizer: Any, train_dataset: Any, tools: list[Callable], environment_factory: Any
+) -> str | None:
     """
-    Refuse tags where TRL's own loop plays the rollouts.
+    How the model calls tools.
 
     Args:
-        args ([`A2TGPOConfig`]): The options.
-        protocol (`str`, *optional*): The tool protocol, `"chat"` or `"tags"`, if there are tools.
+        args, tokenizer, train_dataset, tools, environment_factory: As the trainer has them.
+
+    Returns:
+        `str` or `None`: `"chat"` or `"tags"`; `None` if there is nothing to call.
 
     Raises:
-        ValueError: If the loop is TRL's and tools would be called by tags.
+        ValueError: If the protocol cannot work with this tokenizer, these prompts, these tools or TRL's own loop.
     """
-    if args.tool_loop == "trl" and protocol == "tags":
+    if not tools and not environment_factory:
+        return None
+    protocol = choose_protocol(args.tool_protocol, tokenizer, prompts_are_conversational(train_dataset))
+    if protocol == "chat":
+        return protocol
+    if args.tool_loop == "trl":
         raise ValueError(
             "tool_loop='trl' knows the chat template's calls only, and these prompts or this chat template leave nothing but "
             "tags: give conversational prompts and a chat template whose calls TRL knows, or choose tool_loop='a2tgpo'."
         )
+    if args.tool_protocol == "auto":
+        _check_tags_are_told(args, tokenizer, train_dataset, tools)
+    if environment_factory is None:
+        TagProtocol(tokenizer, tools, args.tool_tags, args.result_tag)  # refuses what it cannot call
+    return protocol
 
 
 def check_context_for_trls_loop(config: PretrainedConfig) -> None:
@@ -232,7 +267,7 @@ def check_context_for_trls_loop(config: PretrainedConfig) -> None:
         )
 
 
-def check_tags_are_told(args: A2TGPOConfig, tokenizer: Any, train_dataset: Any, tools: list[Callable]) -> None:
+def _check_tags_are_told(args: A2TGPOConfig, tokenizer: Any, train_dataset: Any, tools: list[Callable]) -> None:
     """
     Check that the prompt mentions the text tags that `tool_protocol="auto"` chose: nothing else tells the model about them.
 

@@ -1,21 +1,21 @@
 """Rewards of question answering: exact match, token F1 and format, as TRL reward functions.
 
-A model answers between `<answer>` and `</answer>` in its last turn, or by calling the tool `finish`. In a completion made of messages that is the last
-assistant message; in one that is a text, what follows the last `<result>…</result>`, where the observations of the
-text protocol stand, or what stands before it if nothing follows. A passage that holds `<answer>…</answer>` earns
-nothing. That a passage cannot pose as several observations is for the protocol to see to, which escapes its tags in
-results.
+A model answers between `<answer>` and `</answer>` in its last turn, or by calling the tool `finish` there. `A2TGPOTrainer` gives
+reward functions the turns of each rollout, so that what a tool returned is never taken for an answer. Without `turns` they are
+the assistant messages of a completion made of messages; of a text, what stands outside of `<result>…</result>`.
 """
 
 import re
 import string
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 # An observation goes on to the last closing tag before the next opening one, so that a closing tag inside a passage
 # does not end it early; one that is never closed goes on to the end of the text.
-_RESULT = re.compile(r"<result>(?:.*?</result>(?:(?:(?!<result>).)*</result>)?|.*\Z)", re.DOTALL)
+_RESULT = re.compile(r"(<result>(?:.*?</result>(?:(?:(?!<result>).)*</result>)?|.*\Z))", re.DOTALL)
 
 
 def normalize_answer(text: str) -> str:
@@ -95,7 +95,10 @@ def extract_answer(text: str, tag: str = "answer") -> str | None:
 
 
 def exact_match_reward(
-    completions: list[str] | list[list[dict]], answer: list[str] | list[list[str]], **kwargs
+    completions: list[str] | list[list[dict]],
+    answer: list[str] | list[list[str]],
+    turns: list[list[Any]] | None = None,
+    **kwargs,
 ) -> list[float | None]:
     """Reward completions whose answer is right.
 
@@ -105,6 +108,8 @@ def exact_match_reward(
         answer (`list[str]` or `list[list[str]]`):
             The dataset's `answer` column: for each completion its answer or the aliases of it. For a column of another
             name, pass a function of that name's argument which calls this one.
+        turns (`list[list[Turn]]`, *optional*):
+            The turns of each completion, as `A2TGPOTrainer` passes them.
         **kwargs:
             The other columns, of which `prompts` names the row in an error.
 
@@ -114,11 +119,14 @@ def exact_match_reward(
     Raises:
         `ValueError`: an answer is neither text nor a list of texts.
     """
-    return _reward(exact_match, completions, answer, kwargs.get("prompts"))
+    return _reward(exact_match, completions, answer, turns, kwargs.get("prompts"))
 
 
 def f1_reward(
-    completions: list[str] | list[list[dict]], answer: list[str] | list[list[str]], **kwargs
+    completions: list[str] | list[list[dict]],
+    answer: list[str] | list[list[str]],
+    turns: list[list[Any]] | None = None,
+    **kwargs,
 ) -> list[float | None]:
     """Reward completions by the words their answer shares with the right one.
 
@@ -128,6 +136,8 @@ def f1_reward(
         answer (`list[str]` or `list[list[str]]`):
             The dataset's `answer` column: for each completion its answer or the aliases of it. For a column of another
             name, pass a function of that name's argument which calls this one.
+        turns (`list[list[Turn]]`, *optional*):
+            The turns of each completion, as `A2TGPOTrainer` passes them.
         **kwargs:
             The other columns, of which `prompts` names the row in an error.
 
@@ -137,15 +147,19 @@ def f1_reward(
     Raises:
         `ValueError`: an answer is neither text nor a list of texts.
     """
-    return _reward(token_f1, completions, answer, kwargs.get("prompts"))
+    return _reward(token_f1, completions, answer, turns, kwargs.get("prompts"))
 
 
-def format_reward(completions: list[str] | list[list[dict]], **kwargs) -> list[float]:
+def format_reward(
+    completions: list[str] | list[list[dict]], turns: list[list[Any]] | None = None, **kwargs
+) -> list[float]:
     """Reward completions that end with their only answer, whether it is right or not.
 
     Args:
         completions (`list[str]` or `list[list[dict]]`):
             Texts, or lists of messages.
+        turns (`list[list[Turn]]`, *optional*):
+            The turns of each completion, as `A2TGPOTrainer` passes them.
         **kwargs:
             The dataset's columns, which are not used.
 
@@ -153,7 +167,7 @@ def format_reward(completions: list[str] | list[list[dict]], **kwargs) -> list[f
         `list[float]`: 1 if the model wrote exactly one `<answer>` and one `</answer>`, in this order, with something
         between them and nothing but white space after them; else 0.
     """
-    return [float(_ends_with_its_only_answer(completion)) for completion in completions]
+    return [float(_ends_with_its_only_answer(*written)) for written in _written(completions, turns)]
 
 
 def _is_punctuation(character: str) -> bool:
@@ -172,38 +186,45 @@ def _f1(predicted: list[str], expected: list[str]) -> float:
     return 2 * shared / (len(predicted) + len(expected)) if shared else 0.0
 
 
-def _reward(score, completions, answer, prompts) -> list[float | None]:
+def _reward(score, completions, answer, turns, prompts) -> list[float | None]:
     """Score each completion's answer by `score(prediction, answers)`."""
     rewards = []
-    for i, (completion, answers) in enumerate(zip(completions, answer, strict=True)):
+    for i, ((texts, _), answers) in enumerate(zip(_written(completions, turns), answer, strict=True)):
         where = f"'answer' of completion {i}" + (f", to {prompts[i]!r}," if prompts else "")
         aliases = [alias for alias in _as_list(answers, where) if alias.strip()]
-        prediction = extract_answer(_last_turn(completion)) or ""
-        rewards.append(score(prediction, aliases) if aliases else None)
+        prediction = extract_answer(texts[-1]) if texts else None
+        rewards.append(score(prediction or "", aliases) if aliases else None)
     return rewards
 
 
-def _turns(completion: str | list[dict]) -> list[str | None]:
-    """List what the model wrote turn by turn, with `None` for what others wrote."""
-    if isinstance(completion, str):
-        first, *others = _RESULT.split(completion)
-        turns = [first, *(turn for other in others for turn in (None, other))]
-        return [turn for turn in turns if turn is None or turn.strip()]
-    return [_content(message) if message.get("role") == "assistant" else None for message in completion]
+def _written(
+    completions: list[str] | list[list[dict]], turns: list[list[Any]] | None
+) -> Iterator[tuple[list[str], bool]]:
+    """Of each completion the texts of its turns, and whether it ends with one of them rather than with an observation."""
+    if turns is not None:
+        for own in turns:
+            calls = [[(call.name, call.arguments) for call in turn.calls] for turn in own]
+            texts = [_with_answers(turn.text, called) for turn, called in zip(own, calls, strict=True)]
+            yield texts, bool(own) and not own[-1].observed
+        return
+    for completion in completions:
+        messages = _messages(completion) if isinstance(completion, str) else completion
+        texts = [_content(message) for message in messages if message.get("role") == "assistant"]
+        yield texts, bool(messages) and messages[-1].get("role") == "assistant"
 
 
-def _last_turn(completion: str | list[dict]) -> str:
-    own = [turn for turn in _turns(completion) if turn is not None]
-    return own[-1] if own else ""
+def _messages(text: str) -> list[dict]:
+    """A text as the turns and observations that it is made of."""
+    pieces = enumerate(_RESULT.split(text))
+    return [{"role": "tool" if i % 2 else "assistant", "content": piece} for i, piece in pieces if piece.strip()]
 
 
-def _ends_with_its_only_answer(completion: str | list[dict]) -> bool:
-    turns = _turns(completion)
-    if not turns or turns[-1] is None:
+def _ends_with_its_only_answer(texts: list[str], ends_with_turn: bool) -> bool:
+    if not ends_with_turn:
         return False
-    written = "".join(turn for turn in turns if turn is not None)
+    written = "".join(texts)
     only_one = written.count("<answer>") == 1 and written.count("</answer>") == 1
-    return only_one and turns[-1].rstrip().endswith("</answer>") and bool(extract_answer(turns[-1]))
+    return only_one and texts[-1].rstrip().endswith("</answer>") and bool(extract_answer(texts[-1]))
 
 
 def _content(message: dict) -> str:
@@ -211,6 +232,12 @@ def _content(message: dict) -> str:
     content = message.get("content") or ""
     text = content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
     calls = [call.get("function") or {} for call in message.get("tool_calls") or []]
-    arguments = [call.get("arguments") for call in calls if call.get("name") == "finish"]
-    answers = [given["answer"] for given in arguments if isinstance(given, dict) and "answer" in given]
-    return "".join([text, *(f"<answer>{answer}</answer>" for answer in answers)])
+    return _with_answers(text, [(call.get("name"), call.get("arguments")) for call in calls])
+
+
+def _with_answers(text: str, calls: list[tuple[str | None, Any]]) -> str:
+    """The text of a turn, and the answer that it calls `finish` with as if it were written."""
+    given = [arguments for name, arguments in calls if name == "finish" and isinstance(arguments, dict)]
+    return "".join(
+        [text, *(f"<answer>{arguments['answer']}</answer>" for arguments in given if "answer" in arguments)]
+    )

@@ -9,6 +9,7 @@ from a2tgpo_trl.rollout import (
     EndRollout,
     Rollout,
     RolloutLimits,
+    Toolbox,
     ToolCall,
     ToolExecutor,
     ToolLoop,
@@ -70,9 +71,10 @@ class Play:
         self.limits = []
         self.rollouts = []
         for first, *_ in rollouts:
-            rollout = Rollout(tokens(prompt), {"look": look}, schemas=[])
-            rollout.add_turn(tokens(first), logprobs_of(first) if logprobs else None, Letters())
+            rollout = Rollout(tokens(prompt))
+            rollout.add_turn(tokens(first), logprobs_of(first) if logprobs else None, Letters(), schemas=[])
             self.rollouts.append(rollout)
+        self.toolboxes = [Toolbox({"look": look}, schemas=[]) for _ in rollouts]
 
     def generate(self, indices, contexts, max_tokens, batch_size):
         assert contexts == [self.rollouts[index].context_ids for index in indices]
@@ -86,7 +88,7 @@ class Play:
         self, max_tool_turns=sys.maxsize, max_completion_length=1000, max_model_length=1000, executor=None, **limits
     ):
         limits = RolloutLimits(max_tool_turns, max_completion_length, max_model_length, **limits)
-        played = ToolLoop(self.rollouts, self.generate, Letters(), executor or ToolExecutor(), limits)
+        played = ToolLoop(self.rollouts, self.toolboxes, self.generate, Letters(), executor or ToolExecutor(), limits)
         if self.lockstep:
             played.play_in_lockstep(lambda number: number)
         else:
@@ -240,17 +242,18 @@ def test_the_protocol_sees_the_context_and_the_schemas():
             return super().read_turn(ids, prefix, schemas)
 
     play = Play(["a?", "end"])
-    play.rollouts[0].schemas = ["schema"]
-    ToolLoop(play.rollouts, play.generate, Spy(), ToolExecutor(), RolloutLimits(9, 99, 99)).play()
+    play.toolboxes = [Toolbox({"look": look}, ["schema"])]
+    ToolLoop(play.rollouts, play.toolboxes, play.generate, Spy(), ToolExecutor(), RolloutLimits(9, 99, 99)).play()
     assert seen == [("pa?[A]", "end", ["schema"])]
 
 
 def test_prompt_is_left_alone():
     prompt, first = tokens("p"), tokens("a?")
-    rollout = Rollout(prompt, {"look": look}, schemas=[])
-    rollout.add_turn(first, None, Letters())
+    rollout = Rollout(prompt)
+    rollout.add_turn(first, None, Letters(), schemas=[])
+    box = Toolbox({"look": look}, [])
     played = ToolLoop(
-        [rollout], lambda *_: ([tokens("end")], None), Letters(), ToolExecutor(), RolloutLimits(9, 99, 99)
+        [rollout], [box], lambda *_: ([tokens("end")], None), Letters(), ToolExecutor(), RolloutLimits(9, 99, 99)
     )
     played.play()
     assert (text(prompt), text(first), text(rollout.context_ids)) == ("p", "a?", "pa?[A]end")
@@ -372,8 +375,8 @@ def timeline(monkeypatch, *seconds, generation_seconds, patience=0.0, agree=None
     clock = Clock(monkeypatch, generation_seconds)
     rollouts = []
     for _ in seconds:
-        rollout = Rollout([0], {}, schemas=[])
-        rollout.add_turn(tokens("a?"), None, Letters())
+        rollout = Rollout([0])
+        rollout.add_turn(tokens("a?"), None, Letters(), schemas=[])
         rollouts.append(rollout)
     left = [["a?"] * (len(times) - 1) + ["x."] for times in seconds]
     turns = []
@@ -383,7 +386,8 @@ def timeline(monkeypatch, *seconds, generation_seconds, patience=0.0, agree=None
         clock.now += clock.generation_seconds
         return [tokens(left[index].pop(0)) for index in indices], None
 
-    played = ToolLoop(rollouts, generate, Letters(), TimedExecutor(clock, *seconds), RolloutLimits(99, 999, 999))
+    boxes, executor = [Toolbox({}, [])] * len(rollouts), TimedExecutor(clock, *seconds)
+    played = ToolLoop(rollouts, boxes, generate, Letters(), executor, RolloutLimits(99, 999, 999))
     if agree is None:
         played.play(patience)
     else:
@@ -454,9 +458,9 @@ def test_processes_that_have_nothing_to_do_generate_as_often_as_others():
         generated.append((indices, max_tokens, batch_size))
         return [tokens("x.")] * len(indices), None
 
-    rollout = Rollout([0], {"look": look}, schemas=[])
-    rollout.add_turn(tokens("a?"), None, Letters())
-    ToolLoop([rollout], generate, Letters(), ToolExecutor(), RolloutLimits(9, 30, 99)).play_in_lockstep(agree)
+    rollout, box = Rollout([0]), Toolbox({"look": look}, [])
+    rollout.add_turn(tokens("a?"), None, Letters(), schemas=[])
+    ToolLoop([rollout], [box], generate, Letters(), ToolExecutor(), RolloutLimits(9, 30, 99)).play_in_lockstep(agree)
     assert asked == [1, 0, 0, 0]
     assert generated == [([0], [25], 3), ([], [], 2), ([], [], 1)]
     assert text(rollout.completion_ids) == "a?[A]x."
@@ -470,7 +474,7 @@ def test_a_hanging_tool_does_not_hold_up_the_others():
         return "late"
 
     play = Play(["a?", "b?", "x."], ["s?", "y."], lockstep=False)
-    play.rollouts[1].tools = {"look": wait}
+    play.toolboxes[1] = Toolbox({"look": wait}, [])
     generate = play.generate
 
     def generate_and_tell(indices, *rest):

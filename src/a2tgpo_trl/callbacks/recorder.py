@@ -1,14 +1,15 @@
 """Writes turn records while a trainer trains."""
 
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerState
 from transformers.utils import logging
 
+from ..batch import GenerationBatch
 from ..config import A2TGPOConfig
+from ..records.rows import Decode, turn_rows
 from ..records.store import FOLDER, RecordStore
 from ..records.trackers import describe_metrics, log_table
 
@@ -45,15 +46,16 @@ class TurnRecorder(TrainerCallback):
                 "this run writes them again."
             )
 
-    def record(self, rows: list[dict[str, Any]], state: TrainerState) -> None:
+    def record(self, batch: GenerationBatch, decode: Decode, state: TrainerState) -> None:
         """
         Write the turns of a generation batch; to be called by all processes.
 
         Args:
-            rows (`list[dict]`): This process's, from [`turn_rows`].
+            batch ([`GenerationBatch`]): With the rewards and the credit of its rollouts.
+            decode (`Callable`): Texts of lists of tokens.
             state ([`~transformers.TrainerState`]): Of the trainer.
         """
-        rows = gather_object(rows)
+        rows = gather_object(turn_rows(batch.rollouts, batch.local.start, batch.num_generations, decode))
         if not rows or not self.accelerator.is_main_process:
             return
         place = {"step": state.global_step, "batch": self.store.next_batch()}

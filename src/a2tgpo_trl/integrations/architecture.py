@@ -11,6 +11,13 @@ def base_model(model: PreTrainedModel) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def is_reference(model: nn.Module) -> bool:
+    """Whether a model runs as the reference just now: with its adapters off, or with TRL's frozen copy of them."""
+    if not hasattr(model, "peft_config"):
+        return False
+    return model.active_adapter == "ref" or model.get_model_status().enabled is False
+
+
 def why_no_free_layout(model: PreTrainedModel) -> str | None:
     """
     Why the tokens of a model's sequence cannot lie anywhere in its input, or `None` if they can.

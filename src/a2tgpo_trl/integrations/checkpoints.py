@@ -13,6 +13,34 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 
+def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, output_dir: str | Path) -> str | None:
+    """
+    The checkpoint that `resume_from_checkpoint` asks for.
+
+    Args:
+        resume_from_checkpoint (`str` or `bool`, *optional*): A folder; `True` for the last complete checkpoint.
+        output_dir (`str` or `Path`): Where the run saves checkpoints.
+
+    Returns:
+        `str` or `None`: its folder; `None` if none is asked for.
+
+    Raises:
+        ValueError: If there is none, or the one that is named is not complete.
+    """
+    if not resume_from_checkpoint:
+        return None
+    if resume_from_checkpoint is True:
+        if checkpoint := last_checkpoint(output_dir):
+            return checkpoint
+        raise ValueError(f"resume_from_checkpoint is True, and {output_dir} has no complete checkpoint.")
+    if damage := damage_of(resume_from_checkpoint):
+        raise ValueError(
+            f"resume_from_checkpoint is {str(resume_from_checkpoint)!r}, which is not a complete checkpoint: {damage}. Name "
+            "another, or True for the last complete one."
+        )
+    return resume_from_checkpoint
+
+
 def last_checkpoint(output_dir: str | Path) -> str | None:
     """
     The last complete checkpoint of a run. Incomplete ones are skipped with a warning.

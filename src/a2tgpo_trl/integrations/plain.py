@@ -22,3 +22,10 @@ def plain_parts(value: Any) -> Any:
     if isinstance(value, list | tuple | deque):
         return [plain_parts(part) for part in value]
     return value
+
+
+def print_plainly(*args: Any, **kwargs: Any) -> None:
+    """TRL's table of completions, which cannot steer the terminal."""
+    from trl.trainer.utils import print_prompt_completions_sample  # TRL takes seconds to import
+
+    print_prompt_completions_sample(*plain_parts(args), **plain_parts(kwargs))

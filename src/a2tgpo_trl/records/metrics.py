@@ -2,17 +2,18 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..batch import GenerationBatch
 from ..credit import TurnCredit, Turns
 from ..functional import information_gain
-from ..rollout import STOP_REASONS, ToolLoop
+from ..rollout import StopReason, ToolLoop
 
 
 def credit_metrics(turns: Turns, credit: TurnCredit) -> dict[str, float]:
@@ -84,6 +85,33 @@ def _gain_metrics(normalized: Tensor, turns: Turns) -> dict[str, Tensor]:
     }
 
 
+def log_credit(batch: GenerationBatch, metrics: dict[str, list[float]], logs: dict[str, Any]) -> None:
+    """
+    Log the credit of a batch, as TRL logs rewards and completions; to be called by all processes.
+
+    Args:
+        batch ([`GenerationBatch`]): With its credit.
+        metrics (`dict[str, list[float]]`): TRL's, to which each value is appended.
+        logs (`dict`): TRL's completions table. Its outcome advantages are replaced by means over the tokens that are trained
+            on.
+    """
+    turns, credit = batch.turns, batch.credit
+    for name, value in credit_metrics(turns, credit).items():
+        metrics[name].append(value)
+    if batch.answers is not None:
+        unanswerable = torch.tensor([float(batch.answers.count(None))], device=turns.outcome.device)
+        metrics["information_gain/rows_without_answer"].append(batch.accelerator.gather(unanswerable).sum().item())
+    if credit.advantages.dim() == 2:
+        advantages, ids = batch.tensors["advantages"], batch.tensors["turn_ids"]
+        means = advantages.sum(dim=1) / (ids >= 0).sum(dim=1).clamp(min=1)  # advantages are 0 off-turn
+        means, logged = batch.accelerator.gather(means), logs["advantages"]
+        for _ in range(min(len(means), len(logged))):
+            logged.pop()
+        logged.extend(means.tolist())
+    for column, values in turn_table(turns, credit).items():
+        logs["extra"][column].extend(rows_of_turns(values, turns.num_turns))
+
+
 def turn_table(turns: Turns, credit: TurnCredit) -> dict[str, Tensor]:
     """
     Columns of the completions table with a value for each turn, those that the estimator gives.
@@ -116,34 +144,6 @@ def rows_of_turns(values: Tensor, num_turns: Tensor) -> list[list[float | None]]
     return [[None if math.isnan(value) else round(value, 4) for value in row[:length]] for row, length in rows]
 
 
-def distinct(names: Sequence[str], taken: Collection[str] = ()) -> list[str]:
-    """
-    Names that can be keys: where one is there already, a number is appended.
-
-    Args:
-        names (`Sequence[str]`): Such as those of reward functions, of which lambdas and partials often share one.
-        taken (`Collection[str]`): Names that are something else's.
-
-    Returns:
-        `list[str]`: in their order; the first of a name keeps it, unless it is taken.
-
-    Example:
-
-    ```python
-    >>> distinct(["format", "format", "format_2"])
-    ['format', 'format_3', 'format_2']
-
-    ```
-    """
-    free, found = {name for name in names if name not in taken}, []
-    for name in names:
-        if name not in free:
-            name = next(other for k in count(2) if (other := f"{name}_{k}") not in {*names, *taken, *found})
-        free.discard(name)
-        found.append(name)
-    return found
-
-
 @dataclass(frozen=True)
 class RolloutRecord:
     """
@@ -168,7 +168,7 @@ class RolloutRecord:
     @classmethod
     def of(cls, loop: ToolLoop, num_abandoned: int, tokens_fed: int | None) -> "RolloutRecord":
         """The record of a loop that has been played."""
-        names = {name for rollout in loop.rollouts for name in rollout.tools}  # a model can call what there is not
+        names = {name for toolbox in loop.toolboxes for name in toolbox.tools}  # a model can call what there is not
         return cls(
             stop_reasons=[rollout.stop_reason for rollout in loop.rollouts],
             tool_calls=[(r.name if r.name in names else "unknown", r.failed, r.seconds) for r in loop.results],
@@ -190,7 +190,7 @@ def rollout_metrics(records: Sequence[RolloutRecord]) -> dict[str, float]:
         `dict[str, float]`: metric by name.
     """
     reasons = [reason for record in records for reason in record.stop_reasons]
-    metrics = {f"rollout/stop/{reason}": reasons.count(reason) / len(reasons) for reason in STOP_REASONS}
+    metrics = {f"rollout/stop/{reason}": reasons.count(reason) / len(reasons) for reason in StopReason}
     metrics["rollout/generations"] = max(record.num_generations for record in records)
     if all(record.tokens_fed is not None for record in records):
         fed = sum(record.tokens_fed for record in records)

@@ -1,33 +1,37 @@
 """The multi-turn tool loop: generate a turn, parse its tool calls, execute them, append the observation, go on."""
 
 from .generation.history import HistoryCache, why_no_history
-from .loop import STOP_REASONS, Rollout, RolloutLimits, ToolLoop
+from .loop import RolloutLimits, Toolbox, ToolLoop
 from .protocols.base import ToolProtocol, choose_protocol, why_no_chat_calls
 from .protocols.chat import ChatProtocol
 from .protocols.parsing import raising_value_errors
 from .protocols.tags import TagProtocol
+from .rollout import Rollout, StopReason, Turn, read_rollouts
 from .tools.calls import EndRollout, ToolCall, ToolResult
 from .tools.environments import add_answers, with_named_resets
 from .tools.executor import ToolExecutor, not_thread_safe
 
 __all__ = [
-    "STOP_REASONS",
     "ChatProtocol",
     "EndRollout",
     "HistoryCache",
     "Rollout",
     "RolloutLimits",
+    "StopReason",
     "TagProtocol",
     "ToolCall",
     "ToolExecutor",
     "ToolLoop",
     "ToolProtocol",
     "ToolResult",
+    "Toolbox",
+    "Turn",
     "add_answers",
     "why_no_chat_calls",
     "choose_protocol",
     "why_no_history",
     "not_thread_safe",
     "raising_value_errors",
+    "read_rollouts",
     "with_named_resets",
 ]

@@ -2,76 +2,30 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 from .protocols.base import ToolProtocol
-from .tools.calls import ToolCall, ToolResult
+from .rollout import Rollout, StopReason
+from .tools.calls import ToolResult
 from .tools.executor import ToolExecutor
 
-STOP_REASONS = ("answered", "max_turns", "length", "overlong_observation", "tool_stop")
-"""Why a rollout ended; see `docs/rollout.md`."""
 
-
-@dataclass
-class Rollout:
+@dataclass(frozen=True)
+class Toolbox:
     """
-    One completion as it grows, token in, token out: nothing that was generated is tokenised again.
+    What a rollout may call.
 
     Attributes:
-        prompt_ids (`list[int]`): The prompt.
-        tools (`dict[str, Callable]`): The tools that this rollout may call, by name.
+        tools (`dict[str, Callable]`): By name.
         schemas (`list`): The tools as they were shown to the model, which types the arguments of its calls.
         environment (`Any`, *optional*): The rollout's own environment, whose methods run in the order of their calls.
-        completion_ids (`list[int]`): Tokens so far, of the model and of observations.
-        tool_mask (`list[int]`): 1 on the model's tokens, 0 on observations.
-        logprobs (`list[float]`, *optional*): Sampling log-probabilities, 0 on observations.
-        messages (`list[dict]`): The completion as messages: assistant turns, tool results.
-        calls (`list[ToolCall]`): What the last turn wants to call.
-        called (`list[list[tuple]]`): For each round of calls that was executed the calls with their results.
-        num_tool_turns (`int`): Rounds of calls that were observed.
-        stop_reason (`str`, *optional*): One of [`STOP_REASONS`], once the rollout is over.
     """
 
-    prompt_ids: list[int]
     tools: dict[str, Callable]
     schemas: list
     environment: Any = None
-    completion_ids: list[int] = field(default_factory=list)
-    tool_mask: list[int] = field(default_factory=list)
-    logprobs: list[float] | None = None
-    messages: list[dict[str, Any]] = field(default_factory=list)
-    calls: list[ToolCall] = field(default_factory=list)
-    called: list[list[tuple[ToolCall, ToolResult]]] = field(default_factory=list)
-    num_tool_turns: int = 0
-    stop_reason: str | None = None
-
-    @property
-    def context_ids(self) -> list[int]:
-        return self.prompt_ids + self.completion_ids
-
-    def add_turn(self, ids: list[int], logprobs: list[float] | None, protocol: ToolProtocol) -> None:
-        """Append what the model wrote, and find the calls in it. A later turn cut to no tokens leaves no message."""
-        self.calls = []
-        if ids or not self.messages:
-            message, self.calls = protocol.read_turn(ids, prefix=self.context_ids, schemas=self.schemas)
-            self.messages.append(message)
-        self.completion_ids = self.completion_ids + ids
-        self.tool_mask = self.tool_mask + [1] * len(ids)
-        if logprobs is not None:
-            self.logprobs = (self.logprobs or []) + logprobs
-        if not self.calls:
-            self.stop_reason = "answered" if protocol.is_complete(ids) else "length"
-
-    def add_observation(self, messages: list[dict[str, Any]], ids: list[int]) -> None:
-        """Append the tokens of the tool results."""
-        self.num_tool_turns += 1
-        self.messages.extend(messages)
-        self.completion_ids = self.completion_ids + ids
-        self.tool_mask = self.tool_mask + [0] * len(ids)
-        if self.logprobs is not None:
-            self.logprobs = self.logprobs + [0.0] * len(ids)
 
 
 @dataclass(frozen=True)
@@ -95,14 +49,14 @@ class RolloutLimits:
     max_observation_tokens: int | None = None
 
     def admits(self, rollout: Rollout, observation: list[int]) -> bool:
-        completion = len(rollout.completion_ids) + len(observation)
+        completion = rollout.completion_length + len(observation)
         return (
             completion <= self.max_completion_length and len(rollout.prompt_ids) + completion < self.max_model_length
         )
 
     def room(self, rollout: Rollout) -> int:
         """Tokens that the next turn may have."""
-        length = len(rollout.completion_ids)
+        length = rollout.completion_length
         room = min(self.max_completion_length - length, self.max_model_length - len(rollout.prompt_ids) - length)
         return max(room if self.max_turn_tokens is None else min(room, self.max_turn_tokens), 0)
 
@@ -127,6 +81,7 @@ class ToolLoop:
 
     Args:
         rollouts (`list[Rollout]`): Changed in place.
+        toolboxes (`list[Toolbox]`): What each of them may call.
         generate (`Callable`): Writes the next turn of some of the rollouts.
         protocol (`ToolProtocol`): Reads calls, writes observations.
         executor (`ToolExecutor`): Runs the calls.
@@ -141,6 +96,7 @@ class ToolLoop:
     def __init__(
         self,
         rollouts: list[Rollout],
+        toolboxes: list[Toolbox],
         generate: Generate,
         protocol: ToolProtocol,
         executor: ToolExecutor,
@@ -148,6 +104,7 @@ class ToolLoop:
         watch: Callable[[int], None] = lambda finished: None,
     ):
         self.rollouts = rollouts
+        self.toolboxes = toolboxes
         self.generate = generate
         self.protocol = protocol
         self.executor = executor
@@ -222,15 +179,15 @@ class ToolLoop:
     def _call_tools(self, indices: Iterable[int]) -> None:
         now = perf_counter()
         for index in indices:
-            rollout = self.rollouts[index]
-            if not rollout.calls:
+            rollout, toolbox = self.rollouts[index], self.toolboxes[index]
+            if rollout.stop_reason:
                 continue
             if rollout.num_tool_turns < self.limits.max_tool_turns:
                 self._calling.add(index)
                 self._called_at[index] = now
-                self.executor.submit(index, rollout.calls, rollout.tools, rollout.environment)
+                self.executor.submit(index, rollout.turns[-1].calls, toolbox.tools, toolbox.environment)
             else:
-                rollout.stop_reason = "max_turns"
+                rollout.stop_reason = StopReason.MAX_TURNS
         self._report()
 
     def _report(self) -> None:
@@ -242,21 +199,21 @@ class ToolLoop:
             self._calling.remove(index)
             self.results.extend(results)
             rollout = self.rollouts[index]
-            rollout.called.append(list(zip(rollout.calls, results, strict=True)))
+            rollout.turns[-1].results = results
             messages = [result.message() for result in results]
             messages, ids = self.protocol.observe(messages, self.limits.max_observation_tokens)
-            ids = self.protocol.after_turn(rollout.completion_ids, ids)
+            ids = self.protocol.after_turn(rollout.turns[-1].ids, ids)
             if any(result.ends_rollout for result in results):
-                rollout.messages.extend(messages)
-                rollout.stop_reason = "tool_stop"
+                rollout.add_observation(messages, [])
+                rollout.stop_reason = StopReason.TOOL_STOP
             elif not self.limits.admits(rollout, ids):
-                rollout.stop_reason = "overlong_observation"
+                rollout.stop_reason = StopReason.OVERLONG_OBSERVATION
             else:
                 rollout.add_observation(messages, ids)
                 if self.limits.room(rollout):
                     self._ready.append(index)
                 else:
-                    rollout.stop_reason = "length"
+                    rollout.stop_reason = StopReason.LENGTH
         self._report()
 
     def _take_turns(self, batch_size: int) -> None:
@@ -265,6 +222,7 @@ class ToolLoop:
         contexts, rooms = [rollout.context_ids for rollout in rollouts], list(map(self.limits.room, rollouts))
         turns, logprobs = self.generate(indices, contexts, rooms, batch_size)
         self.num_generations += 1
-        for i, rollout in enumerate(rollouts):
-            rollout.add_turn(turns[i], None if logprobs is None else logprobs[i], self.protocol)
+        for i, index in enumerate(indices):
+            given = None if logprobs is None else logprobs[i]
+            self.rollouts[index].add_turn(turns[i], given, self.protocol, self.toolboxes[index].schemas)
         self._call_tools(indices)

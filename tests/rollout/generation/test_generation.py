@@ -72,7 +72,7 @@ def test_same_rollouts_as_trl(trainers, architecture, pad):
         ours = rolled_out(trainer)
         for ours_value, value in zip(ours[:4], theirs[:4], strict=True):  # prompts, completions, masks, messages
             assert ours_value == value
-        assert (trainer._turns._history is not None) is reuse_history
+        assert (trainer._player.turns._history is not None) is reuse_history
 
 
 @pytest.mark.parametrize("reuse_history", [True, False])
@@ -102,23 +102,23 @@ def test_tokens_fed_are_counted(trainers, reuse_history):
 def test_each_turn_ends_at_its_own_limit(trainers):
     trainer = trainers(reuse_history=True, generation_kwargs={"eos_token_id": None})
     contexts = trainer._tokenizer(PROMPTS[:3])["input_ids"]
-    turns, _ = trainer._write_turns([0, 1, 2], contexts, [5, 9, 1], 3)
+    turns, _ = write(trainer, [0, 1, 2], contexts, [5, 9, 1], 3)
     assert len(turns[0]) == 5 and len(turns[1]) <= 9 and len(turns[2]) == 1
-    assert len({len(history.ids) for history in trainer._turns._history._histories.values()}) == 3
-    assert trainer._turns.tokens_fed <= sum(map(len, contexts)) + 5 + 9 + 1
+    assert len({len(history.ids) for history in trainer._player.turns._history._histories.values()}) == 3
+    assert trainer._player.turns.tokens_fed <= sum(map(len, contexts)) + 5 + 9 + 1
 
 
 def test_history_is_given_back_after_the_batch(trainers):
     trainer = trainers()
     rolled_out(trainer)
-    assert not trainer._turns._history._histories
-    assert trainer._turns.tokens_fed == 0
+    assert not trainer._player.turns._history._histories
+    assert trainer._player.turns.tokens_fed == 0
     assert "generate" not in vars(trainer.model)
 
 
 def test_history_of_finished_rollouts_is_given_back_while_others_go_on(trainers, monkeypatch):
     trainer = trainers(lockstep=True)
-    history = trainer._turns._history
+    history = trainer._player.turns._history
     held, generate = [], history.generate
 
     def watch(write, rows, *args, **kwargs):
@@ -140,18 +140,18 @@ def test_history_is_given_back_where_no_tool_loop_follows(trainers, monkeypatch)
     monkeypatch.setattr(trainer, "_tool_call_loop", fail)
     with pytest.raises(RuntimeError, match="no loop"):
         rolled_out(trainer)
-    assert not trainer._turns._history._histories
+    assert not trainer._player.turns._history._histories
 
 
 def test_what_is_logged_belongs_to_the_mode_before_generation(trainers, monkeypatch):
     trainer = trainers()
-    write = trainer._write_turns
+    write = trainer._player.turns.write
 
     def write_and_train(*args):
         trainer.model.train()  # as TRL does after continuous batching
         return write(*args)
 
-    monkeypatch.setattr(trainer, "_write_turns", write_and_train)
+    monkeypatch.setattr(trainer._player.turns, "write", write_and_train)
     trainer.model.eval()
     rolled_out(trainer)
     assert "rollout/stop/answered" in trainer._metrics["eval"]
@@ -190,16 +190,16 @@ def test_same_rollouts_as_trl_with(trainers, options):
         trainer = trainers(cls, peft_config=lora, **options)
         trainer.model.eval()
         played.append(rolled_out(trainer))
-    assert trainer._turns._history is not None
+    assert trainer._player.turns._history is not None
     assert played[0][:4] == played[1][:4]
 
 
 def test_chat_turns_end_at_the_stop_strings_of_the_user(trainers):
     trainer = trainers(generation_kwargs={"stop_strings": ["France"]})
     pad, turn = trainer._tokenizer.pad_token_id, trainer._tokenizer("Lyon is in France")["input_ids"]
-    kept, _ = trainer._turns.write(lambda *_: ([[*turn, pad, pad]], None), [0], [[7]], [50], 1)
+    kept, _ = trainer._player.turns.write(lambda *_: ([[*turn, pad, pad]], None), [0], [[7]], [50], 1)
     assert kept == [turn]
-    assert trainer._protocol.is_complete(turn)
+    assert trainer._player.protocol.is_complete(turn)
 
 
 def test_a_limit_of_observations_has_to_leave_room_for_their_markup(trainers):
@@ -210,7 +210,7 @@ def test_a_limit_of_observations_has_to_leave_room_for_their_markup(trainers):
 def test_sliding_windows_read_the_history_again(trainers, caplog):
     model = tiny.model("gemma2", attn_implementation="eager")
     trainer = trainers(model=model, max_completion_length=60)
-    assert trainer._turns._history is None
+    assert trainer._player.turns._history is None
     assert "reads its whole history again: gemma2 has sliding_attention layers" in caplog.text
     theirs = trainers(GRPOTrainer, model=copy.deepcopy(model), max_completion_length=60)
     assert rolled_out(trainer)[1] == rolled_out(theirs)[1]
@@ -346,10 +346,10 @@ def collective(trainers, monkeypatch):
 def test_collective_generation_is_in_lockstep_and_says_so(collective, caplog):
     trainer = collective()
     assert "lockstep: FSDP needs the same generations on all processes" in caplog.text
-    assert trainer._turns._history.share_prompts is False
+    assert trainer._player.turns._history.share_prompts is False
     seen = []
-    agree = trainer._turns.agree
-    trainer._turns.agree = lambda number: seen.append(number) or agree(number)
+    agree = trainer._player.turns.agree
+    trainer._player.turns.agree = lambda number: seen.append(number) or agree(number)
     rolled_out(trainer)
     assert seen[-1] == 0  # all ask once more, so that nobody stops before the others
 
@@ -364,11 +364,11 @@ def test_a_process_without_rollouts_joins_with_a_row_that_ends_at_once(collectiv
         return forward(*args, input_ids=input_ids, **kwargs)
 
     trainer.model.forward = count
-    ids, logprobs = trainer._write_turns([], [], [], 3)
+    ids, logprobs = write(trainer, [], [], [], 3)
     assert (ids, logprobs) == ([], None)
     assert lengths == [torch.Size([1, 1])]  # one row, one token: it does not hold up the others
-    assert trainer._turns._history.tokens_fed == 1
-    assert not trainer._turns._history._histories
+    assert trainer._player.turns._history.tokens_fed == 1
+    assert not trainer._player.turns._history._histories
 
 
 @pytest.fixture
@@ -387,7 +387,7 @@ def test_a_vllm_server_gets_as_many_rows_from_each_process(vllm_trainers, monkey
         asked.append((contexts, trainer.vllm_generation.max_completion_length))
         return [[7, 2] for _ in contexts], [[-0.1, -0.2] for _ in contexts]
 
-    ids, logprobs = trainer._turns.write(generate, [4], [[9, 9]], [20], 3)
+    ids, logprobs = trainer._player.turns.write(generate, [4], [[9, 9]], [20], 3)
     assert asked == [([[9, 9], [2], [2]], 160)]  # the main process limits all, and knows only its own rows
     assert (ids, logprobs) == ([[7, 2]], [[-0.1, -0.2]])
     assert trainer.vllm_generation.max_completion_length == 160

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from trl.chat_template_utils import add_response_schema, parse_response, qwen2_5_chat_template
 
 import tiny
-from a2tgpo_trl.rollout import ChatProtocol, Rollout, RolloutLimits, ToolCall, ToolExecutor, ToolLoop
+from a2tgpo_trl.rollout import ChatProtocol, Rollout, RolloutLimits, ToolCall, Toolbox, ToolExecutor, ToolLoop
 from a2tgpo_trl.rollout.protocols import chat
 from conftest import search
 from templates import (
@@ -413,13 +413,14 @@ def test_glm_rollouts_hold_the_observation_token_once():
     observation = tokenizer.convert_tokens_to_ids("<|observation|>")
     protocol = make_protocol(tokenizer, eos_token_ids=[tokenizer.eos_token_id, observation])
     before, written = written_call(tokenizer)
-    rollout = Rollout(encode(tokenizer, before), {"search": search}, [search])
-    rollout.add_turn(encode(tokenizer, written + "<|observation|>"), None, protocol)
+    rollout, toolbox = Rollout(encode(tokenizer, before)), Toolbox({"search": search}, [search])
+    rollout.add_turn(encode(tokenizer, written + "<|observation|>"), None, protocol, toolbox.schemas)
 
     def answer(indices, contexts, max_tokens, batch_size):
         return [encode(tokenizer, "Paris." + END)], None
 
-    ToolLoop([rollout], answer, protocol, ToolExecutor(1, None, 1), RolloutLimits(3, 1000, 1000)).play()
+    limits = RolloutLimits(3, 1000, 1000)
+    ToolLoop([rollout], [toolbox], answer, protocol, ToolExecutor(1, None, 1), limits).play()
     text = tokenizer.decode(rollout.completion_ids)
     assert text.count("<|observation|>") == 1 and "<|observation|>\n<tool_response>\nLyon is in France." in text
     assert rollout.tool_mask[rollout.completion_ids.index(observation)] == 1  # the model wrote it

@@ -181,7 +181,7 @@ def test_a_chat_that_does_not_tell_of_tags_is_refused(config, warnings, tokenize
     with pytest.raises(ValueError, match=NOBODY_TELLS.format(reason)):
         build(config, chat(QUESTION), tokenizer)
     for prompt in (chat(f"{QUESTION} {TOLD}"), chat(QUESTION, system=TOLD)):
-        assert isinstance(build(config, prompt, tokenizer)._protocol, TagProtocol)
+        assert isinstance(build(config, prompt, tokenizer)._player.protocol, TagProtocol)
     assert isinstance(build(config, chat(QUESTION), tokenizer, tool_protocol="tags")._protocol, TagProtocol)
     assert not any("auto" in warning for warning in warnings())
 
@@ -204,7 +204,7 @@ def test_plain_text_that_does_not_tell_of_tags_is_warned_of(config, warnings):
 
 
 def test_a_template_that_trl_knows_is_used_in_silence(config, warnings):
-    assert isinstance(build(config, chat(QUESTION), tiny.chat_tokenizer())._protocol, ChatProtocol)
+    assert isinstance(build(config, chat(QUESTION), tiny.chat_tokenizer())._player.protocol, ChatProtocol)
     assert not any("auto" in warning for warning in warnings())
 
 

@@ -1,0 +1,88 @@
+"""[`GenerationBatch`]: all that lives for one batch of rollouts."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from .credit import TurnCredit, Turns
+from .rollout import Rollout
+
+
+@dataclass
+class GenerationBatch:
+    """
+    A batch on its way: rows → rollouts → rewards and signals → credit → tensors. Each part is there once it is known.
+
+    Attributes:
+        rows (`list[dict]`, length `B`): Of the dataset; environments may add their answers.
+        training (`bool`): Whether it is trained on, not only evaluated or played.
+        num_generations (`int`): Rollouts of a prompt, in consecutive rows.
+        accelerator (`Accelerator`): Of the trainer.
+        answers (`list[str | None]`, length `B`): The true answers, where beliefs are asked for; `None` where there is none.
+        rollouts (`list[Rollout]`, length `B`): What was played.
+        shared_forward (`SharedForward`, *optional*): The forward of the old log-probabilities, which scored beliefs too.
+        rewards (`Tensor`, shape `(N, F)`): Of the completions of all processes, by reward function; NaN where there is none.
+        turns ([`Turns`]), credit ([`TurnCredit`]): Of all processes.
+        tensors (`dict[str, Tensor]`): What the loss reads, of this process: TRL's, and ours beside them.
+    """
+
+    rows: list[dict[str, Any]]
+    training: bool
+    num_generations: int
+    accelerator: Accelerator
+    answers: list[str | None] | None = None
+    rollouts: list[Rollout] = field(default_factory=list)
+    shared_forward: Any = None
+    rewards: Tensor | None = None
+    turns: Turns | None = None
+    credit: TurnCredit | None = None
+    tensors: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.rows = [dict(row) for row in self.rows]
+
+    @property
+    def mode(self) -> str:
+        """The word that TRL keeps metrics under."""
+        return "train" if self.training else "eval"
+
+    @property
+    def local(self) -> slice:
+        """This process's rows among those of all processes."""
+        first = self.accelerator.process_index * len(self.rows)
+        return slice(first, first + len(self.rows))
+
+    @property
+    def unscored(self) -> Tensor:
+        """Which completions no reward function could score, `(N,)`."""
+        return self.rewards.isnan().all(dim=1)
+
+    def total_rewards(self, weights: Tensor) -> Tensor:
+        """Weighted sum of the rewards, NaN for completions without one, `(N,)`."""
+        weighted = self.rewards * weights.to(self.rewards.device)
+        return weighted.nansum(dim=1).masked_fill(self.unscored, math.nan)
+
+    def finish_rollouts(self, names: Sequence[str], answers: Sequence[str | None], columns: dict[str, Tensor]) -> None:
+        """
+        Tell this process's rollouts their answers, rewards and credit.
+
+        Args:
+            names (`Sequence[str]`, length `F`): Of the reward functions.
+            answers (`Sequence[str | None]`, length `B`): The true answers.
+            columns (`dict[str, Tensor]`): Credit of the turns of all processes, `(N, K)` each; NaN where a turn has none.
+        """
+        rewards, total = self.rewards[self.local].tolist(), self.turns.rewards[self.local].tolist()
+        numbers = {name: values[self.local].tolist() for name, values in columns.items()}
+        for i, rollout in enumerate(self.rollouts):
+            rollout.answer, rollout.reward = answers[i], total[i]
+            rollout.rewards = dict(zip(names, rewards[i], strict=True))
+            for k, turn in enumerate(rollout.turns):
+                turn.credit = {name: _number(rows[i], k) for name, rows in numbers.items()}
+
+
+def _number(values: list[float], turn: int) -> float | None:
+    return values[turn] if turn < len(values) and not math.isnan(values[turn]) else None

@@ -1,0 +1,147 @@
+"""Plays the rollouts of a trainer: their first turns, and the tool loop after these."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from trl import GRPOTrainer
+
+from ..integrations.progress import progress
+from .generation.turns import TurnGenerator
+from .loop import RolloutLimits, Toolbox, ToolLoop
+from .protocols.base import ToolProtocol
+from .protocols.chat import ChatProtocol
+from .protocols.tags import TagProtocol
+from .rollout import Rollout
+from .tools.executor import ToolExecutor
+
+Generate = Callable[..., tuple[list[list[int]], list[list[float]] | None]]
+"""TRL's `_generate_single_turn`."""
+
+
+def make_protocol(trainer: GRPOTrainer, kind: str, conversational: bool) -> ToolProtocol:
+    """
+    How the model of a trainer calls tools.
+
+    Args:
+        trainer ([`A2TGPOTrainer`]): With its tools.
+        kind (`str`): `"chat"` or `"tags"`.
+        conversational (`bool`): Whether prompts are lists of messages.
+    """
+    args, tokenizer = trainer.args, trainer._tokenizer
+    if kind == "chat":
+        return ChatProtocol(tokenizer, trainer._get_tool_suffix_ids, trainer.eos_token_ids)
+    return TagProtocol(
+        tokenizer,
+        trainer.tools,
+        args.tool_tags,
+        args.result_tag,
+        conversational,
+        trainer.eos_token_ids,
+        args.answer_stop_string,
+    )
+
+
+class RolloutPlayer:
+    """
+    Plays rollouts with the tools, the backend and the limits of a trainer.
+
+    Args:
+        trainer ([`A2TGPOTrainer`]): With its generation set up.
+        protocol ([`~rollout.ToolProtocol`]): How its model calls tools.
+    """
+
+    def __init__(self, trainer: GRPOTrainer, protocol: ToolProtocol):
+        self.trainer = trainer
+        self.protocol = protocol
+        args = trainer.args
+        self.turns = TurnGenerator(trainer, protocol)
+        self.executor = ToolExecutor(
+            args.tool_concurrency,
+            args.tool_timeout,
+            args.max_abandoned_calls,
+            _thread_initializer(trainer.accelerator.device),
+        )
+
+    @property
+    def limits(self) -> RolloutLimits:
+        """When rollouts have to end."""
+        trainer = self.trainer
+        return RolloutLimits(
+            trainer.max_tool_calling_iterations,
+            trainer.max_completion_length,
+            trainer.backend.max_model_length,
+            trainer.args.max_turn_tokens,
+            trainer.args.max_observation_tokens,
+        )
+
+    def first_turns(self, generate: Generate, prompt_ids: list[list[int]], num_generations: int):
+        """The first turn after each prompt, as `generate` returns turns."""
+        limits = replace(self.limits, max_completion_length=sys.maxsize)  # the backend's own limit
+        # A prompt that fills the model's context gets one token: TRL knows no completion without any
+        room = [max(limits.room(Rollout(ids)), 1) for ids in prompt_ids]
+        return self.turns.write(generate, range(len(room)), prompt_ids, room, len(room), num_generations)
+
+    def play(
+        self,
+        generate: Generate,
+        prompt_ids: list[list[int]],
+        completion_ids: list[list[int]],
+        logprobs: list[list[float]] | None,
+    ) -> ToolLoop:
+        """
+        Play rollouts, whose first turn is written, to their end.
+
+        Args:
+            generate (`Callable`): TRL's `_generate_single_turn`.
+            prompt_ids (`list[list[int]]`, length `B`): The prompts.
+            completion_ids (`list[list[int]]`, length `B`): The first turns.
+            logprobs (`list[list[float]]`, length `B`, *optional*): Their log-probabilities.
+
+        Returns:
+            [`ToolLoop`]: played, with its rollouts.
+        """
+        toolboxes = [self._toolbox(i) for i in range(len(prompt_ids))]
+        rollouts = [Rollout(ids) for ids in prompt_ids]
+        for i, rollout in enumerate(rollouts):
+            given = None if logprobs is None else logprobs[i]
+            rollout.add_turn(completion_ids[i], given, self.protocol, toolboxes[i].schemas)
+
+        def write(rows, contexts, max_tokens, batch_size):
+            self.turns.forget(row for row, rollout in enumerate(rollouts) if rollout.stop_reason)
+            return self.turns.write(generate, rows, contexts, max_tokens, batch_size)
+
+        with progress("Rollouts", len(rollouts), "rollout", self.trainer.args.disable_tqdm) as bar:
+            watch = partial(_show_finished, bar)
+            loop = ToolLoop(rollouts, toolboxes, write, self.protocol, self.executor, self.limits, watch)
+            try:
+                if self.trainer.args.lockstep or self.turns.collective:
+                    loop.play_in_lockstep(self.turns.agree)
+                else:
+                    loop.play(self.turns.seconds)
+            finally:
+                self._replace_busy_environments()
+        return loop
+
+    def _toolbox(self, row: int) -> Toolbox:
+        trainer = self.trainer
+        tools = {**trainer._sync_tool_dicts[row], **trainer._async_tool_dicts[row]}
+        if not trainer.environments:
+            return Toolbox(tools, trainer.tools)
+        return Toolbox(tools, trainer._env_tools[trainer._batch_environments[row]], trainer.environments[row])
+
+    def _replace_busy_environments(self) -> None:
+        """TRL uses environments again; one that an abandoned call is still in is left to that call."""
+        for pool in getattr(self.trainer, "_environment_pool", {}).values():
+            pool[:] = [environment for environment in pool if not self.executor.is_busy(environment)]
+
+
+def _thread_initializer(device: torch.device) -> Callable[[], None] | None:
+    """Selects this thread's CUDA device in another thread; the accelerator's own device may have no index."""
+    return partial(torch.cuda.set_device, torch.cuda.current_device()) if device.type == "cuda" else None
+
+
+def _show_finished(bar, finished: int) -> None:
+    bar.update(finished - bar.n)

@@ -1,0 +1,220 @@
+"""[`Rollout`]: one completion with its turns, from the first token to its credit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import groupby
+
+from transformers import PreTrainedTokenizerBase
+
+from .protocols.base import Message, ToolProtocol
+from .tools.calls import ToolCall, ToolResult
+
+
+class StopReason(StrEnum):
+    """Why a rollout ended; see `docs/rollout.md`."""
+
+    ANSWERED = "answered"
+    """A turn without a call, which the model itself ended."""
+    MAX_TURNS = "max_turns"
+    """A call after as many rounds of calls as are allowed."""
+    LENGTH = "length"
+    """A turn that a limit of tokens cut, or no room for another."""
+    OVERLONG_OBSERVATION = "overlong_observation"
+    """Results for which there was no room."""
+    TOOL_STOP = "tool_stop"
+    """A tool said [`EndRollout`]."""
+
+
+@dataclass
+class Turn:
+    """
+    What the model wrote, called, and read then.
+
+    Attributes:
+        ids (`list[int]`): Tokens of the turn.
+        message (`dict`): The turn as an assistant message.
+        calls (`list[ToolCall]`): What it wants to call, among them what cannot be read.
+        results (`list[ToolResult]`): What its calls gave, in their order; empty if they were not executed.
+        observed (`list[dict]`): The results as tool messages, as the model reads them; empty if there was no room.
+        observation_ids (`list[int]`): Tokens that the model reads after the turn.
+        credit (`dict[str, float | None]`): What the turn earned, by column of turn records: `advantage`, `clip_scale`, with
+            beliefs `information_gain`, the estimator's own columns; `None` where the turn has no value.
+    """
+
+    ids: list[int]
+    message: Message
+    calls: list[ToolCall] = field(default_factory=list)
+    results: list[ToolResult] = field(default_factory=list)
+    observed: list[Message] = field(default_factory=list)
+    observation_ids: list[int] = field(default_factory=list)
+    credit: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """What the model wrote, without the calls of a chat template."""
+        return text_of(self.message)
+
+    @property
+    def observation(self) -> str | None:
+        """What the model read, without the markup around it; `None` if it read nothing."""
+        return "\n".join(map(text_of, self.observed)) if self.observed else None
+
+
+@dataclass
+class Rollout:
+    """
+    One completion, token in, token out: nothing that was generated is tokenised again.
+
+    Attributes:
+        prompt_ids (`list[int]`): The prompt.
+        turns (`list[Turn]`): What was written and read.
+        logprobs (`list[float]`, *optional*): Sampling log-probabilities of the completion, 0 on observations.
+        stop_reason (`StopReason`, *optional*): Why the rollout is over; `None` where nobody tells.
+        prompt (`str` or `list[dict]`), completion (`str` or `list[dict]`): As reward functions get them.
+        answer (`str`, *optional*): The true answer: the first alias.
+        rewards (`dict[str, float]`): By reward function; NaN where it gave none.
+        reward (`float`): Their weighted sum; NaN if none gave any.
+    """
+
+    prompt_ids: list[int]
+    turns: list[Turn] = field(default_factory=list)
+    logprobs: list[float] | None = None
+    stop_reason: StopReason | None = None
+    prompt: str | list[Message] = ""
+    completion: str | list[Message] = ""
+    answer: str | None = None
+    rewards: dict[str, float] = field(default_factory=dict)
+    reward: float = float("nan")
+
+    @property
+    def completion_ids(self) -> list[int]:
+        return [token for turn in self.turns for ids in (turn.ids, turn.observation_ids) for token in ids]
+
+    @property
+    def context_ids(self) -> list[int]:
+        return self.prompt_ids + self.completion_ids
+
+    @property
+    def completion_length(self) -> int:
+        """Tokens of the completion."""
+        return sum(len(turn.ids) + len(turn.observation_ids) for turn in self.turns)
+
+    @property
+    def tool_mask(self) -> list[int]:
+        """1 on the model's tokens, 0 on observations."""
+        return [
+            on
+            for turn in self.turns
+            for on, ids in ((1, turn.ids), (0, turn.observation_ids))
+            for _ in range(len(ids))
+        ]
+
+    @property
+    def messages(self) -> list[Message]:
+        """The completion as messages: assistant turns, tool results."""
+        return [message for turn in self.turns for message in (turn.message, *turn.observed)]
+
+    @property
+    def num_tool_turns(self) -> int:
+        """Rounds of calls that were executed."""
+        return sum(bool(turn.results) for turn in self.turns)
+
+    def add_turn(
+        self, ids: list[int], logprobs: list[float] | None, protocol: ToolProtocol, schemas: Sequence
+    ) -> None:
+        """Append what the model wrote, and find the calls in it. A later turn cut to no tokens is none."""
+        calls = []
+        if ids or not self.turns:
+            message, calls = protocol.read_turn(ids, prefix=self.context_ids, schemas=schemas)
+            self.turns.append(Turn(ids, message, calls))
+        if logprobs is not None:
+            self.logprobs = (self.logprobs or []) + logprobs
+        if not calls:
+            self.stop_reason = StopReason.ANSWERED if protocol.is_complete(ids) else StopReason.LENGTH
+
+    def add_observation(self, messages: list[Message], ids: list[int]) -> None:
+        """Append what the model reads of its last turn's results."""
+        self.turns[-1].observed, self.turns[-1].observation_ids = messages, ids
+        if self.logprobs is not None:
+            self.logprobs = self.logprobs + [0.0] * len(ids)
+
+
+def text_of(message: Message) -> str:
+    """The text of a message, whose content is a text, absent, or a list of blocks."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(block.get("text") or "" for block in content)
+
+
+def read_rollouts(
+    prompt_ids: Sequence[list[int]],
+    completion_ids: Sequence[list[int]],
+    tool_masks: Sequence[list[int]] | None,
+    completions: Sequence[str | list[Message]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[Rollout]:
+    """
+    Rollouts that another loop played, such as TRL's or a `rollout_func`, from what it returned.
+
+    Args:
+        prompt_ids, completion_ids (`Sequence[list[int]]`, length `B`): Tokens, without padding.
+        tool_masks (`Sequence[list[int]]`, *optional*): 1 on the model's tokens; `None` if all of them are.
+        completions (`Sequence`, length `B`): Texts or messages.
+        tokenizer (`PreTrainedTokenizerBase`): Decodes turns of which no message tells.
+
+    Returns:
+        `list[Rollout]`: without stop reasons; with calls and results where messages tell of them.
+    """
+    rollouts = []
+    for i, completion in enumerate(completions):
+        pieces = split_turns(completion_ids[i], tool_masks[i] if tool_masks else None)
+        told = _by_turn(completion)
+        if len(told) != len(pieces):
+            texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in pieces]
+            told = [({"role": "assistant", "content": text}, []) for text in texts]
+        turns = []
+        for (ids, read), (message, observed) in zip(pieces, told, strict=True):
+            results = [ToolResult(str(result.get("name")), result.get("content")) for result in observed]
+            turns.append(Turn(ids, message, _calls(message), results, observed, read))
+        rollouts.append(Rollout(prompt_ids[i], turns))
+    return rollouts
+
+
+def split_turns(completion_ids: list[int], tool_mask: list[int] | None) -> list[tuple[list[int], list[int]]]:
+    """
+    The tokens of each turn, and those of the observation after it.
+
+    Args:
+        completion_ids (`list[int]`): Tokens of a completion.
+        tool_mask (`list[int]`, *optional*): 1 on the model's tokens; `None` if all of them are.
+
+    Returns:
+        `list[tuple]`: for each turn what the model wrote and what it read then, which may be nothing.
+    """
+    mask = tool_mask or [1] * len(completion_ids)
+    turns: list[tuple[list[int], list[int]]] = []
+    for written, tokens in groupby(zip(mask, completion_ids, strict=True), key=lambda pair: pair[0]):
+        ids = [token for _, token in tokens]
+        if written:
+            turns.append((ids, []))
+        elif turns:
+            turns[-1] = (turns[-1][0], ids)
+    return turns
+
+
+def _by_turn(completion: str | list[Message]) -> list[tuple[Message, list[Message]]]:
+    """Each assistant message with those that follow it."""
+    if isinstance(completion, str):
+        return [({"role": "assistant", "content": completion}, [])]
+    turns: list[tuple[Message, list[Message]]] = []
+    for message in completion:
+        if message.get("role") == "assistant":
+            turns.append((message, []))
+        elif turns:
+            turns[-1][1].append(message)
+    return turns
+
+
+def _calls(message: Message) -> list[ToolCall]:
+    functions = [call.get("function", call) for call in message.get("tool_calls") or [] if isinstance(call, dict)]
+    return [ToolCall(str(function.get("name")), function.get("arguments") or {}) for function in functions]
