@@ -318,7 +318,7 @@ def test_an_interrupted_loop_leaves_nothing_behind():
     def generate(*_):
         raise KeyboardInterrupt
 
-    played = ToolLoop(play.rollouts, generate, Letters(), executor, RolloutLimits(9, 99, 99))
+    played = ToolLoop(play.rollouts, play.toolboxes, generate, Letters(), executor, RolloutLimits(9, 99, 99))
     with pytest.raises(KeyboardInterrupt):
         played.play_in_lockstep(lambda number: number)
     assert executor.pending == 0

@@ -99,6 +99,10 @@ def test_tokens_fed_are_counted(trainers, reuse_history):
         assert ratio > 1.5
 
 
+def write(trainer, *args):
+    return trainer._player.turns.write(super(A2TGPOTrainer, trainer)._generate_single_turn, *args)
+
+
 def test_each_turn_ends_at_its_own_limit(trainers):
     trainer = trainers(reuse_history=True, generation_kwargs={"eos_token_id": None})
     contexts = trainer._tokenizer(PROMPTS[:3])["input_ids"]

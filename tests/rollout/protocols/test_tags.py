@@ -182,7 +182,7 @@ def test_a_chat_that_does_not_tell_of_tags_is_refused(config, warnings, tokenize
         build(config, chat(QUESTION), tokenizer)
     for prompt in (chat(f"{QUESTION} {TOLD}"), chat(QUESTION, system=TOLD)):
         assert isinstance(build(config, prompt, tokenizer)._player.protocol, TagProtocol)
-    assert isinstance(build(config, chat(QUESTION), tokenizer, tool_protocol="tags")._protocol, TagProtocol)
+    assert isinstance(build(config, chat(QUESTION), tokenizer, tool_protocol="tags")._player.protocol, TagProtocol)
     assert not any("auto" in warning for warning in warnings())
 
 

@@ -1213,7 +1213,7 @@ print(len(results))
 
 
 def test_hung_tools_do_not_hold_up_the_end_of_the_interpreter():
-    script = EXIT_WITH_HUNG_TOOLS.format(root=str(Path(executor.__file__).parents[1]))
+    script = EXIT_WITH_HUNG_TOOLS.format(root=str(Path(executor.__file__).parents[2]))
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "3\n", "")
 
