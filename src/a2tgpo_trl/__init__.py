@@ -6,12 +6,13 @@ import importlib.metadata
 from packaging.version import Version
 
 __version__ = "0.1.0"
-__all__ = ["A2TGPOConfig", "A2TGPOTrainer", "EndRollout", "not_thread_safe"]
+__all__ = ["A2TGPOConfig", "A2TGPOTrainer", "EndRollout", "ToolReward", "not_thread_safe"]
 
 _MODULES = {
     "A2TGPOConfig": ".config",
     "A2TGPOTrainer": ".trainer",
     "EndRollout": ".rollout",
+    "ToolReward": ".rollout",
     "not_thread_safe": ".rollout",
 }
 

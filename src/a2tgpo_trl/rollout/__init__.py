@@ -7,7 +7,7 @@ from .protocols.chat import ChatProtocol
 from .protocols.parsing import raising_value_errors
 from .protocols.tags import TagProtocol
 from .rollout import Rollout, StopReason, Turn, read_rollouts
-from .tools.calls import EndRollout, ToolCall, ToolResult
+from .tools.calls import EndRollout, ToolCall, ToolResult, ToolReward
 from .tools.environments import add_answers, with_named_resets
 from .tools.executor import ToolExecutor, not_thread_safe
 
@@ -24,6 +24,7 @@ __all__ = [
     "ToolLoop",
     "ToolProtocol",
     "ToolResult",
+    "ToolReward",
     "Toolbox",
     "Turn",
     "add_answers",

@@ -21,11 +21,13 @@ class Toolbox:
         tools (`dict[str, Callable]`): By name.
         schemas (`list`): The tools as they were shown to the model, which types the arguments of its calls.
         environment (`Any`, *optional*): The rollout's own environment, whose methods run in the order of their calls.
+        state_key (`Callable`, *optional*): Says what state the environment is in, after each observation.
     """
 
     tools: dict[str, Callable]
     schemas: list
     environment: Any = None
+    state_key: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,8 @@ class ToolLoop:
                 rollout.stop_reason = StopReason.OVERLONG_OBSERVATION
             else:
                 rollout.add_observation(messages, ids)
+                if self.toolboxes[index].state_key:
+                    rollout.turns[-1].state = str(self.toolboxes[index].state_key())
                 if self.limits.room(rollout):
                     self._ready.append(index)
                 else:

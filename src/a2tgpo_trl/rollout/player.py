@@ -17,6 +17,9 @@ from .protocols.tags import TagProtocol
 from .rollout import Rollout
 from .tools.executor import ToolExecutor
 
+STATE_KEY = "state_key"
+"""A method of environments that is no tool: what state they are in, for methods that compare turns from the same state."""
+
 Generate = Callable[..., tuple[list[list[int]], list[list[float]] | None]]
 """TRL's `_generate_single_turn`."""
 
@@ -104,7 +107,10 @@ class RolloutPlayer:
             [`ToolLoop`]: played, with its rollouts.
         """
         toolboxes = [self._toolbox(i) for i in range(len(prompt_ids))]
-        rollouts = [Rollout(ids) for ids in prompt_ids]
+        rollouts = [
+            Rollout(ids, state=str(toolbox.state_key()) if toolbox.state_key else None)
+            for ids, toolbox in zip(prompt_ids, toolboxes, strict=True)
+        ]
         for i, rollout in enumerate(rollouts):
             given = None if logprobs is None else logprobs[i]
             rollout.add_turn(completion_ids[i], given, self.protocol, toolboxes[i].schemas)
@@ -128,9 +134,12 @@ class RolloutPlayer:
     def _toolbox(self, row: int) -> Toolbox:
         trainer = self.trainer
         tools = {**trainer._sync_tool_dicts[row], **trainer._async_tool_dicts[row]}
+        tools.pop(STATE_KEY, None)
         if not trainer.environments:
             return Toolbox(tools, trainer.tools)
-        return Toolbox(tools, trainer._env_tools[trainer._batch_environments[row]], trainer.environments[row])
+        environment = trainer.environments[row]
+        state_key = getattr(environment, STATE_KEY, None) if "states" in trainer.signals else None
+        return Toolbox(tools, trainer._env_tools[trainer._batch_environments[row]], environment, state_key)
 
     def _replace_busy_environments(self) -> None:
         """TRL uses environments again; one that an abandoned call is still in is left to that call."""

@@ -38,6 +38,8 @@ class Turn:
         results (`list[ToolResult]`): What its calls gave, in their order; empty if they were not executed.
         observed (`list[dict]`): The results as tool messages, as the model reads them; empty if there was no room.
         observation_ids (`list[int]`): Tokens that the model reads after the turn.
+        state (`str`, *optional*): What the environment's `state_key()` said then, where states are asked for.
+        rewards (`dict[str, float | None]`): By turn reward function.
         credit (`dict[str, float | None]`): What the turn earned, by column of turn records: `advantage`, `clip_scale`, with
             beliefs `information_gain`, the estimator's own columns; `None` where the turn has no value.
     """
@@ -48,6 +50,8 @@ class Turn:
     results: list[ToolResult] = field(default_factory=list)
     observed: list[Message] = field(default_factory=list)
     observation_ids: list[int] = field(default_factory=list)
+    state: str | None = None
+    rewards: dict[str, float | None] = field(default_factory=dict)
     credit: dict[str, float | None] = field(default_factory=dict)
 
     @property
@@ -71,6 +75,7 @@ class Rollout:
         turns (`list[Turn]`): What was written and read.
         logprobs (`list[float]`, *optional*): Sampling log-probabilities of the completion, 0 on observations.
         stop_reason (`StopReason`, *optional*): Why the rollout is over; `None` where nobody tells.
+        state (`str`, *optional*): What the environment's `state_key()` said before the first turn.
         prompt (`str` or `list[dict]`), completion (`str` or `list[dict]`): As reward functions get them.
         answer (`str`, *optional*): The true answer: the first alias.
         rewards (`dict[str, float]`): By reward function; NaN where it gave none.
@@ -81,6 +86,7 @@ class Rollout:
     turns: list[Turn] = field(default_factory=list)
     logprobs: list[float] | None = None
     stop_reason: StopReason | None = None
+    state: str | None = None
     prompt: str | list[Message] = ""
     completion: str | list[Message] = ""
     answer: str | None = None

@@ -39,3 +39,18 @@ class Signal:
             `Tensor`, shape `(N, ·)`: of the completions of all processes.
         """
         raise NotImplementedError
+
+
+def gather_turns(batch: GenerationBatch, table: Tensor, fill: float) -> Tensor:
+    """
+    A table of turns of all processes, as wide as the widest.
+
+    Args:
+        batch ([`GenerationBatch`]): Whose accelerator gathers.
+        table (`Tensor`, shape `(B, K)`): Of this process.
+        fill (`float`): Where there is no turn.
+
+    Returns:
+        `Tensor`, shape `(N, K)`
+    """
+    return batch.accelerator.gather(batch.accelerator.pad_across_processes(table, dim=1, pad_index=fill))

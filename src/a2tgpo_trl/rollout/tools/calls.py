@@ -26,6 +26,20 @@ class EndRollout(Exception):
 
 
 @dataclass(frozen=True)
+class ToolReward:
+    """
+    A tool returns this to reward the turn that called it; see [`~rewards.tool_reward`].
+
+    Args:
+        content (`Any`): Result of the call, as if it were returned alone.
+        reward (`float`): The reward of the call.
+    """
+
+    content: Any
+    reward: float
+
+
+@dataclass(frozen=True)
 class ToolCall:
     """
     What the model wants to call.
@@ -52,6 +66,7 @@ class ToolResult:
         failed (`bool`): Whether `content` is an error.
         ends_rollout (`bool`): Whether the tool said [`EndRollout`].
         seconds (`float`, *optional*): How long the tool ran; `None` if it did not run.
+        reward (`float`, *optional*): What the tool said with [`ToolReward`].
     """
 
     name: str
@@ -59,6 +74,7 @@ class ToolResult:
     failed: bool = False
     ends_rollout: bool = False
     seconds: float | None = None
+    reward: float | None = None
 
     def message(self) -> dict[str, Any]:
         return {"role": "tool", "name": self.name, "content": self.content}

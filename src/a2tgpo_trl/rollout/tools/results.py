@@ -1,15 +1,17 @@
 """What a tool gave, as the model reads it."""
 
+from dataclasses import replace
 from typing import Any
 
-from .calls import EndRollout, ToolResult
+from .calls import EndRollout, ToolResult, ToolReward
 
 
 def returned(name: str, value: Any) -> ToolResult:
     """The result of a call that returned; raises what the value's own methods raise."""
+    if isinstance(value, ToolReward):
+        return replace(returned(name, value.content), reward=float(value.reward))
     if isinstance(value, EndRollout):
-        content = "" if value.content is None else _content(value.content)
-        return ToolResult(valid_text(name), content, ends_rollout=True)
+        return replace(returned(name, "" if value.content is None else value.content), ends_rollout=True)
     return ToolResult(valid_text(name), _content(value))
 
 

@@ -1,0 +1,48 @@
+"""Outcome rewards of failed rollouts, shaped by how near they came to those of their group that passed."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+def similarity_shaped(
+    reward: Callable[..., list[float | None]], similarity: Callable[[str, str], float], weight: float = 0.5
+) -> Callable[..., list[float | None]]:
+    """Give failed rollouts a share of the reward, by their similarity to those that passed (GTPO, arXiv 2511.14846).
+
+    A rollout passes with a reward of 1. One with less gets at least `weight` times the mean similarity of what its model wrote to
+    what the passing rollouts of the same prompt wrote; without such it keeps its reward. Groups are compared within a process.
+
+    Args:
+        reward (`Callable`):
+            A reward function, such as [`exact_match_reward`]; not a coroutine function.
+        similarity (`Callable`):
+            `(text, text)` → a number from 0 to 1, for example `difflib.SequenceMatcher`'s ratio.
+        weight (`float`, *optional*, defaults to 0.5):
+            What a failed rollout that is as good as a copy gets.
+
+    Returns:
+        `Callable`: a reward function of the same name.
+    """
+    if inspect.iscoroutinefunction(reward):
+        raise TypeError(f"similarity_shaped takes a function, and {reward.__name__} is a coroutine function.")
+
+    @functools.wraps(reward)
+    def shaped(prompts: list[Any], turns: list[list[Any]], **columns: Any) -> list[float | None]:
+        rewards = reward(prompts=prompts, turns=turns, **columns)
+        texts = ["\n".join(turn.text for turn in rollout) for rollout in turns]
+        passing: dict[str, list[str]] = {}
+        for prompt, given, text in zip(prompts, rewards, texts, strict=True):
+            if given is not None and given >= 1:
+                passing.setdefault(repr(prompt), []).append(text)
+
+        def shape(given: float | None, prompt: Any, text: str) -> float | None:
+            models = passing.get(repr(prompt))
+            if given is None or given >= 1 or not models:
+                return given
+            return max(given, weight * sum(similarity(text, model) for model in models) / len(models))
+
+        return [shape(*row) for row in zip(rewards, prompts, texts, strict=True)]
+
+    return shaped

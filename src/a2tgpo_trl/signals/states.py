@@ -1,0 +1,48 @@
+"""The signal `"states"`: where each turn sets out from, so that turns from the same state can be compared."""
+
+import hashlib
+import unicodedata
+
+import torch
+from torch import Tensor
+
+from ..batch import GenerationBatch
+from ..rollout import Rollout
+from .base import Signal, gather_turns
+
+NO_TURN = -1
+
+
+class States(Signal):
+    """
+    Ids of the states before turns: equal ids are equal states.
+
+    The first turn sets out from the prompt; a later one from the observation before it, as normalised text, or from what the
+    environment's `state_key()` said then.
+    """
+
+    def measure(self, batch: GenerationBatch, ends: Tensor) -> Tensor:
+        """State ids, `(N, K)`, long; -1 where there is no turn."""
+        table = torch.full(ends.shape, NO_TURN, dtype=torch.long)
+        num_turns = (batch.tensors["turn_ids"].amax(dim=1) + 1).tolist()
+        for i, rollout in enumerate(batch.rollouts):
+            ids = [state_id(key) for key in state_keys(rollout)[: num_turns[i]]]
+            table[i, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+        return gather_turns(batch, table.to(ends.device), NO_TURN)
+
+
+def state_keys(rollout: Rollout) -> list[str]:
+    """What the state before each turn of a rollout is known by."""
+    states = [turn.state if turn.state is not None else normalized(turn.observation) for turn in rollout.turns]
+    first = rollout.state if rollout.state is not None else repr(rollout.prompt_ids)
+    return [first, *states[:-1]]
+
+
+def normalized(observation: str | None) -> str:
+    """An observation without what does not make another state: case, forms of a character, amounts of white space."""
+    return " ".join(unicodedata.normalize("NFKC", observation or "").casefold().split())
+
+
+def state_id(key: str) -> int:
+    """A number of 63 bits for a key, the same on all processes."""
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()) >> 1
