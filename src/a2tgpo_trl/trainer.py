@@ -418,14 +418,17 @@ class A2TGPOTrainer(GRPOTrainer):
         """The turns of all processes' completions, for a group may span processes."""
         masks = batch["completion_mask"], batch.get("tool_mask")
         batch["turn_ids"], ends = turn_ids(*masks), observation_ends(*masks)
-        local = batch["advantages"], batch["turn_ids"].amax(dim=1) + 1, (ends >= 0).sum(dim=1)
+        num_turns, num_tool_turns = batch["turn_ids"].amax(dim=1) + 1, (ends >= 0).sum(dim=1)
+        ended = [rollout.stop_reason == "answered" for rollout in self._played or ()] or [True] * len(num_turns)
+        answered = (num_turns > num_tool_turns) & torch.tensor(ended, device=num_turns.device)
+        local = batch["advantages"], num_turns, num_tool_turns, answered
         num_generations = self.num_generations if training else self.num_generations_eval
         signals = {"beliefs": self._measure_beliefs(batch, ends, training)} if self._measures_beliefs else {}
-        outcome, num_turns, num_tool_turns = self.accelerator.gather(local)
+        outcome, num_turns, num_tool_turns, answered = self.accelerator.gather(local)
         rewards = self._total_rewards()
         if self.args.skip_empty_updates and self.args.multi_objective_aggregation == "sum_then_normalize":
             outcome = without_rounding(outcome, rewards.isnan(), num_generations)
-        return Turns(outcome, rewards, num_turns, num_tool_turns, num_generations, signals)
+        return Turns(outcome, rewards, num_turns, num_tool_turns, num_generations, signals, answered)
 
     def _measure_beliefs(self, batch: dict[str, Any], ends: Tensor, training: bool) -> Tensor:
         """Beliefs of all processes, `(N, K + 1)`."""

@@ -111,12 +111,13 @@ def with_outcome(turn_rewards: Tensor, rewards: Tensor, num_turns: Tensor) -> Te
         turn_rewards (`Tensor`, shape `(N, K)`):
             Rewards of turns, NaN where a turn has none.
         rewards (`Tensor`, shape `(N,)`):
-            Reward of each completion.
+            Reward of each completion, NaN where it has none.
         num_turns (`Tensor`, shape `(N,)`, long):
             Turns of each completion.
 
     Returns:
-        `Tensor`, shape `(N, K)`: a turn without a reward has 0; NaN where there is no turn.
+        `Tensor`, shape `(N, K)`: a turn without a reward has 0; NaN where there is no turn, and where the completion has no
+        reward.
 
     Example:
         >>> nan = float("nan")
@@ -125,7 +126,8 @@ def with_outcome(turn_rewards: Tensor, rewards: Tensor, num_turns: Tensor) -> Te
     """
     left = num_turns.unsqueeze(1) - torch.arange(turn_rewards.size(1), device=turn_rewards.device)  # (N, K)
     outcome = torch.where(left == 1, rewards.unsqueeze(1), 0.0)
-    return (turn_rewards.nan_to_num() + outcome).where(left > 0, torch.nan)
+    exists = (left > 0) & ~rewards.isnan().unsqueeze(1)
+    return (turn_rewards.nan_to_num() + outcome).where(exists, torch.nan)
 
 
 def turn_advantages(outcome: Tensor, accumulated: Tensor, coef: float) -> Tensor:
