@@ -38,7 +38,9 @@ class TRACE(Estimator):
         turns = turns.counted(options.turn_credit_groups)
         progress = belief_progress(turns.signals["beliefs"])  # δ, (N, K)
         turn = torch.arange(progress.size(1), device=progress.device)
-        left = (turns.num_tool_turns.unsqueeze(1) - turn).clamp(min=0)  # tool turns from this one on
+        left = (
+            (turns.num_tool_turns.unsqueeze(1) - turn).clamp(min=0).to(progress.dtype)
+        )  # tool turns from this one on
         outcome = self.fill * options.turn_gamma**left * turns.outcome.unsqueeze(1)
         ahead = windowed_mean(progress, options.turn_gamma, self.window)
         ahead = ahead + torch.where(left <= self.window, outcome, 0.0)  # c
