@@ -67,7 +67,7 @@ class A2TGPOConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "Over which tokens the importance ratio is averaged: 'turn' (equation 7), 'token' (GRPO) or "
-            "'sequence' (GSPO). Default: 'turn', and 'token' with advantage_estimator='grpo'."
+            "'sequence' (GSPO). Default: the method's, 'turn' with 'a2tgpo', 'a2tgpo_stop' and 'igpo', 'token' with the others."
         },
     )
     epsilon: float | None = field(
@@ -87,8 +87,8 @@ class A2TGPOConfig(GRPOConfig):
     loss_type: str | None = field(
         default=None,
         metadata={
-            "help": "TRL's loss type. Default: the paper's, 'grpo' (mean over tokens, then over completions), and TRL's, "
-            "'dapo', with advantage_estimator='grpo'."
+            "help": "TRL's loss type. Default: the method's, the paper's 'grpo' (mean over tokens, then over completions) with "
+            "'a2tgpo', 'a2tgpo_stop' and 'igpo', TRL's 'dapo' with the others."
         },
     )
     advantage_estimator: str = field(
@@ -300,7 +300,7 @@ class A2TGPOConfig(GRPOConfig):
         metadata={
             "help": "Whether an optimizer step whose gradient is exactly zero leaves weights and optimizer state alone. "
             "Off is TRL's behaviour: Adam's momentum moves the weights although there was nothing to learn from. Default: "
-            "on, and off with advantage_estimator='grpo'."
+            "on with 'a2tgpo', 'a2tgpo_stop' and 'igpo', off with the others."
         },
     )
     turn_records: bool = field(
