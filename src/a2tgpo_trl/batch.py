@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from .credit import TurnCredit, Turns, without_rounding
 from .functional import information_gain, observation_ends, spread_turns, turn_ids
-from .rollout import Rollout
+from .rollout import Rollout, StopReason
 
 
 @dataclass
@@ -80,12 +81,15 @@ class GenerationBatch:
         ids, ends = turn_ids(*masks), observation_ends(*masks)
         self.tensors["turn_ids"] = ids
         measured = {name: signal.measure(self, ends) for name, signal in signals.items()}
-        local = self.tensors["advantages"], ids.amax(dim=1) + 1, (ends >= 0).sum(dim=1)
-        outcome, num_turns, num_tool_turns = self.accelerator.gather(local)
+        num_turns, num_tool_turns = ids.amax(dim=1) + 1, (ends >= 0).sum(dim=1)
+        ended = [rollout.stop_reason in (None, StopReason.ANSWERED) for rollout in self.rollouts]
+        answered = (num_turns > num_tool_turns) & torch.tensor(ended, device=ids.device)
+        local = self.tensors["advantages"], num_turns, num_tool_turns, answered
+        outcome, num_turns, num_tool_turns, answered = self.accelerator.gather(local)
         rewards = self.total_rewards(reward_weights)
         if exact_zeros:
             outcome = without_rounding(outcome, rewards.isnan(), self.num_generations)
-        self.turns = Turns(outcome, rewards, num_turns, num_tool_turns, self.num_generations, measured)
+        self.turns = Turns(outcome, rewards, num_turns, num_tool_turns, self.num_generations, measured, answered)
 
     def take_credit(self, credit: TurnCredit) -> None:
         """

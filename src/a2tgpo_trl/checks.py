@@ -12,7 +12,7 @@ from trl.chat_template_utils import supports_tool_calling
 from trl.data_utils import is_conversational
 
 from .config import LOOP_OPTIONS, A2TGPOConfig
-from .credit import Estimator
+from .credit import ESTIMATORS, Estimator
 from .records import SCHEMA
 from .records.tables import TABLE_COLUMNS
 from .rollout import TagProtocol, ToolProtocol, choose_protocol, why_no_chat_calls
@@ -57,8 +57,47 @@ def check_arguments(
             "environment_factory needs a chat template that renders tool calls, with tool_protocol='tags' too: TRL builds "
             "environments only for such templates. Set one on the tokenizer, or pass tools instead."
         )
-    if "beliefs" in args.estimator.signals:
+    if "beliefs" in args.signals:
         _check_for_beliefs(args, train_dataset, eval_dataset, processing_class, environment_factory)
+
+
+def check_turn_rewards(args: A2TGPOConfig, turn_reward_funcs: list) -> None:
+    """
+    Refuse turn reward functions that nothing reads, or their absence.
+
+    Args:
+        args ([`A2TGPOConfig`]): The options.
+        turn_reward_funcs (`list`): Functions, models or their names.
+
+    Raises:
+        TypeError: If one of them is neither.
+        ValueError: If the estimator reads none, needs some, or weights are too few or too many.
+    """
+    estimator, weights = args.estimator, args.turn_reward_weights
+    name = f"advantage_estimator={args.advantage_estimator!r}"
+    if "turn_rewards" in args.signals and not turn_reward_funcs:
+        raise ValueError(
+            f"{name} compares the rewards of turns, and there are none: give the trainer turn_reward_funcs, functions "
+            "(turns, **columns) that return a list of one number per turn for each rollout."
+        )
+    if turn_reward_funcs and "turn_rewards" not in (*estimator.signals, *estimator.optional_signals):
+        readers = [
+            repr(name) for name, cls in ESTIMATORS.items() if "turn_rewards" in (*cls.signals, *cls.optional_signals)
+        ]
+        raise ValueError(
+            f"turn_reward_funcs have no effect with {name}, which reads no turn rewards: leave them out, or choose "
+            f"{' or '.join(readers)}."
+        )
+    for function in turn_reward_funcs:
+        if not callable(function) and not isinstance(function, str):
+            raise TypeError(
+                f"turn_reward_funcs must be functions, models or names of models, got {type(function).__name__}."
+            )
+    if weights is not None and len(weights) != len(turn_reward_funcs):
+        raise ValueError(
+            f"turn_reward_weights has {len(weights)} numbers, and there are {len(turn_reward_funcs)} turn_reward_funcs: give one "
+            "weight for each."
+        )
 
 
 def check_columns(estimator: Estimator) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from .credit import ESTIMATORS, SIGNALS, Estimator, estimator_of, options_read
+from .credit import COMPARISONS, CREDIT_GROUPS, ESTIMATORS, SIGNALS, Estimator, estimator_of, options_read
 
 IMPORTANCE_SAMPLING_LEVELS = ("turn", "token", "sequence")
 TURN_NORMALIZATIONS = ("turn_group", "group", "none")
+TURN_AGGREGATIONS = ("sum_then_standardize", "standardize_then_sum")
+TURN_BASELINES = ("mean", "leave_one_out", "none")
+TURN_OUTCOMES = ("inside", "added")
 BELIEF_MEASURES = ("logprob", "prob")
 TOOL_PROTOCOLS = ("auto", "chat", "tags")
 TOOL_LOOPS = ("a2tgpo", "trl")
@@ -31,6 +34,15 @@ LOOP_OPTIONS = (
 _CLIP_RANGES = {"turn": (3e-3, 4e-3), "sequence": (3e-3, 4e-3), "token": (0.2, 0.2)}
 
 _CLOSING_TAG = re.compile(r"\s*(</[^<>\s]+>)")
+
+# What an option is that depends on the estimator, where neither the user nor the estimator says
+_TURN_DEFAULTS = {
+    "turn_advantage_coef": 0.3,
+    "turn_gamma": 1.0,
+    "turn_comparison": "prompt",
+    "turn_scale": True,
+    "turn_outcome": "inside",
+}
 
 # Options that some estimator reads: setting one that the chosen one does not read would be silently without effect
 _ESTIMATORS_OPTIONS = tuple(
@@ -55,7 +67,7 @@ class A2TGPOConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "Over which tokens the importance ratio is averaged: 'turn' (equation 7), 'token' (GRPO) or "
-            "'sequence' (GSPO). Default: 'turn', and 'token' with advantage_estimator='grpo'."
+            "'sequence' (GSPO). Default: the method's, 'turn' with 'a2tgpo', 'a2tgpo_stop' and 'igpo', 'token' with the others."
         },
     )
     epsilon: float | None = field(
@@ -75,25 +87,34 @@ class A2TGPOConfig(GRPOConfig):
     loss_type: str | None = field(
         default=None,
         metadata={
-            "help": "TRL's loss type. Default: the paper's, 'grpo' (mean over tokens, then over completions), and TRL's, "
-            "'dapo', with advantage_estimator='grpo'."
+            "help": "TRL's loss type. Default: the method's, the paper's 'grpo' (mean over tokens, then over completions) with "
+            "'a2tgpo', 'a2tgpo_stop' and 'igpo', TRL's 'dapo' with the others."
         },
     )
     advantage_estimator: str = field(
         default="a2tgpo",
         metadata={
             "help": "'a2tgpo'; 'igpo' (gains pooled per prompt, outcome as last term of the discounted sum, arXiv "
-            "2510.14967, whose importance ratio is per token); or 'grpo' (TRL's outcome advantage alone: no information gain is "
-            "computed, and importance_sampling_level, epsilon, loss_type and skip_empty_updates default to what GRPOTrainer does). "
+            "2510.14967, whose importance ratio is per token); 'grpo' (TRL's outcome advantage alone: no information gain is "
+            "computed, and importance_sampling_level, epsilon, loss_type and skip_empty_updates default to what GRPOTrainer does); "
+            "'trace' (log-ratios of beliefs, arXiv 2607.13988); 'a2tgpo_stop' (credit for stopping too, in no paper); 'gtpo' "
+            "(arXiv 2511.14846), 'mt_grpo' (arXiv 2505.11821) and their family 'returns'; or 'gigpo' (arXiv 2505.10978). "
             "In Python also a subclass of a2tgpo_trl.credit.Estimator of your own, or an object of one."
         },
     )
-    turn_advantage_coef: float = field(
-        default=0.3,
-        metadata={"help": "Weight α ≥ 0 of the accumulated gains in the turn advantage (equation 5). Paper: 0.3."},
+    turn_advantage_coef: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight α ≥ 0 of what turns earn beside the outcome (equation 5); with turn_outcome='inside' of the turn "
+            "rewards. Default: the method's, 0.3 with 'a2tgpo', 0.2 with 'trace', 1 with 'returns', its presets and 'gigpo'."
+        },
     )
-    turn_gamma: float = field(
-        default=1.0, metadata={"help": "Discount γ in (0, 1] per turn (equation 4). Paper: 1.0."}
+    turn_gamma: float | None = field(
+        default=None,
+        metadata={
+            "help": "Discount γ in [0, 1] per turn (equation 4); 0: a turn's own gain or reward and none of the later ones. "
+            "Default: the method's, 1 with 'a2tgpo', 0.9 with 'gtpo', 0 with 'mt_grpo', 0.95 with 'gigpo', 0.8 with 'trace'."
+        },
     )
     turn_clip_strength: float = field(
         default=0.3,
@@ -112,6 +133,57 @@ class A2TGPOConfig(GRPOConfig):
     turn_rescale: bool = field(
         default=True,
         metadata={"help": "Whether accumulated gains are divided by the root of their number (equation 4)."},
+    )
+    turn_credit_groups: str = field(
+        default="all",
+        metadata={
+            "help": "Which groups have turn credit: 'all', or 'mixed', those whose rewards differ. In the others, where no outcome "
+            "can correct it, every turn then has the outcome advantage and the plain clip range."
+        },
+    )
+    gain_noise_floor: float = field(
+        default=0.0,
+        metadata={
+            "help": "What the standard deviation of gains counts as where it is smaller, in the unit of the beliefs: gains that "
+            "differ by less get little credit instead of unit credit. bfloat16 alone moves log-probabilities by 0.01 to 0.2. "
+            "Papers: 0."
+        },
+    )
+    turn_comparison: str | None = field(
+        default=None,
+        metadata={
+            "help": "Which turns are compared with each other: 'prompt', all of a prompt; 'turn', those of the same index; 'state', "
+            "those that set out from the same state; 'origin', those that set out from it at the same index; 'batch', all. "
+            "Default: 'prompt', and 'turn' with advantage_estimator='mt_grpo'."
+        },
+    )
+    turn_aggregation: str = field(
+        default="sum_then_standardize",
+        metadata={"help": "Whether returns are compared, or rewards before their sum: 'standardize_then_sum'."},
+    )
+    turn_baseline: str = field(
+        default="mean",
+        metadata={
+            "help": "What is subtracted: 'mean', that of the compared turns; 'leave_one_out', that of the others; or 'none'."
+        },
+    )
+    turn_scale: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether the difference is divided by the standard deviation of the compared turns. Default: on, and off with "
+            "'gigpo' and 'a2tgpo_stop'."
+        },
+    )
+    turn_outcome: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where the outcome enters: 'inside', the reward is the last turn's and is compared with the turn rewards; "
+            "'added', the outcome advantage is added to what turns earn. Default: 'inside', and 'added' with 'mt_grpo'."
+        },
+    )
+    turn_reward_weights: list[float] | None = field(
+        default=None,
+        metadata={"help": "Weight of each of the trainer's turn_reward_funcs. Default: 1 each."},
     )
     belief_measure: str = field(
         default="logprob",
@@ -232,7 +304,7 @@ class A2TGPOConfig(GRPOConfig):
         metadata={
             "help": "Whether an optimizer step whose gradient is exactly zero leaves weights and optimizer state alone. "
             "Off is TRL's behaviour: Adam's momentum moves the weights although there was nothing to learn from. Default: "
-            "on, and off with advantage_estimator='grpo'."
+            "on with 'a2tgpo', 'a2tgpo_stop' and 'igpo', off with the others."
         },
     )
     turn_records: bool = field(
@@ -259,17 +331,13 @@ class A2TGPOConfig(GRPOConfig):
 
     def __post_init__(self):
         self._check_estimator()
-        for option, default in (Estimator.defaults | self.estimator.defaults).items():
-            if getattr(self, option) is None:
-                setattr(self, option, default)
+        self._set_defaults()
         self._check_choice("importance_sampling_level", IMPORTANCE_SAMPLING_LEVELS)
         self._check_choice("turn_normalization", TURN_NORMALIZATIONS)
         self._check_choice("belief_measure", BELIEF_MEASURES)
         self._check_choice("tool_protocol", TOOL_PROTOCOLS)
         self._check_choice("tool_loop", TOOL_LOOPS)
-        self._check_range("turn_advantage_coef", "α", self.turn_advantage_coef >= 0, "at least 0")
-        self._check_range("turn_gamma", "γ", 0 < self.turn_gamma <= 1, "in (0, 1]")
-        self._check_range("turn_clip_strength", "β", 0 <= self.turn_clip_strength < 1, "in [0, 1)")
+        self._check_turn_credit()
         if self.answer_template.count("{answer}") != 1:
             raise ValueError(
                 f"answer_template must contain {{answer}} exactly once, got {self.answer_template!r} with "
@@ -282,6 +350,7 @@ class A2TGPOConfig(GRPOConfig):
         self._check_rollouts()
         self._check_records()
         self._check_unread()
+        self._check_with_estimator()
         if self.loss_type == "cispo" and self.epsilon_high is None:
             raise ValueError(
                 "loss_type='cispo' caps the ratio itself at epsilon_high, so the default clip range would stop learning: "
@@ -296,6 +365,11 @@ class A2TGPOConfig(GRPOConfig):
     def estimator(self) -> Estimator:
         """The estimator that `advantage_estimator` names, or is."""
         return estimator_of(self.advantage_estimator)
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """What the estimator needs with these options."""
+        return tuple(self.estimator.needs(self.options_for(self.estimator)))
 
     def options_for(self, estimator: Estimator) -> SimpleNamespace:
         """What an estimator may read: the options that it states."""
@@ -322,6 +396,13 @@ class A2TGPOConfig(GRPOConfig):
         closing = _CLOSING_TAG.match(self.answer_template.partition("{answer}")[2])
         return closing and closing.group(1)
 
+    def _set_defaults(self) -> None:
+        """Values of options that nobody set; one that the estimator does not read remains `None`."""
+        read = {option: _TURN_DEFAULTS[option] for option in options_read(self.estimator) if option in _TURN_DEFAULTS}
+        for option, default in (Estimator.defaults | read | self.estimator.defaults).items():
+            if getattr(self, option) is None:
+                setattr(self, option, default)
+
     def _check_choice(self, option: str, choices: tuple[str, ...]) -> None:
         value = getattr(self, option)
         if value not in choices:
@@ -330,10 +411,6 @@ class A2TGPOConfig(GRPOConfig):
     def _check_estimator(self) -> None:
         estimator, defaults = self.estimator, {option.name: option.default for option in fields(self)}
         name = type(estimator).__name__
-        if unknown := set(estimator.signals) - set(SIGNALS):
-            raise ValueError(
-                f"{name}.signals names {min(unknown)!r}, which is not measured: there are {', '.join(SIGNALS)}."
-            )
         if unknown := set(estimator.options) - set(defaults):
             raise ValueError(
                 f"{name}.options names {min(unknown)!r}, which is no option of {type(self).__name__}: give an estimator of "
@@ -344,6 +421,10 @@ class A2TGPOConfig(GRPOConfig):
                 f"{name}.defaults names {fixed[0]!r}, which cannot depend on the estimator: only options whose default is "
                 "None can."
             )
+        if unread := [
+            option for option in estimator.defaults if option in _TURN_DEFAULTS.keys() - {*estimator.options}
+        ]:
+            raise ValueError(f"{name}.defaults names {unread[0]!r}, which {name}.options does not: add it there.")
         try:
             pickle.dumps(self.advantage_estimator)
         except Exception as error:
@@ -351,6 +432,31 @@ class A2TGPOConfig(GRPOConfig):
                 f"advantage_estimator={name} cannot be pickled, and checkpoints hold the options: define the class at the "
                 f"top level of a module, with attributes that can be pickled ({error})."
             ) from error
+
+    def _check_turn_credit(self) -> None:
+        choices = {
+            "turn_credit_groups": CREDIT_GROUPS,
+            "turn_comparison": COMPARISONS,
+            "turn_aggregation": TURN_AGGREGATIONS,
+            "turn_baseline": TURN_BASELINES,
+            "turn_outcome": TURN_OUTCOMES,
+        }
+        for option, known in choices.items():
+            if getattr(self, option) is not None:
+                self._check_choice(option, known)
+        alpha, gamma = self.turn_advantage_coef, self.turn_gamma
+        self._check_range("turn_advantage_coef", "α", alpha is None or alpha >= 0, "at least 0")
+        self._check_range("turn_gamma", "γ", gamma is None or 0 <= gamma <= 1, "in [0, 1]")
+        self._check_range("turn_clip_strength", "β", 0 <= self.turn_clip_strength < 1, "in [0, 1)")
+        self._check_range("gain_noise_floor", "of σ", self.gain_noise_floor >= 0, "at least 0")
+
+    def _check_with_estimator(self) -> None:
+        if unmeasured := [signal for signal in self.signals if signal not in SIGNALS]:
+            raise ValueError(
+                f"advantage_estimator={self.advantage_estimator!r} needs {unmeasured[0]!r} with these options, which is not "
+                f"measured: there are {', '.join(SIGNALS)}. Choose another estimator, or options that need nothing else."
+            )
+        self.estimator.check(self.options_for(self.estimator))
 
     def _check_range(self, option: str, symbol: str, valid: bool, expected: str) -> None:
         if not valid:
@@ -380,10 +486,10 @@ class A2TGPOConfig(GRPOConfig):
             raise ValueError(f"turn_table_steps must be at least 0 (0: no tables), got {self.turn_table_steps}.")
 
     def _check_unread(self) -> None:
-        defaults = {option.name: option.default for option in fields(self)}
+        defaults = {option.name: option.default for option in fields(self)} | _TURN_DEFAULTS
         read = options_read(self.estimator)
         for option in _ESTIMATORS_OPTIONS:
-            if option not in read and getattr(self, option) != defaults[option]:
+            if option not in read and getattr(self, option) not in (None, defaults[option]):
                 readers = [repr(name) for name, estimator in ESTIMATORS.items() if option in options_read(estimator)]
                 raise ValueError(
                     f"{option}={getattr(self, option)!r} has no effect with advantage_estimator="

@@ -28,15 +28,25 @@ from .integrations.tokenizers import load_tokenizer
 from .records.metrics import RolloutRecord, log_credit, rollout_metrics
 from .records.rows import credit_columns, recorded_answer
 from .records.tables import TABLE_COLUMNS, completions_table, distinct
-from .rollout import Rollout, TagProtocol, add_answers, raising_value_errors, read_rollouts, with_named_resets
+from .rollout import (
+    Rollout,
+    TagProtocol,
+    add_answers,
+    raising_value_errors,
+    read_rollouts,
+    with_named_resets,
+    without_state_keys,
+)
 from .rollout.generation.backends import backend_of
 from .rollout.player import RolloutPlayer, make_protocol
 from .signals.beliefs.signal import Beliefs
 from .signals.finite_rewards import marking_nan, without_infinite
+from .signals.states import States
+from .signals.turn_rewards import TurnRewards
 
 logger = logging.get_logger(__name__)
 
-SIGNALS = {"beliefs": Beliefs}
+SIGNALS = {"beliefs": Beliefs, "turn_rewards": TurnRewards, "states": States}
 """By the name under which estimators ask for them."""
 
 
@@ -61,6 +71,9 @@ class A2TGPOTrainer(GRPOTrainer):
         tools (list of `Callable`, *optional*):
             Typed, documented functions, called by the chat template's tool calls or by text tags, see
             `args.tool_protocol`.
+        turn_reward_funcs (`Callable`, model, name of a model, or list of them, *optional*):
+            Rewards of turns, for the estimators that read them: functions `(turns, **columns)`, coroutine functions too, that
+            return for each rollout a list with a number, or `None`, for each turn; and process reward models.
 
     Raises:
         TypeError: If `args` is no [`A2TGPOConfig`], or `processing_class` is a processor.
@@ -111,6 +124,7 @@ class A2TGPOTrainer(GRPOTrainer):
         tools: list[Callable] | None = None,
         rollout_func=None,
         environment_factory=None,
+        turn_reward_funcs=None,
     ):
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
@@ -121,6 +135,12 @@ class A2TGPOTrainer(GRPOTrainer):
         checks.check_arguments(args, train_dataset, eval_dataset, processing_class, tools or [], environment_factory)
         protocol = checks.checked_protocol(args, processing_class, train_dataset, tools or [], environment_factory)
         checks.check_columns(args.estimator)
+        self.turn_reward_funcs = (
+            list(turn_reward_funcs)
+            if isinstance(turn_reward_funcs, list | tuple)
+            else [turn_reward_funcs] * (turn_reward_funcs is not None)
+        )
+        checks.check_turn_rewards(args, self.turn_reward_funcs)
         checks.warn_of_settings(args, protocol)
         # GRPOTrainer takes tools for calls of the chat template, which may not know any
         hides_tools = protocol == "tags" and environment_factory is None
@@ -147,13 +167,16 @@ class A2TGPOTrainer(GRPOTrainer):
         self.reward_func_names = distinct(self.reward_func_names, self._table_columns)
         self.backend = backend_of(self)
         self._player = self._make_player(protocol, checks.prompts_are_conversational(train_dataset))
-        self.signals = {name: SIGNALS[name](self) for name in self.estimator.signals}
+        asked_for = dict.fromkeys([*args.signals, *["turn_rewards"] * bool(self.turn_reward_funcs)])
+        self.signals = {name: SIGNALS[name](self) for name in asked_for}
         self._add_callbacks()
 
     def _make_player(self, protocol: str | None, conversational: bool) -> RolloutPlayer | None:
         """Who plays rollouts with tools; `None` where TRL does, or there are none."""
-        for tools in getattr(self, "_env_tools", {}).values():
-            checks.check_tool_names(tools)
+        for name, tools in getattr(self, "_env_tools", {}).items():
+            self._env_tools[name] = without_state_keys(tools)
+            checks.check_tool_names(self._env_tools[name])
+        self.tools = without_state_keys(self.tools or []) or self.tools
         if protocol is None:
             return None
         if self.args.tool_loop == "trl":

@@ -81,7 +81,7 @@ def test_help(command, capsys):
         ("train", "dataset is missing: name a file"),
         ("train --dataset atlas", "model_name_or_path is missing"),
         ("train --dataset atlas --epsilon x", "argument --epsilon: invalid float value: 'x'"),
-        ("train --dataset atlas --turn_gamma 2", "turn_gamma (γ) must be in (0, 1], got 2.0"),
+        ("train --dataset atlas --turn_gamma 2", "turn_gamma (γ) must be in [0, 1], got 2.0"),
         ("train --dataset atlas --tools search", "search_url or search_index go together"),
         (
             "train --dataset atlas --model_name_or_path MODEL --tools finish --tool_loop trl",

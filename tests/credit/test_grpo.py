@@ -13,14 +13,21 @@ from conftest import CHAT_ROWS, QUESTION, chat_correct, chat_rollouts, same, wei
 TRL_RECIPE = dict(importance_sampling_level="token", epsilon=0.2, epsilon_high=0.25, loss_type="dapo")
 
 
-@pytest.mark.parametrize("estimator", ["a2tgpo", "grpo"])
+WITHOUT_TURN_CREDIT = {
+    "a2tgpo": dict(turn_advantage_coef=0.0, turn_clip_strength=0.0),
+    "a2tgpo_stop": dict(turn_advantage_coef=0.0, turn_clip_strength=0.0),
+    "trace": dict(turn_advantage_coef=0.0),
+    "grpo": {},
+}
+
+
+@pytest.mark.parametrize("estimator", WITHOUT_TURN_CREDIT)
 def test_without_turn_credit_it_is_grpo_bit_for_bit(build, config, estimator):
     chat = dict(
         processing_class=tiny.chat_tokenizer(), dataset=Dataset.from_list(CHAT_ROWS), reward=chat_correct,
         max_steps=4, num_iterations=2, temperature=0.9, beta=0.0, **TRL_RECIPE
     )  # fmt: skip
-    options = dict(turn_advantage_coef=0.0, turn_clip_strength=0.0) if estimator == "a2tgpo" else {}
-    ours = build(chat_rollouts(), advantage_estimator=estimator, **options, **chat)
+    ours = build(chat_rollouts(), advantage_estimator=estimator, **WITHOUT_TURN_CREDIT[estimator], **chat)
     theirs = build(chat_rollouts(), trainer=GRPOTrainer, cls=GRPOConfig, **chat)
     start = weights(ours)
     for trainer in (ours, theirs):

@@ -34,6 +34,7 @@ def test_igpo_discounts_the_outcome_over_turns_that_could_not_be_scored():
         num_generations=2,
         signals={"beliefs": beliefs},
     )
-    credit = IGPO().credit(turns, SimpleNamespace(turn_gamma=0.5))
+    options = SimpleNamespace(turn_gamma=0.5, turn_credit_groups="all", gain_noise_floor=0.0)
+    credit = IGPO().credit(turns, options)
     assert credit.outcome_part.tolist() == [[2.0, 4.0, 8.0], [-8.0, -8.0, -8.0]]
     assert credit.advantages[0].tolist() == [2.0, 4.0, 8.0]  # one gain in the group: its normalised value is 0

@@ -165,6 +165,10 @@ class Misspelt(Estimator):
 
 
 class Fixing(Estimator):
+    defaults = {"turn_rescale": False}
+
+
+class Unread(Estimator):
     defaults = {"turn_gamma": 0.9}
 
 
@@ -181,9 +185,14 @@ class Unpicklable(Estimator):
         (FirstTurn, dict(turn_rescale=False), "turn_rescale=False has no effect.*choose 'a2tgpo'"),
         (FirstTurn, dict(belief_measure="prob"), "belief_measure='prob' has no effect.*choose 'a2tgpo' or 'igpo'"),
         (Measured, dict(turn_gamma=0.9), "turn_gamma=0.9 has no effect"),
-        (Unmeasured, {}, r"Unmeasured.signals names 'noise', which is not measured: there are beliefs"),
+        (
+            Unmeasured,
+            {},
+            r"needs 'noise' with these options, which is not measured: there are beliefs\. Choose another",
+        ),
         (Misspelt, {}, r"Misspelt.options names 'turn_gama', which is no option of A2TGPOConfig"),
-        (Fixing, {}, r"Fixing.defaults names 'turn_gamma', which cannot depend on the estimator"),
+        (Fixing, {}, r"Fixing.defaults names 'turn_rescale', which cannot depend on the estimator"),
+        (Unread, {}, r"Unread.defaults names 'turn_gamma', which Unread.options does not: add it there"),
         (Unpicklable(), {}, r"advantage_estimator=Unpicklable cannot be pickled, and checkpoints hold the options"),
     ],
 )
@@ -198,7 +207,11 @@ def test_belief_options_are_read_by_whoever_measures_beliefs(config):
 
 def test_only_stated_options_are_given(config):
     args = config(advantage_estimator="igpo", turn_gamma=0.5)
-    assert vars(args.options_for(args.estimator)) == {"turn_gamma": 0.5}
+    assert vars(args.options_for(args.estimator)) == {
+        "turn_gamma": 0.5,
+        "turn_credit_groups": "all",
+        "gain_noise_floor": 0.0,
+    }
 
 
 class Wrong(Estimator):
@@ -258,7 +271,18 @@ def test_nothing_asks_for_an_estimator_by_name():
     assert not [path.name for path, text in sources.items() if asking.search(text)]
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+UNMEASURED = {"mt_grpo": "turn_rewards", "gigpo": "states"}
+
+
+@pytest.mark.parametrize("name", UNMEASURED)
+def test_a_method_whose_signal_is_not_measured_is_refused(config, name):
+    with pytest.raises(
+        ValueError, match=f"advantage_estimator='{name}' needs '{UNMEASURED[name]}' with these options"
+    ):
+        config(advantage_estimator=name)
+
+
+@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name not in UNMEASURED])
 def test_every_estimator_reads_what_it_states(score, name):
     """Stated options are the only ones given, so that one that is not stated would fail."""
     batch, trainer = score(advantage_estimator=name)

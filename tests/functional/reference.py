@@ -84,7 +84,7 @@ def _normalize_cells(gains, groups_of_cells, eps):
     return out
 
 
-def standardize(values, set_ids, center=True, scale=True, leave_one_out=False, eps=1e-6):
+def standardize(values, set_ids, center=True, scale=True, leave_one_out=False, eps=1e-6, floor=0.0):
     """Turn by turn, with the exact means of `statistics`."""
     out = [[NAN] * len(row) for row in values]
     for i, row in enumerate(values):
@@ -99,7 +99,7 @@ def standardize(values, set_ids, center=True, scale=True, leave_one_out=False, e
                 out[i][k] = 0.0
                 continue
             mean = statistics.mean(others if leave_one_out else members) if center else 0.0
-            out[i][k] = (value - mean) / (deviation + eps if scale else 1.0)
+            out[i][k] = (value - mean) / (max(deviation, floor) + eps if scale else 1.0)
     return out
 
 

@@ -11,12 +11,17 @@ from torch.testing import assert_close
 from a2tgpo_trl.functional import (
     accumulate,
     adaptive_clip_scale,
+    belief_progress,
+    comparison_sets,
     discounted_outcome,
     information_gain,
     normalize_groups,
     normalize_turn_groups,
+    set_sizes,
     standardize,
     turn_advantages,
+    windowed_mean,
+    with_outcome,
 )
 
 NAN = math.nan
@@ -57,6 +62,7 @@ def test_normalisation_matches_the_loop(seed, num_generations):
 COMPARISONS = [
     dict(),
     dict(eps=0.1),
+    dict(floor=1.5),
     dict(center=False),
     dict(scale=False),
     dict(leave_one_out=True),
@@ -217,6 +223,78 @@ def test_discounted_outcome_by_hand():
     close(discounted_outcome(tensor([8.0, -1.0, 8.0]), normalized, gamma=0.5), expected)
 
 
+@pytest.mark.parametrize(
+    "normalize", [*NORMALIZERS, lambda x, n, **kw: standardize(x, torch.zeros(2, 1).long(), **kw)]
+)
+def test_a_floor_under_the_deviation_by_hand(normalize):
+    # 1, 1.2 -> σ = 0.1: ±0.1 / 0.5. 1, 5 -> σ = 2, above the floor
+    close(normalize(tensor([[1.0], [1.2]]), 2, floor=0.5, eps=0.0), [[-0.2], [0.2]])
+    close(normalize(tensor([[1.0], [5.0]]), 2, floor=0.5, eps=0.0), [[-1.0], [1.0]])
+
+
+def test_comparison_sets_by_hand():
+    states = torch.tensor([[0, 2**62, -1], [0, 0, 2**62], [0, 5, 5], [5, 5, 5]])
+    like = torch.zeros(4, 3)
+
+    def partition(within):
+        """For each turn the first one of its set."""
+        flat = comparison_sets(within, 2, like, states).flatten().tolist()
+        return [flat.index(number) for number in flat]
+
+    assert partition("batch") == [0] * 12
+    assert partition("prompt") == [0] * 6 + [6] * 6
+    assert partition("turn") == [0, 1, 2, 0, 1, 2, 6, 7, 8, 6, 7, 8]
+    assert partition("state") == [0, 1, 2, 0, 0, 1, 6, 7, 7, 7, 7, 7]
+    assert partition("origin") == [0, 1, 2, 0, 4, 5, 6, 7, 8, 9, 7, 8]
+
+
+def test_comparison_sets_that_cannot_be():
+    with pytest.raises(
+        ValueError, match="within must be one of 'prompt', 'turn', 'state', 'origin', 'batch', got 'x'"
+    ):
+        comparison_sets("x", 2, torch.zeros(2, 1))
+    for within in ("state", "origin"):
+        with pytest.raises(ValueError, match=f"within='{within}' compares turns by the states they set out from"):
+            comparison_sets(within, 2, torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize("num_generations", [1, 4, 12])
+def test_prompts_and_turn_groups_are_sets(num_generations):
+    gains = tensor(reference.random_gains(0))
+    for within, by_turn in (("turn", True), ("prompt", False)):
+        ids = comparison_sets(within, num_generations, gains)
+        close(standardize(gains, ids), standardize(gains, sets_of(gains, num_generations, by_turn)))
+
+
+def test_set_sizes_by_hand():
+    ids = torch.tensor([[7, 2**60, 7], [7, 7, -1]])
+    close(set_sizes(tensor([[0.0, 1.0, NAN], [2.0, 3.0, 4.0]]), ids), [[3.0, 1.0, NAN], [3.0, 3.0, 1.0]])
+    assert set_sizes(torch.full((2, 3), NAN), ids).isnan().all()
+
+
+def test_windowed_mean_by_hand():
+    # (1 + ½ · 4) / 1.5, (4 + ½ · 7) / 1.5, 7 alone; an absent value has no weight: (1 + ¼ · 9) / 1.25
+    close(windowed_mean(tensor([[1.0, 4.0, 7.0]]), 0.5, 2), [[2.0, 5.0, 7.0]])
+    close(windowed_mean(tensor([[1.0, NAN, 9.0, NAN]]), 0.5, 3), [[2.6, NAN, 9.0, NAN]])
+    values = tensor(reference.random_gains(0))
+    close(windowed_mean(values, 1.0, 1), values)
+    close(windowed_mean(values, 0.0, 3), values)
+
+
+@pytest.mark.parametrize("seed", SEEDS[:5])
+def test_belief_progress_telescopes(seed):
+    beliefs = -torch.rand(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 9
+    progress = belief_progress(beliefs, offset=0.3)
+    close(progress.sum(1), ((0.3 - beliefs[:, 0]) / (0.3 - beliefs[:, -1])).log())
+    close(progress[:, 0], ((0.3 - beliefs[:, 0]) / (0.3 - beliefs[:, 1])).log())
+
+
+def test_the_outcome_among_the_turn_rewards_by_hand():
+    turn_rewards = tensor([[-0.1, NAN, NAN], [NAN, 0.5, NAN], [1.0, 1.0, NAN], [1.0, NAN, NAN]])
+    given = with_outcome(turn_rewards, tensor([1.0, 2.0, NAN, 1.0]), torch.tensor([2, 2, 2, 0]))
+    close(given, [[-0.1, 1.0, NAN], [0.0, 2.5, NAN], [NAN] * 3, [NAN] * 3])
+
+
 # Identities
 
 
@@ -311,6 +389,8 @@ def test_padding_turns_changes_nothing(seed):
         lambda x: adaptive_clip_scale(x, 0.3),
         lambda x: turn_advantages(outcome, x, 0.3),
         lambda x: discounted_outcome(outcome, x, 0.9),
+        lambda x: windowed_mean(x, 0.9, 2),
+        lambda x: with_outcome(x, outcome, torch.full((12,), 6)),
     ):
         close(function(wide)[:, :-2], function(gains))
 
@@ -361,6 +441,10 @@ def test_types_are_kept(dtype):
         turn_advantages(outcome, gains, 0.3),
         discounted_outcome(outcome, gains, 0.9),
         adaptive_clip_scale(gains, 0.3),
+        windowed_mean(gains, 0.9, 2),
+        belief_progress(-gains),
+        with_outcome(gains, outcome, torch.tensor([3, 1])),
+        set_sizes(gains, torch.zeros(2, 3, dtype=torch.long)),
     ):
         assert out.dtype == dtype
 

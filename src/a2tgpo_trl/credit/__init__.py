@@ -1,21 +1,46 @@
 """Advantage estimators, one a file: how outcomes and signals become turn advantages and clip ranges."""
 
+from ..functional import COMPARISONS
 from .a2tgpo import A2TGPO
-from .base import SIGNALS, Estimator, TurnCredit, Turns, check_credit, options_read
+from .a2tgpo_stop import A2TGPOStop
+from .base import CREDIT_GROUPS, SIGNALS, Estimator, TurnCredit, Turns, check_credit, options_read
+from .gigpo import GiGPO
 from .grpo import GRPO
+from .gtpo import GTPO
 from .igpo import IGPO
+from .mt_grpo import MTGRPO
 from .outcome import without_rounding
+from .returns import Returns
+from .trace import TRACE
 
-ESTIMATORS: dict[str, type[Estimator]] = {"a2tgpo": A2TGPO, "igpo": IGPO, "grpo": GRPO}
+ESTIMATORS: dict[str, type[Estimator]] = {
+    "a2tgpo": A2TGPO,
+    "igpo": IGPO,
+    "grpo": GRPO,
+    "a2tgpo_stop": A2TGPOStop,
+    "trace": TRACE,
+    "returns": Returns,
+    "gtpo": GTPO,
+    "mt_grpo": MTGRPO,
+    "gigpo": GiGPO,
+}
 """By the name that `advantage_estimator` takes."""
 
 __all__ = [
     "A2TGPO",
+    "COMPARISONS",
+    "CREDIT_GROUPS",
     "ESTIMATORS",
     "GRPO",
+    "GTPO",
     "IGPO",
+    "MTGRPO",
     "SIGNALS",
+    "TRACE",
+    "A2TGPOStop",
     "Estimator",
+    "GiGPO",
+    "Returns",
     "TurnCredit",
     "Turns",
     "check_credit",

@@ -1,6 +1,5 @@
 """A²TGPO (arXiv 2605.06200): gains compared within (prompt, turn index), added to the outcome."""
 
-from math import nan
 from typing import Any
 
 from torch import Tensor
@@ -19,15 +18,31 @@ from .base import Estimator, TurnCredit, Turns
 class A2TGPO(Estimator):
     """Information gain, normalised, accumulated and added to the outcome advantage; it moves the turn's clip range too."""
 
-    options = ("turn_advantage_coef", "turn_clip_strength", "turn_normalization", "turn_rescale", "turn_gamma")
+    options = (
+        "turn_advantage_coef",
+        "turn_clip_strength",
+        "turn_normalization",
+        "turn_rescale",
+        "turn_gamma",
+        "turn_credit_groups",
+        "gain_noise_floor",
+    )
     signals = ("beliefs",)
     columns = ("normalized_gain",)
     defaults = {"importance_sampling_level": "turn", "loss_type": "grpo", "skip_empty_updates": True}
     off_policy = True
 
+    def check(self, options: Any) -> None:
+        if options.turn_normalization == "none" and options.gain_noise_floor:
+            raise ValueError(
+                f"gain_noise_floor={options.gain_noise_floor} has no effect with turn_normalization='none', which divides by no "
+                "deviation: leave it at 0, or normalise."
+            )
+
     def credit(self, turns: Turns, options: Any) -> TurnCredit:
-        gains = information_gain(turns.signals["beliefs"]).masked_fill(turns.unscored.unsqueeze(1), nan)  # (2)
-        normalized = _normalize(gains, turns.num_generations, options.turn_normalization)  # (3)
+        turns = turns.counted(options.turn_credit_groups)
+        gains = information_gain(turns.signals["beliefs"])  # (2)
+        normalized = _normalize(gains, turns.num_generations, options)  # (3)
         to_come = accumulate(normalized, options.turn_gamma, options.turn_rescale)  # (4)
         return TurnCredit(
             turn_advantages(turns.outcome, to_come, options.turn_advantage_coef),  # (5)
@@ -36,8 +51,8 @@ class A2TGPO(Estimator):
         )
 
 
-def _normalize(gains: Tensor, num_generations: int, within: str) -> Tensor:
-    if within == "none":
+def _normalize(gains: Tensor, num_generations: int, options: Any) -> Tensor:
+    if options.turn_normalization == "none":
         return gains
-    normalize = normalize_turn_groups if within == "turn_group" else normalize_groups
-    return normalize(gains, num_generations)
+    normalize = normalize_turn_groups if options.turn_normalization == "turn_group" else normalize_groups
+    return normalize(gains, num_generations, floor=options.gain_noise_floor)

@@ -1,14 +1,24 @@
 """What every advantage estimator is: a class that states what it reads, and turns groups of rollouts into credit."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-SIGNALS = MappingProxyType({"beliefs": ("belief_measure", "answer_template", "ig_tokens_per_batch")})
+SIGNALS = MappingProxyType(
+    {
+        "beliefs": ("belief_measure", "answer_template", "ig_tokens_per_batch"),
+        "turn_rewards": ("turn_reward_weights",),
+        "states": (),
+    }
+)
 """What can be measured for an estimator → the options of its measurement."""
+
+CREDIT_GROUPS = ("all", "mixed")
+"""Which groups have turn credit: all, or those whose rewards differ."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +32,12 @@ class Turns:
         num_turns (`Tensor`, shape `(N,)`): Turns that are trained on, answer turn included.
         num_tool_turns (`Tensor`, shape `(N,)`): Turns that an observation follows; they come first.
         num_generations (`int`): Completions per prompt, in consecutive rows.
-        signals (`dict[str, Tensor]`): What the estimator asked for; `"beliefs"`, shape `(N, K + 1)`: the belief in the true
-            answer at the prompt and after each observation, NaN where absent.
+        signals (`dict[str, Tensor]`): What the estimator asked for. `"beliefs"`, shape `(N, K + 1)`: the belief in the true
+            answer at the prompt and after each observation, NaN where absent. `"turn_rewards"`, shape `(N, K)`: the reward of
+            each turn, NaN where it has none. `"states"`, shape `(N, K)`, long: the state before each turn, equal numbers for
+            the same state of a prompt, -1 where there is no turn.
+        answered (`Tensor`, shape `(N,)`, *optional*): Whether the last turn is an answer turn; not so where the completion was
+            cut off, or ended at a call. Default: where no observation follows the last turn.
 
     `K` is the number of turns of the longest completion, at least 1.
     """
@@ -34,18 +48,54 @@ class Turns:
     num_tool_turns: Tensor
     num_generations: int
     signals: dict[str, Tensor] = field(default_factory=dict)
+    answered: Tensor | None = None
+
+    def __post_init__(self):
+        if self.answered is None:
+            object.__setattr__(self, "answered", self.num_turns > self.num_tool_turns)
 
     @property
     def max_turns(self) -> int:
         """`K`."""
-        if "beliefs" in self.signals:
-            return self.signals["beliefs"].size(1) - 1
-        return max(int(self.num_turns.max()), 1)
+        widths = {values.size(1) - (name == "beliefs") for name, values in self.signals.items()}
+        return max(widths or {int(self.num_turns.max()), 1})
 
     @property
     def unscored(self) -> Tensor:
         """Which completions have no reward, `(N,)`: their process signals are to count for nobody."""
         return self.rewards.isnan()
+
+    @property
+    def turn_rewards(self) -> Tensor:
+        """The signal `"turn_rewards"`; all NaN where it was not measured."""
+        nothing = self.outcome.new_full((len(self.outcome), self.max_turns), torch.nan)
+        return self.signals.get("turn_rewards", nothing)
+
+    def counted(self, credit_groups: str) -> "Turns":
+        """
+        The same turns, with NaN for rewards and signals of completions that have no turn credit and are compared with nobody.
+
+        Args:
+            credit_groups (`str`): The option `turn_credit_groups`. `"all"`: completions without a reward are left out.
+                `"mixed"`: also groups in which all rewards are equal.
+
+        Returns:
+            [`Turns`]
+        """
+        left_out = self.unscored if credit_groups == "all" else self.unscored | ~self._mixed
+        signals = {
+            name: values.masked_fill(left_out.unsqueeze(1), torch.nan) if values.is_floating_point() else values
+            for name, values in self.signals.items()
+        }
+        return replace(self, rewards=self.rewards.masked_fill(left_out, torch.nan), signals=signals)
+
+    @property
+    def _mixed(self) -> Tensor:
+        """Which completions belong to groups whose rewards differ, `(N,)`."""
+        rewards = self.rewards.unflatten(0, (-1, self.num_generations))
+        lowest = rewards.nan_to_num(nan=torch.inf).amin(dim=1)
+        highest = rewards.nan_to_num(nan=-torch.inf).amax(dim=1)
+        return (lowest < highest).repeat_interleave(self.num_generations)
 
 
 @dataclass(frozen=True)
@@ -76,6 +126,7 @@ class Estimator:
         options (`tuple[str, ...]`): Options of [`A2TGPOConfig`] that `credit` reads. One that another method reads and this
             one does not is refused if it is set.
         signals (`tuple[str, ...]`): What must be measured, of `"beliefs"`. Beliefs need true answers and a fast tokenizer.
+        optional_signals (`tuple[str, ...]`): What `credit` reads where it is measured.
         columns (`tuple[str, ...]`): Keys of [`TurnCredit`]`.columns`.
         defaults (`Mapping[str, Any]`): What options are that nobody set, of those whose default in the configuration is
             `None`. Default: TRL's `importance_sampling_level="token"`, `loss_type="dapo"` and `skip_empty_updates=False`.
@@ -84,6 +135,7 @@ class Estimator:
 
     options: ClassVar[tuple[str, ...]] = ()
     signals: ClassVar[tuple[str, ...]] = ()
+    optional_signals: ClassVar[tuple[str, ...]] = ()
     columns: ClassVar[tuple[str, ...]] = ()
     defaults: ClassVar[Mapping[str, Any]] = {
         "importance_sampling_level": "token",
@@ -91,6 +143,21 @@ class Estimator:
         "skip_empty_updates": False,
     }
     off_policy: ClassVar[bool] = False
+
+    def needs(self, options: Any) -> tuple[str, ...]:
+        """The signals without which `credit` cannot work: `signals`, and those that options ask for."""
+        return self.signals
+
+    def check(self, options: Any) -> None:
+        """
+        Refuse options that do not go together, when the configuration is made.
+
+        Args:
+            options (`SimpleNamespace`): As for `credit`.
+
+        Raises:
+            ValueError: By a method that has such options.
+        """
 
     def credit(self, turns: Turns, options: Any) -> TurnCredit:
         """
@@ -108,7 +175,8 @@ class Estimator:
 
 def options_read(estimator: Estimator | type[Estimator]) -> tuple[str, ...]:
     """The options that an estimator and the measurement of its signals read."""
-    return (*estimator.options, *(option for signal in estimator.signals for option in SIGNALS[signal]))
+    signals = (*estimator.signals, *estimator.optional_signals)
+    return (*estimator.options, *(option for signal in signals for option in SIGNALS.get(signal, ())))
 
 
 def check_credit(estimator: Estimator, turns: Turns, credit: TurnCredit) -> None:

@@ -11,15 +11,16 @@ from .base import Estimator, TurnCredit, Turns
 class IGPO(Estimator):
     """Information gain, normalised over all turns of a prompt; the outcome is discounted by the tool turns before it."""
 
-    options = ("turn_gamma",)
+    options = ("turn_gamma", "turn_credit_groups", "gain_noise_floor")
     signals = ("beliefs",)
     columns = ("normalized_gain",)
     defaults = {"importance_sampling_level": "turn", "loss_type": "grpo", "skip_empty_updates": True}
     off_policy = True
 
     def credit(self, turns: Turns, options: Any) -> TurnCredit:
-        gains = information_gain(turns.signals["beliefs"]).masked_fill(turns.unscored.unsqueeze(1), torch.nan)
-        normalized = normalize_groups(gains, turns.num_generations)
+        turns = turns.counted(options.turn_credit_groups)
+        gains = information_gain(turns.signals["beliefs"])
+        normalized = normalize_groups(gains, turns.num_generations, floor=options.gain_noise_floor)
         to_come = accumulate(normalized, options.turn_gamma, rescale=False)
         turn = torch.arange(gains.size(1), device=gains.device)
         tool_turns = torch.where(

@@ -1,4 +1,4 @@
-"""Equations 2–7 of A²TGPO (arXiv 2605.06200) as pure functions of tensors.
+"""Equations 2–7 of A²TGPO (arXiv 2605.06200), and those of its neighbours, as pure functions of tensors.
 
 Nothing here knows about trainers, models or tokenizers: the only import is torch.
 
@@ -6,28 +6,42 @@ Axes: `N` completions, rows of one prompt together (`num_generations` consecutiv
 with NaN; `B` completions of a batch; `T` completion tokens. Masks are 1 where a token counts.
 """
 
+from .comparison import (
+    COMPARISONS,
+    comparison_sets,
+    normalize_groups,
+    normalize_turn_groups,
+    set_sizes,
+    standardize,
+)
 from .credit import (
     accumulate,
     adaptive_clip_scale,
+    belief_progress,
     discounted_outcome,
     information_gain,
-    normalize_groups,
-    normalize_turn_groups,
-    standardize,
     turn_advantages,
+    windowed_mean,
+    with_outcome,
 )
 from .ratio import turn_level_old_logps, turn_log_ratio
 from .turns import observation_ends, spread_turns, turn_ids
 
 __all__ = [
+    "COMPARISONS",
     "turn_ids",
     "observation_ends",
     "spread_turns",
     "information_gain",
+    "belief_progress",
+    "with_outcome",
+    "comparison_sets",
+    "set_sizes",
     "standardize",
     "normalize_turn_groups",
     "normalize_groups",
     "accumulate",
+    "windowed_mean",
     "discounted_outcome",
     "turn_advantages",
     "adaptive_clip_scale",

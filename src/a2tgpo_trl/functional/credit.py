@@ -1,4 +1,4 @@
-"""Credit of a turn: information gain, its normalisation and accumulation, turn advantages and clip scales.
+"""Credit of a turn: information gain, sums of gains or rewards to come, turn advantages and clip scales.
 
 A turn without a process signal (answer turns, padding, turns that could not be scored) is NaN throughout.
 """
@@ -26,108 +26,12 @@ def information_gain(beliefs: Tensor) -> Tensor:
     return beliefs[:, 1:] - beliefs[:, :-1]
 
 
-def standardize(
-    values: Tensor,
-    set_ids: Tensor,
-    center: bool = True,
-    scale: bool = True,
-    leave_one_out: bool = False,
-    eps: float = 1e-6,
-) -> Tensor:
-    """
-    Compare each turn with those of its comparison set: `(x - μ) / (σ + ε)` with the population deviation of the set.
-
-    Args:
-        values (`Tensor`, shape `(N, K)`):
-            Gains, rewards or returns, NaN where a turn has none.
-        set_ids (`Tensor`, shape `(N, K)`, long):
-            Which set a turn belongs to, by any number. A turn that is NaN is a member of none.
-        center (`bool`):
-            Whether to subtract the mean μ.
-        scale (`bool`):
-            Whether to divide by `σ + ε`.
-        leave_one_out (`bool`):
-            Whether μ is the mean of the set's other members. σ remains that of the whole set.
-        eps (`float`):
-            Added to the deviation, in the unit of the values.
-
-    Returns:
-        `Tensor`, shape `(N, K)`: NaN stays NaN; a set of one, or of equal values, gives 0.
-
-    Raises:
-        ValueError: If the shapes differ, nothing is to be done (neither `center` nor `scale`), or a mean is asked for by
-            `leave_one_out` that `center=False` does not subtract.
-
-    Example:
-        >>> returns = torch.tensor([[1.0, 5.0], [3.0, float("nan")]])
-        >>> standardize(returns, torch.tensor([[7, 8], [7, 7]]), scale=False)
-        tensor([[-1.,  0.],
-                [ 1., nan]])
-        >>> standardize(returns, torch.zeros(2, 2, dtype=torch.long), scale=False, leave_one_out=True)
-        tensor([[-3.,  3.],
-                [ 0., nan]])
-    """
-    if values.shape != set_ids.shape:
-        raise ValueError(
-            f"set_ids has the shape {tuple(set_ids.shape)}, and values {tuple(values.shape)}: give the set of each value."
-        )
-    if not center and (leave_one_out or not scale):
-        raise ValueError(
-            f"center=False, scale={scale}, leave_one_out={leave_one_out}: set center=True for leave_one_out, and center or "
-            "scale for anything to happen."
-        )
-    ids = set_ids.flatten().unique(return_inverse=True)[1]  # (N K,) from 0 on
-    order, sizes = ids.argsort(stable=True), ids.bincount()
-    ids = ids[order]
-    place = torch.arange(len(ids), device=ids.device) - (sizes.cumsum(0) - sizes)[ids]  # of a turn in its set
-    sets = values.new_full((len(sizes), int(place.max()) + 1 if len(ids) else 1), torch.nan)  # a row each, NaN to fill
-    sets[ids, place] = values.flatten()[order]
-    standardized = torch.empty_like(values).flatten()
-    standardized[order] = _standardize(sets, 1, eps, center, scale, leave_one_out)[ids, place]
-    return standardized.view_as(values)
-
-
-def normalize_turn_groups(gains: Tensor, num_generations: int, eps: float = 1e-6) -> Tensor:
-    """
-    Normalise gains within (prompt, turn index), `(g - μ) / (σ + ε)` with the population deviation (equation 3).
-
-    Args:
-        gains (`Tensor`, shape `(N, K)`):
-            Gains, NaN where absent.
-        num_generations (`int`):
-            Completions per prompt; `N` is a multiple of it.
-        eps (`float`):
-            Added to the deviation, in the unit of the gains.
-
-    Returns:
-        `Tensor`, shape `(N, K)`: normalised gains. NaN stays NaN; a turn group of one, or of equal gains, gives 0.
-
-    Raises:
-        ValueError: If `N` is not a multiple of `num_generations`.
-
-    Example:
-        >>> normalize_turn_groups(torch.tensor([[1.0, 5.0], [3.0, float("nan")]]), num_generations=2)
-        tensor([[-1.0000,  0.0000],
-                [ 1.0000,     nan]])
-    """
-    return _standardize(_grouped(gains, num_generations), dim=1, eps=eps).view_as(gains)
-
-
-def normalize_groups(gains: Tensor, num_generations: int, eps: float = 1e-6) -> Tensor:
-    """
-    Normalise gains over all turns of a prompt's completions pooled together, as IGPO does (arXiv 2510.14967).
-
-    Takes and returns what [`normalize_turn_groups`] does; the group is the prompt instead of (prompt, turn index).
-    """
-    return _standardize(_grouped(gains, num_generations).flatten(1), dim=1, eps=eps).view_as(gains)
-
-
 def accumulate(normalized: Tensor, gamma: float = 1.0, rescale: bool = True) -> Tensor:
     """
     Discounted sum of the gains to come, `D_k = Σ_{j≥k} γ^(j-k) ĝ_j / √m_k` (equation 4).
 
     `m_k` counts the gains in the sum. It is `n - k` where every tool turn has a gain; a turn that could not be scored
-    adds neither to the sum nor to the count.
+    adds neither to the sum nor to the count. Of rewards, and without the rescale, it is the return-to-go.
 
     Args:
         normalized (`Tensor`, shape `(N, K)`):
@@ -145,14 +49,85 @@ def accumulate(normalized: Tensor, gamma: float = 1.0, rescale: bool = True) -> 
         tensor([[2.5000, 3.0000,    nan]])
     """
     present = ~normalized.isnan()  # (N, K)
-    turn = torch.arange(normalized.size(1), device=normalized.device)
-    distance = turn.unsqueeze(1) - turn  # (K, K) from turn k (column) to turn j (row)
-    discount = torch.where(distance >= 0, gamma ** distance.clamp(min=0).to(normalized.dtype), 0.0)
-    sums = normalized.nan_to_num() @ discount  # (N, K)
+    sums = normalized.nan_to_num() @ _discounts(normalized, gamma, normalized.size(1))  # (N, K)
     if rescale:
         terms = present.flip(1).cumsum(1).flip(1).clamp(min=1)  # (N, K) gains from turn k on
         sums = sums / terms.to(sums.dtype).sqrt()
     return sums.where(present, torch.nan)
+
+
+def windowed_mean(values: Tensor, gamma: float, window: int) -> Tensor:
+    """
+    Discounted mean of the next values, `c_k = Σ_{j<J} γ^j x_{k+j} / Σ_{j<J} γ^j` (TRACE, arXiv 2607.13988).
+
+    `J` is `window`, or what is left of the turns; a value that is absent adds neither to the sum nor to the weights.
+
+    Args:
+        values (`Tensor`, shape `(N, K)`):
+            Values, NaN where absent.
+        gamma (`float`):
+            Discount per turn.
+        window (`int`):
+            Turns that are looked at, the turn itself included.
+
+    Returns:
+        `Tensor`, shape `(N, K)`: means; NaN stays NaN.
+
+    Example:
+        >>> windowed_mean(torch.tensor([[1.0, 4.0, 7.0]]), gamma=0.5, window=2)
+        tensor([[2., 5., 7.]])
+    """
+    present, discounts = ~values.isnan(), _discounts(values, gamma, window)
+    weights = present.to(values.dtype) @ discounts  # (N, K)
+    return (values.nan_to_num() @ discounts / weights).where(present, torch.nan)
+
+
+def belief_progress(beliefs: Tensor, offset: float = 0.1) -> Tensor:
+    """
+    How far a turn closed the gap to certainty, `δ_k = log(d_k / d_{k+1})` with `d = offset - s` (TRACE, arXiv 2607.13988).
+
+    Args:
+        beliefs (`Tensor`, shape `(N, K + 1)`):
+            Mean log-probability of the true answer at the prompt and after each turn's observation; NaN where absent.
+        offset (`float`):
+            What the gap is where the answer is certain, in nats; positive.
+
+    Returns:
+        `Tensor`, shape `(N, K)`: NaN where either belief is absent. Sums over turns telescope to `log(d_0 / d_n)`.
+
+    Example:
+        >>> belief_progress(torch.tensor([[-3.9, -1.9, -3.9, float("nan")]]))
+        tensor([[ 0.6931, -0.6931,     nan]])
+    """
+    gap = (offset - beliefs).log()  # (N, K + 1)
+    return gap[:, :-1] - gap[:, 1:]
+
+
+def with_outcome(turn_rewards: Tensor, rewards: Tensor, num_turns: Tensor) -> Tensor:
+    """
+    Rewards of all turns with the outcome inside: `r_k`, and at the last turn `r_k + R` (GTPO, arXiv 2511.14846).
+
+    Args:
+        turn_rewards (`Tensor`, shape `(N, K)`):
+            Rewards of turns, NaN where a turn has none.
+        rewards (`Tensor`, shape `(N,)`):
+            Reward of each completion, NaN where it has none.
+        num_turns (`Tensor`, shape `(N,)`, long):
+            Turns of each completion.
+
+    Returns:
+        `Tensor`, shape `(N, K)`: a turn without a reward has 0; NaN where there is no turn, and where the completion has no
+        reward.
+
+    Example:
+        >>> nan = float("nan")
+        >>> with_outcome(torch.tensor([[-0.1, nan, nan]]), torch.tensor([1.0]), torch.tensor([2]))
+        tensor([[-0.1000,  1.0000,     nan]])
+    """
+    left = num_turns.unsqueeze(1) - torch.arange(turn_rewards.size(1), device=turn_rewards.device)  # (N, K)
+    outcome = torch.where(left == 1, rewards.unsqueeze(1), 0.0)
+    exists = (left > 0) & ~rewards.isnan().unsqueeze(1)
+    return (turn_rewards.nan_to_num() + outcome).where(exists, torch.nan)
 
 
 def turn_advantages(outcome: Tensor, accumulated: Tensor, coef: float) -> Tensor:
@@ -222,30 +197,9 @@ def adaptive_clip_scale(normalized: Tensor, strength: float) -> Tensor:
     return 1 + strength * (2 * torch.sigmoid(normalized.nan_to_num()) - 1)
 
 
-def _grouped(gains: Tensor, num_generations: int) -> Tensor:
-    if gains.size(0) % num_generations:
-        raise ValueError(
-            f"gains has {gains.size(0)} rows, not a multiple of num_generations={num_generations}: pass whole "
-            "groups, the completions of a prompt in consecutive rows."
-        )
-    return gains.unflatten(0, (-1, num_generations))  # (N / G, G, K)
-
-
-def _standardize(
-    values: Tensor, dim: int, eps: float, center: bool = True, scale: bool = True, leave_one_out: bool = False
-) -> Tensor:
-    """[`standardize`] where sets are slices: a sum in another order than that of a dimension would have other last bits."""
-    present = ~values.isnan()
-    count = present.sum(dim, keepdim=True).clamp(min=1)
-    mean = values.nan_to_num().sum(dim, keepdim=True) / count
-    deviation = (values - mean).nan_to_num()
-    std = (deviation.square().sum(dim, keepdim=True) / count).sqrt()
-    compared = deviation if center else values.nan_to_num()
-    if leave_one_out:
-        compared = compared * count / (count - 1).clamp(min=1)
-    if scale:
-        compared = compared / (std + eps)
-    # Equal values can differ from their own mean by rounding, which a division by ε would blow up
-    lowest = values.masked_fill(~present, torch.inf).amin(dim, keepdim=True)
-    highest = values.masked_fill(~present, -torch.inf).amax(dim, keepdim=True)
-    return torch.where(lowest == highest, 0.0, compared).where(present, torch.nan)
+def _discounts(like: Tensor, gamma: float, window: int) -> Tensor:
+    """`γ^(j-k)` for the turns `j` (row) from turn `k` (column) on, `window` of them; `(K, K)`."""
+    turn = torch.arange(like.size(1), device=like.device)
+    distance = turn.unsqueeze(1) - turn
+    ahead = (distance >= 0) & (distance < window)
+    return torch.where(ahead, gamma ** distance.clamp(min=0).to(like.dtype), 0.0)

@@ -126,6 +126,8 @@ def turn_table(turns: Turns, credit: TurnCredit) -> dict[str, Tensor]:
     table = {}
     if "beliefs" in turns.signals:
         table["information_gain"] = information_gain(turns.signals["beliefs"])
+    if "turn_rewards" in turns.signals:
+        table["turn_reward"] = turns.signals["turn_rewards"]
     table |= credit.columns
     if credit.advantages.dim() == 2:
         table["turn_advantages"] = credit.advantages

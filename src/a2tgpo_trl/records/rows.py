@@ -56,6 +56,7 @@ def turn_rows(rollouts: Sequence[Rollout], first: int, num_generations: int, dec
                     "num_tokens": len(turn.ids),
                     "observation": observation if turn.observation_ids else None,
                     "num_observation_tokens": len(turn.observation_ids),
+                    "turn_rewards": turn.rewards,
                     "calls": [_call(*call) for call in zip(turn.calls, turn.results, strict=False)],
                 }
                 | {name: value for name, value in turn.credit.items() if name in SCHEMA.names}
@@ -90,6 +91,8 @@ def credit_columns(turns: Turns, credit: TurnCredit, epsilon: tuple[float, float
         beliefs = turns.signals["beliefs"]
         columns |= {"belief_before": beliefs[:, :-1], "belief_after": beliefs[:, 1:]}
         columns["information_gain"] = information_gain(beliefs)
+    if "turn_rewards" in turns.signals:
+        columns["turn_reward"] = turns.signals["turn_rewards"]
     columns |= credit.columns
     if "normalized_gain" in credit.columns:
         normalized = credit.columns["normalized_gain"]

@@ -44,6 +44,12 @@ SCHEMA = pa.schema(
         _column("information_gain", pa.float32(), "belief_after − belief_before, IG", nullable=True),
         _column("normalized_gain", pa.float32(), "the gain, normalised within its turn group", nullable=True),
         _column("turn_group_size", pa.int32(), "scored members of the turn group (prompt, turn index)", nullable=True),
+        _column("turn_reward", pa.float32(), "weighted sum of the turn's own rewards", nullable=True),
+        _column(
+            "turn_rewards",
+            pa.map_(pa.string(), pa.float32()),
+            "reward of the turn by the name of its function, null where it gave none",
+        ),
         _column("advantage", pa.float32(), "advantage of the turn's tokens; null: they are masked", nullable=True),
         _column("outcome_advantage", pa.float32(), "the part of it that the rewards gave", nullable=True),
         _column("clip_low", pa.float32(), "lower end of the clip range of the importance ratio", nullable=True),

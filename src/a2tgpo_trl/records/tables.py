@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-CREDIT_COLUMNS = ("information_gain", "turn_advantages", "clip_scale")
+CREDIT_COLUMNS = ("information_gain", "turn_reward", "turn_advantages", "clip_scale")
 """Columns of the completions table beside those of the estimator."""
 TABLE_COLUMNS = ("step", "prompt", "completion", "advantage", "image", "rewards", *CREDIT_COLUMNS)
 """Names that neither a reward function nor what it logs can have in the completions table."""

@@ -8,7 +8,7 @@ from .protocols.parsing import raising_value_errors
 from .protocols.tags import TagProtocol
 from .rollout import Rollout, StopReason, Turn, read_rollouts
 from .tools.calls import EndRollout, ToolCall, ToolResult, ToolReward
-from .tools.environments import add_answers, with_named_resets
+from .tools.environments import add_answers, with_named_resets, without_state_keys
 from .tools.executor import ToolExecutor, not_thread_safe
 
 __all__ = [
@@ -35,4 +35,5 @@ __all__ = [
     "raising_value_errors",
     "read_rollouts",
     "with_named_resets",
+    "without_state_keys",
 ]

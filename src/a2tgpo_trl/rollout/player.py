@@ -15,10 +15,8 @@ from .protocols.base import ToolProtocol
 from .protocols.chat import ChatProtocol
 from .protocols.tags import TagProtocol
 from .rollout import Rollout
+from .tools.environments import STATE_KEY
 from .tools.executor import ToolExecutor
-
-STATE_KEY = "state_key"
-"""A method of environments that is no tool: what state they are in, for methods that compare turns from the same state."""
 
 Generate = Callable[..., tuple[list[list[int]], list[list[float]] | None]]
 """TRL's `_generate_single_turn`."""

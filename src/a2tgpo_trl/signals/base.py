@@ -3,12 +3,21 @@
 from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
+from trl import GRPOTrainer
 
 from ..batch import GenerationBatch
 
 
 class Signal:
-    """One that measures nothing; subclasses override what they need."""
+    """
+    One that measures nothing; subclasses override what they need.
+
+    Args:
+        trainer ([`A2TGPOTrainer`]): Set up but for its signals.
+    """
+
+    def __init__(self, trainer: GRPOTrainer):
+        self.trainer = trainer
 
     def prepare(self, batch: GenerationBatch) -> None:
         """

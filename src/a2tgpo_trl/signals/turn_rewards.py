@@ -1,18 +1,22 @@
 """The signal `"turn_rewards"`: what functions, process reward models and tools give each turn."""
 
 import asyncio
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
 from trl.trainer.utils import is_async_callable, start_event_loop_in_daemon
 
 from ..batch import GenerationBatch
+from ..records.tables import distinct
 from .base import Signal, gather_turns
+from .process_reward_model import ProcessRewardModel
 
 TurnRewardFunc = Callable[..., Any]
 """`(turns, **columns)` → for each rollout a list with a number, or `None`, for each of its turns; may be a coroutine function."""
@@ -23,23 +27,16 @@ class TurnRewards(Signal):
     The weighted sum of what turn reward functions give each turn.
 
     Args:
-        trainer ([`A2TGPOTrainer`]): Its metrics get each function's mean, and its mean by turn index.
-        functions (`Sequence[Callable]`, length `F`): See [`TurnRewardFunc`].
-        names (`Sequence[str]`, length `F`): Of the functions.
-        weights (`Sequence[float]`, length `F`): Of the functions.
+        trainer ([`A2TGPOTrainer`]): Its `turn_reward_funcs` are called, and its metrics get the mean of each, and its mean by turn
+            index.
     """
 
-    def __init__(
-        self,
-        trainer: GRPOTrainer,
-        functions: Sequence[TurnRewardFunc],
-        names: Sequence[str],
-        weights: Sequence[float],
-    ):
-        self.trainer = trainer
-        self.functions = list(functions)
-        self.names = list(names)
-        self.weights = list(weights)
+    def __init__(self, trainer: GRPOTrainer):
+        super().__init__(trainer)
+        given = trainer.turn_reward_funcs
+        self.functions = [_as_function(function, trainer.accelerator.device) for function in given]
+        self.names = distinct([function_name(function) for function in self.functions])
+        self.weights = trainer.args.turn_reward_weights or [1.0] * len(given)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def measure(self, batch: GenerationBatch, ends: Tensor) -> Tensor:
@@ -90,6 +87,20 @@ class TurnRewards(Signal):
             for k, column in enumerate(table.unbind(1)):
                 if not column.isnan().all():
                     metrics[f"turn_rewards/{name}/turn_{k}"].append(column.nanmean().item())
+
+
+def function_name(function: Any) -> str:
+    """What metrics and records call a function."""
+    named = function.func if isinstance(function, functools.partial) else function
+    return getattr(named, "__name__", type(named).__name__)
+
+
+def _as_function(given: Any, device: torch.device) -> TurnRewardFunc:
+    if isinstance(given, str | PreTrainedModel):
+        given = ProcessRewardModel(given)
+    if isinstance(given, ProcessRewardModel):
+        given.model.to(device)
+    return given
 
 
 def checked(given: Any, batch: GenerationBatch, name: str) -> list[list[float | None]]:

@@ -50,6 +50,15 @@ def add_answers(rows: Sequence[dict[str, Any]], environments: Sequence[Any], col
             row.setdefault(column, None)
 
 
+STATE_KEY = "state_key"
+"""A method of environments that is no tool: what state they are in, for methods that compare turns from the same state."""
+
+
+def without_state_keys(tools: list[Callable]) -> list[Callable]:
+    """The tools that a model may call."""
+    return [tool for tool in tools if tool.__name__ != STATE_KEY]
+
+
 _ABSENT = object()
 
 

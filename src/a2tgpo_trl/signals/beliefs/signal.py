@@ -35,7 +35,7 @@ class Beliefs(Signal):
     """
 
     def __init__(self, trainer: GRPOTrainer):
-        self.trainer = trainer
+        super().__init__(trainer)
         self.scorer = BeliefScorer(
             trainer.model, trainer._tokenizer, trainer.accelerator, trainer.args, context_length(trainer)
         )
