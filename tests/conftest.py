@@ -131,7 +131,7 @@ def build(config, rows, monkeypatch):
     def make(rollouts=GROUP, model=None, processing_class=None, reward=correct, dataset=None, trainer=None, **options):
         arguments = {
             key: options.pop(key)
-            for key in ("peft_config", "eval_dataset", "callbacks", "tools", "rollout_func")
+            for key in ("peft_config", "eval_dataset", "callbacks", "tools", "rollout_func", "turn_reward_funcs")
             if key in options
         }
         if rollouts is not None:

@@ -298,8 +298,8 @@ def test_override_accepts_what_trl_passes(method):
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in ours.values()):
         assert any(parameter.kind is parameter.VAR_KEYWORD for parameter in ours.values())
         return
-    assert list(ours) == list(theirs)
-    assert [p.default for p in ours.values()] == [p.default for p in theirs.values()]
+    assert [name for name in ours if name != "turn_reward_funcs"] == list(theirs)
+    assert [p.default for name, p in ours.items() if name in theirs] == [p.default for p in theirs.values()]
 
 
 @pytest.mark.parametrize("attribute", seams_used())

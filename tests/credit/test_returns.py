@@ -120,14 +120,6 @@ def test_defaults_are_the_methods(config):
             dict(advantage_estimator="returns", turn_baseline="none", turn_scale=False),
             "turn_baseline='none' and turn_scale=False leave nothing to compare",
         ),
-        (
-            dict(advantage_estimator="gtpo", turn_comparison="state"),
-            "advantage_estimator='gtpo' needs 'states' with these options, which is not measured: there are beliefs",
-        ),
-        (
-            dict(advantage_estimator="returns", turn_outcome="added"),
-            "advantage_estimator='returns' needs 'turn_rewards' with these options",
-        ),
         (dict(turn_comparison="turn"), "turn_comparison='turn' has no effect with advantage_estimator='a2tgpo'"),
         (dict(advantage_estimator="grpo", turn_credit_groups="mixed"), "turn_credit_groups='mixed' has no effect"),
         (dict(advantage_estimator="trace", gain_noise_floor=0.1), "gain_noise_floor=0.1 has no effect"),

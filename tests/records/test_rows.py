@@ -19,7 +19,7 @@ def decode(ids):
 def turn(ids, observation_ids=(), calls=(), **credit):
     message = {"role": "assistant", "content": ""}
     called, results = [call for call, _ in calls], [result for _, result in calls]
-    return Turn(list(ids), message, called, results, [], list(observation_ids), credit)
+    return Turn(list(ids), message, called, results, observation_ids=list(observation_ids), credit=credit)
 
 
 def test_rows():
