@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -27,10 +28,6 @@ OVERRIDDEN = {
     "_generate_single_turn": "self prompt_ids images multimodal_fields num_generations has_tool_images=False",
     "_tool_call_loop": "self prompts prompt_ids completion_ids completions logprobs images multimodal_fields",
     "_generate_and_score_completions": "self inputs",
-    "_get_per_token_logps_and_entropies": "self model input_ids attention_mask logits_to_keep batch_size=None "
-    "compute_entropy=False compute_aux_loss=False pixel_values=None image_grid_thw=None num_images=None "
-    "pixel_attention_mask=None spatial_shapes=None num_tiles=None image_sizes=None token_type_ids=None "
-    "mm_token_type_ids=None image_position_ids=None",
     "_compute_loss": "self model inputs",
     "log": "self logs start_time=None",
     "train": "self resume_from_checkpoint=None trial=None ignore_keys_for_eval=None",
@@ -64,7 +61,7 @@ FACTS = {
     ],
     "_compute_loss": [
         (
-            "the log-probs are computed inside the loss, where our override of the method sees them, and only then are "
+            "the log-probs are computed inside the loss, where our stand-in for the method sees them, and only then are "
             "the old ones read (turn-level ratio)",
             ["self._get_per_token_logps_and_entropies(", 'inputs.get("old_per_token_logps")'],
         ),
@@ -290,6 +287,8 @@ def test_source_of_trl(method, fact, fragments):
 def test_what_we_override_is_pinned():
     ours = {name for name, value in vars(A2TGPOTrainer).items() if callable(value) and hasattr(GRPOTrainer, name)}
     assert ours == OVERRIDDEN.keys()
+    listed = A2TGPOTrainer.__doc__.partition("What it overrides of TRL's")[2]
+    assert ours - {"__init__"} == set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"- (`.*?):", listed))))
 
 
 @pytest.mark.parametrize("method", OVERRIDDEN)

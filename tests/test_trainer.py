@@ -251,7 +251,7 @@ def test_beliefs_share_forward_whatever_else_trl_does(score, options):
         # A random adapter: the reference model, whose log-probabilities come second, has other beliefs
         batch, trainer = score(cut, peft_config=adapter(init_lora_weights=False), **updates, **options)
         gains.append(batch["information_gain"])
-    assert trainer._riding is None and trainer._answers is None
+    assert trainer._batch is None
     torch.testing.assert_close(*gains, atol=1e-4, rtol=0, equal_nan=True)
 
 
@@ -289,7 +289,7 @@ def test_an_error_leaves_nothing_behind(build, rows, monkeypatch):
     monkeypatch.setattr("a2tgpo_trl.signals.beliefs.shared_forward._mask", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trainer._generate_and_score_completions([dict(row) for row in rows[:4]])
-    assert trainer._answers is None and trainer._riding is None
+    assert trainer._batch is None and "_get_per_token_logps_and_entropies" not in vars(trainer)
     assert trainer.model.config._attn_implementation == "sdpa"
 
 
@@ -576,14 +576,14 @@ def test_an_environment_gives_the_answer(config, monkeypatch, estimator, updates
     trainer.model.train()
     batch = trainer._generate_and_score_completions(inputs)
     assert trainer._metrics["train"]["rewards/exact_match_reward/mean"] == [0.5]
-    assert inputs == [{"environment": "capitals"}] * 4 and trainer._answers is None
+    assert inputs == [{"environment": "capitals"}] * 4 and trainer._batch is None
     if estimator == "a2tgpo":
         assert (~batch["information_gain"].isnan()).sum(1).tolist() == [0, 1, 2, 1]
         assert trainer._metrics["train"]["information_gain/rows_without_answer"] == [0.0]
     assert set(read_turns(trainer.args.output_dir)["answer"].to_pylist()) == {"Paris"}
     trainer.train()
     played, *_ = trainer.play([{}], num_generations=4)
-    assert played["rewards"] == {"exact_match_reward": 0.0}
+    assert played.rewards == {"exact_match_reward": 0.0} and played.answer == "Paris"
 
 
 def test_a_row_keeps_its_own_answer(config, monkeypatch):
@@ -1162,16 +1162,32 @@ def test_play(build, rows):
     trainer = build(per_device_eval_batch_size=4)
     trainer.model.train()
     played = trainer.play(rows[:1], greedy=True, num_generations=4)
-    assert [row["rewards"]["correct"] for row in played] == [0.0, 1.0, 1.0, 1.0]
-    assert [len(row["information_gain"]) for row in played] == [1, 2, 4, 3]
-    assert played[1]["completion"].startswith("<search>Lyon</search>\n<result>Lyon is in France.</result>\n<answer>")
+    assert (
+        [rollout.rewards["correct"] for rollout in played]
+        == [rollout.reward for rollout in played]
+        == [0.0, 1.0, 1.0, 1.0]
+    )
+    assert [len(rollout.turns) for rollout in played] == [1, 2, 4, 3]
+    first, answer = played[1].turns
+    assert played[1].completion.startswith("<search>Lyon</search>\n<result>Lyon is in France.</result>\n<answer>")
+    assert (first.text, first.observation) == ("<search>Lyon</search>", "Lyon is in France.")
+    assert (first.calls[0].name, first.calls[0].arguments) == ("search", {"query": "Lyon"})
+    assert (answer.text, answer.observation, answer.calls) == ("<answer>Paris</answer>", None, [])
+    assert (played[1].prompt, played[1].answer, played[1].stop_reason) == (QUESTION, "Paris", "answered")
+    assert first.credit["information_gain"] == pytest.approx(
+        first.credit["belief_after"] - first.credit["belief_before"]
+    )
+    assert (
+        answer.credit["information_gain"] is None
+        and answer.credit["advantage"] == played[1].turns[-1].credit["advantage"]
+    )
     assert trainer.model.training and trainer.generation_config.do_sample
     assert not trainer._metrics["eval"] and not trainer._logs["prompt"]
 
 
 def test_play_greedy_is_deterministic_and_sampling_is_not(build, rows):
     trainer = build(rollouts=None, max_completion_length=20)
-    texts = [[trainer.play(rows[:1], greedy=greedy)[0]["completion"] for _ in range(2)] for greedy in (True, False)]
+    texts = [[trainer.play(rows[:1], greedy=greedy)[0].completion for _ in range(2)] for greedy in (True, False)]
     assert texts[0][0] == texts[0][1] and texts[1][0] != texts[1][1]
 
 

@@ -112,15 +112,15 @@ def score_in_forwards_of_their_own(trainer, rows):
         return original(self, model, **inputs)
 
     BeliefScorer._score = score
-    trainer._beliefs_share_forward = lambda: False
+    trainer.signals["beliefs"]._shares_forward = lambda: False
     trainer.args.ig_tokens_per_batch = 1
     for reason in (None, "asked for"):
-        trainer._scorer.why_prefixes = reason
+        trainer.signals["beliefs"].scorer.why_prefixes = reason
         forwards.append(0)
         gains.append(trainer._generate_and_score_completions(rows)["information_gain"])
     BeliefScorer._score = original
-    trainer._scorer.why_prefixes = None
-    del trainer._beliefs_share_forward
+    trainer.signals["beliefs"].scorer.why_prefixes = None
+    del trainer.signals["beliefs"]._shares_forward
     return gains, forwards
 
 

@@ -1,14 +1,15 @@
 """[`GenerationBatch`]: all that lives for one batch of rollouts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
 
-from .credit import TurnCredit, Turns
+from .credit import TurnCredit, Turns, without_rounding
+from .functional import information_gain, observation_ends, spread_turns, turn_ids
 from .rollout import Rollout
 
 
@@ -65,6 +66,42 @@ class GenerationBatch:
         """Weighted sum of the rewards, NaN for completions without one, `(N,)`."""
         weighted = self.rewards * weights.to(self.rewards.device)
         return weighted.nansum(dim=1).masked_fill(self.unscored, math.nan)
+
+    def read_turns(self, signals: Mapping[str, Any], reward_weights: Tensor, exact_zeros: bool) -> None:
+        """
+        Find the turns of all processes' completions, for a group may span processes, and measure their signals.
+
+        Args:
+            signals (`Mapping[str, Signal]`): By the name under which the estimator reads them.
+            reward_weights (`Tensor`, shape `(F,)`): Of the reward functions.
+            exact_zeros (`bool`): Whether outcome advantages of groups of equal rewards are cleared of rounding.
+        """
+        masks = self.tensors["completion_mask"], self.tensors.get("tool_mask")
+        ids, ends = turn_ids(*masks), observation_ends(*masks)
+        self.tensors["turn_ids"] = ids
+        measured = {name: signal.measure(self, ends) for name, signal in signals.items()}
+        local = self.tensors["advantages"], ids.amax(dim=1) + 1, (ends >= 0).sum(dim=1)
+        outcome, num_turns, num_tool_turns = self.accelerator.gather(local)
+        rewards = self.total_rewards(reward_weights)
+        if exact_zeros:
+            outcome = without_rounding(outcome, rewards.isnan(), self.num_generations)
+        self.turns = Turns(outcome, rewards, num_turns, num_tool_turns, self.num_generations, measured)
+
+    def take_credit(self, credit: TurnCredit) -> None:
+        """
+        Write into the tensors what the loss reads, and with beliefs the gains.
+
+        Args:
+            credit ([`TurnCredit`]): Of all processes.
+        """
+        self.credit, ids = credit, self.tensors["turn_ids"]
+        self.tensors["advantages"] = advantages = credit.advantages[self.local]
+        if advantages.dim() == 2:
+            self.tensors["advantages"] = spread_turns(advantages, ids, fill=0.0)
+        if credit.clip_scale is not None:
+            self.tensors["clip_scale"] = spread_turns(credit.clip_scale[self.local], ids, fill=1.0)
+        if "beliefs" in self.turns.signals:
+            self.tensors["information_gain"] = information_gain(self.turns.signals["beliefs"])[self.local]
 
     def finish_rollouts(self, names: Sequence[str], answers: Sequence[str | None], columns: dict[str, Tensor]) -> None:
         """

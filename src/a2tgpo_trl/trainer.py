@@ -3,13 +3,12 @@
 import textwrap
 from collections import defaultdict, deque
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
@@ -20,22 +19,25 @@ from .batch import GenerationBatch
 from .callbacks.recorder import TurnRecorder
 from .callbacks.skip_updates import SkipUpdates
 from .config import A2TGPOConfig
-from .credit import Turns, check_credit, without_rounding
-from .functional import information_gain, observation_ends, spread_turns, turn_ids, turn_level_old_logps
+from .credit import check_credit
+from .functional import turn_level_old_logps
 from .integrations.checkpoints import checkpoint_to_resume, steps_of
 from .integrations.plain import print_plainly
 from .integrations.replaced import replaced
+from .integrations.tokenizers import load_tokenizer
 from .records.metrics import RolloutRecord, log_credit, rollout_metrics
 from .records.rows import credit_columns, recorded_answer
 from .records.tables import TABLE_COLUMNS, completions_table, distinct
 from .rollout import Rollout, TagProtocol, add_answers, raising_value_errors, read_rollouts, with_named_resets
-from .rollout.generation.backends import backend_of, context_length
+from .rollout.generation.backends import backend_of
 from .rollout.player import RolloutPlayer, make_protocol
-from .signals.beliefs import BeliefScorer, scored_answer
 from .signals.beliefs.signal import Beliefs
 from .signals.finite_rewards import marking_nan, without_infinite
 
 logger = logging.get_logger(__name__)
+
+SIGNALS = {"beliefs": Beliefs}
+"""By the name under which estimators ask for them."""
 
 
 class A2TGPOTrainer(GRPOTrainer):
@@ -114,7 +116,7 @@ class A2TGPOTrainer(GRPOTrainer):
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = A2TGPOConfig(f"{name.split('/')[-1]}-A2TGPO")
         if processing_class is None:
-            processing_class = _load_tokenizer(model, args)
+            processing_class = load_tokenizer(model, args)
         tools = tools or None
         checks.check_arguments(args, train_dataset, eval_dataset, processing_class, tools or [], environment_factory)
         protocol = checks.checked_protocol(args, processing_class, train_dataset, tools or [], environment_factory)
@@ -145,10 +147,7 @@ class A2TGPOTrainer(GRPOTrainer):
         self.reward_func_names = distinct(self.reward_func_names, self._table_columns)
         self.backend = backend_of(self)
         self._player = self._make_player(protocol, checks.prompts_are_conversational(train_dataset))
-        self._beliefs = None
-        if "beliefs" in self.estimator.signals:
-            scorer = BeliefScorer(self.model, self._tokenizer, self.accelerator, args, context_length(self))
-            self._beliefs = Beliefs(self, scorer)
+        self.signals = {name: SIGNALS[name](self) for name in self.estimator.signals}
         self._add_callbacks()
 
     def _make_player(self, protocol: str | None, conversational: bool) -> RolloutPlayer | None:
@@ -193,7 +192,10 @@ class A2TGPOTrainer(GRPOTrainer):
 
     def _generate(self, prompts: list):
         batch = self._batch
-        batch.answers = self._read_answers(batch.rows)  # environments have been reset
+        if self.environments:  # they have been reset
+            add_answers(batch.rows, self.environments, self.args.answer_column, "beliefs" in self.signals)
+        for signal in self.signals.values():
+            signal.prepare(batch)
         parse = raising_value_errors(self._tokenizer.parse_response)
         try:
             with replaced(self._tokenizer, parse_response=parse), self.backend.raising_failures():
@@ -234,15 +236,6 @@ class A2TGPOTrainer(GRPOTrainer):
             sum(result.failed for result in loop.results),
             [[] for _ in rollouts],
         )
-
-    def _read_answers(self, rows: list[dict[str, Any]]) -> list[str | None] | None:
-        """The true answers of a batch, its own or its environments'; `None` if no belief in them is asked for."""
-        column, needed = self.args.answer_column, self._beliefs is not None
-        if self.environments:
-            add_answers(rows, self.environments, column, needed)
-        if not needed:
-            return None
-        return [scored_answer(row.get(column), f"{column!r} of {row.get('prompt')!r}") for row in rows]
 
     @torch.no_grad()
     def play(self, rows: list[dict[str, Any]], greedy: bool = False, num_generations: int = 1) -> list[Rollout]:
@@ -302,46 +295,26 @@ class A2TGPOTrainer(GRPOTrainer):
         num_generations = self.num_generations if training else self.num_generations_eval
         self._batch = batch = GenerationBatch(rows, training, num_generations, self.accelerator)
         try:
-            with self._beliefs.sharing_forwards(batch) if self._beliefs else nullcontext():
+            with ExitStack() as stack:
+                for signal in self.signals.values():
+                    stack.enter_context(signal.while_scoring(batch))
                 batch.tensors = super()._generate_and_score_completions(batch.rows)
         finally:
             self._batch = None
-        batch.turns = self._read_turns(batch)
-        batch.credit = self.estimator.credit(batch.turns, self.args.options_for(self.estimator))
-        check_credit(self.estimator, batch.turns, batch.credit)
-        self._add_credit(batch)
+        args = self.args
+        exact_zeros = args.skip_empty_updates and args.multi_objective_aggregation == "sum_then_normalize"
+        batch.read_turns(self.signals, self.reward_weights, exact_zeros)
+        credit = self.estimator.credit(batch.turns, args.options_for(self.estimator))
+        check_credit(self.estimator, batch.turns, credit)
+        batch.take_credit(credit)
         log_credit(batch, self._metrics[batch.mode], self._logs)
         if self._recorder is not None or not training:
-            answers = [recorded_answer(row.get(self.args.answer_column)) for row in batch.rows]
+            answers = [recorded_answer(row.get(args.answer_column)) for row in batch.rows]
             columns = credit_columns(batch.turns, batch.credit, (self.epsilon_low, self.epsilon_high))
             batch.finish_rollouts(self.reward_func_names, answers, columns)
         if self._recorder is not None and training:
             self._recorder.record(batch, self._tokenizer.batch_decode, self.state)
         return batch
-
-    def _read_turns(self, batch: GenerationBatch) -> Turns:
-        """The turns of all processes' completions, for a group may span processes."""
-        tensors = batch.tensors
-        masks = tensors["completion_mask"], tensors.get("tool_mask")
-        tensors["turn_ids"], ends = turn_ids(*masks), observation_ends(*masks)
-        signals = {"beliefs": self._beliefs.measure(batch, ends)} if self._beliefs else {}
-        local = tensors["advantages"], tensors["turn_ids"].amax(dim=1) + 1, (ends >= 0).sum(dim=1)
-        outcome, num_turns, num_tool_turns = self.accelerator.gather(local)
-        rewards = batch.total_rewards(self.reward_weights)
-        if self.args.skip_empty_updates and self.args.multi_objective_aggregation == "sum_then_normalize":
-            outcome = without_rounding(outcome, rewards.isnan(), batch.num_generations)
-        return Turns(outcome, rewards, num_turns, num_tool_turns, batch.num_generations, signals)
-
-    def _add_credit(self, batch: GenerationBatch) -> None:
-        """What the loss reads, and with beliefs the gains, of this process's completions."""
-        tensors, credit, ids = batch.tensors, batch.credit, batch.tensors["turn_ids"]
-        tensors["advantages"] = advantages = credit.advantages[batch.local]
-        if advantages.dim() == 2:
-            tensors["advantages"] = spread_turns(advantages, ids, fill=0.0)
-        if credit.clip_scale is not None:
-            tensors["clip_scale"] = spread_turns(credit.clip_scale[batch.local], ids, fill=1.0)
-        if "beliefs" in batch.turns.signals:
-            tensors["information_gain"] = information_gain(batch.turns.signals["beliefs"])[batch.local]
 
     # ---- loss --------------------------------------------------------------------------------------------------
 
@@ -403,14 +376,3 @@ def _with_turn_level_old_logps(compute: Callable, inputs: dict[str, Any], *args:
     if "old_per_token_logps" in inputs:
         inputs["old_per_token_logps"] = turn_level_old_logps(logps, inputs["old_per_token_logps"], inputs["turn_ids"])
     return logps, entropies, aux_loss
-
-
-def _load_tokenizer(model: Any, args: A2TGPOConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, of a model for pictures or audio too."""
-    return AutoTokenizer.from_pretrained(
-        model if isinstance(model, str) else get_config_model_id(model.config),
-        revision=(args.model_init_kwargs or {}).get("revision"),
-        truncation_side="left",
-        padding_side="left",
-        trust_remote_code=args.trust_remote_code,
-    )

@@ -138,7 +138,7 @@ def test_gains_are_those_of_the_transformers_backend(by_chance):
     options = {"advantage_estimator": "a2tgpo"}
     theirs = by_chance("transformers", **options).play(chance.rows(), greedy=True, num_generations=2)
     trainer = by_chance("vllm", **options)
-    assert trainer._beliefs_share_forward()
+    assert trainer.signals["beliefs"]._shares_forward()
     ours = trainer.play(chance.rows(), greedy=True, num_generations=2)
     assert [rollout.completion for rollout in ours] == [rollout.completion for rollout in theirs]
     turns, others = ([turn for rollout in played for turn in rollout.turns] for played in (ours, theirs))

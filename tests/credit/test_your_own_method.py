@@ -108,7 +108,7 @@ def test_its_credit_reaches_the_loss_tables_and_the_dry_run(score, rows):
     assert torch.equal(batch["advantages"], expected)
     assert "clip_scale" not in batch and "information_gain" not in batch
     played = trainer.play(rows[:4])[2]
-    assert played["first_turn"] == [0.5, 0.0, 0.0, 0.0] and len(played["turn_advantages"]) == 4
+    assert [turn.credit["first_turn"] for turn in played.turns] == [0.5, 0.0, 0.0, 0.0]
     table = credit_table(played, trainer.estimator.columns)
     assert table.splitlines()[0].split() == ["turn", "advantage", "first_turn"]
     assert table.splitlines()[1].split()[-1] == "0.500"

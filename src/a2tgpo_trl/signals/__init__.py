@@ -1,1 +1,1 @@
-"""What advantage estimators read: beliefs and rewards."""
+"""What advantage estimators read beside the outcome: each a [`~signals.base.Signal`]."""

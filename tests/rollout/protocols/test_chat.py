@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from trl.chat_template_utils import add_response_schema, parse_response, qwen2_5_chat_template
 
 import tiny
-from a2tgpo_trl.rollout import ChatProtocol, Rollout, RolloutLimits, ToolCall, Toolbox, ToolExecutor, ToolLoop
+from a2tgpo_trl.rollout import ChatProtocol, Rollout, RolloutLimits, Toolbox, ToolCall, ToolExecutor, ToolLoop
 from a2tgpo_trl.rollout.protocols import chat
 from conftest import search
 from templates import (

@@ -15,46 +15,44 @@ from ...batch import GenerationBatch
 from ...functional import observation_ends
 from ...integrations.architecture import is_reference
 from ...integrations.replaced import replaced
-from .probes import shared_beliefs
+from ...rollout.generation.backends import context_length
+from ..base import Signal
+from .probes import scored_answer, shared_beliefs
 from .scoring import BeliefScorer
 from .shared_forward import SharedForward
 
 logger = logging.get_logger(__name__)
 
 
-class Beliefs:
+class Beliefs(Signal):
     """
-    Measures the beliefs of a trainer's policy in the true answers.
+    The beliefs of a trainer's policy in the true answers.
 
     Where TRL computes old log-probabilities, beliefs are scored in the same forward; else in forwards of their own.
 
     Args:
         trainer ([`A2TGPOTrainer`]): Whose policy is asked.
-        scorer ([`BeliefScorer`]): Knows how its model is run.
     """
 
-    def __init__(self, trainer: GRPOTrainer, scorer: BeliefScorer):
+    def __init__(self, trainer: GRPOTrainer):
         self.trainer = trainer
-        self.scorer = scorer
+        self.scorer = BeliefScorer(
+            trainer.model, trainer._tokenizer, trainer.accelerator, trainer.args, context_length(trainer)
+        )
 
-    def sharing_forwards(self, batch: GenerationBatch) -> AbstractContextManager:
-        """While it lasts, TRL's forward of the old log-probabilities of a batch, if there is one, scores beliefs too."""
+    def prepare(self, batch: GenerationBatch) -> None:
+        column = self.trainer.args.answer_column
+        batch.answers = [scored_answer(row.get(column), f"{column!r} of {row.get('prompt')!r}") for row in batch.rows]
+
+    def while_scoring(self, batch: GenerationBatch) -> AbstractContextManager:
+        """Where TRL computes old log-probabilities, their forward scores beliefs too."""
         if not self._shares_forward():
             return nullcontext()
         compute = self.trainer._get_per_token_logps_and_entropies
         return replaced(self.trainer, _get_per_token_logps_and_entropies=partial(self._compute_logps, compute, batch))
 
     def measure(self, batch: GenerationBatch, ends: Tensor) -> Tensor:
-        """
-        Beliefs at the prompts and after each observation.
-
-        Args:
-            batch ([`GenerationBatch`]): With its tensors.
-            ends (`Tensor`, shape `(B, K)`): Where observations end.
-
-        Returns:
-            `Tensor`, shape `(N, K + 1)`: of all processes, NaN where there is none.
-        """
+        """Beliefs at the prompts and after each observation, `(N, K + 1)`; NaN where there is none."""
         if batch.shared_forward is None:
             args = self.trainer.args
             plan = self.scorer.plan(batch.tensors, ends, batch.answers)
