@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from histories import Player, greedy, padded, same_turns, turns_of
 from transformers import DynamicCache, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import tiny
 from a2tgpo_trl.rollout import HistoryCache, why_no_history
+from histories import Player, greedy, padded, same_turns, turns_of
 
 ARCHITECTURES = ["llama", "qwen3", "gemma", "gpt2"]
 
