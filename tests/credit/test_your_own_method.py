@@ -113,7 +113,13 @@ def test_its_credit_reaches_the_loss_tables_and_the_dry_run(score, rows):
     table = credit_table(played, trainer.estimator.columns)
     assert table.splitlines()[0].split() == ["turn", "advantage", "first_turn"]
     assert table.splitlines()[1].split()[-1] == "0.500"
-    assert credit_table({"completion": "x"}) == "Every turn has the advantage of its rollout."
+    _, grpo = score(advantage_estimator="grpo")
+    assert credit_table(grpo.play(rows[:4])[2]).splitlines()[0].split() == ["turn", "advantage"]
+    _, a2tgpo = score()
+    titles = (
+        credit_table(a2tgpo.play(rows[:1], num_generations=4)[2], a2tgpo.estimator.columns).splitlines()[0].split()
+    )
+    assert titles == ["turn", "gain", "normalised", "advantage", "clip"]
 
 
 def test_completions_table_has_its_column(build, tmp_path):

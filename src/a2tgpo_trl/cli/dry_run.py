@@ -13,6 +13,7 @@ from ..trainer import A2TGPOTrainer
 from .memory import Part, estimate, peak
 
 COLUMNS = {
+    "turn_reward": "reward",
     "information_gain": "gain",
     "normalized_gain": "normalised",
     "advantage": "advantage",
@@ -53,6 +54,9 @@ def show(trainer: A2TGPOTrainer, options: dict[str, Any]) -> None:
         "Rewards": "  ".join(f"{name} {value}" for name, value in first.rewards.items()),
         "Memory of one device, estimated": memory_table(estimate(trainer, len(prompt))),
     }
+    if trainer.turn_reward_funcs:
+        names = {name: name for turn in first.turns for name in turn.rewards}
+        sections["Its turn rewards"] = _turn_by_turn([turn.rewards for turn in first.turns], names)
     for title, content in sections.items():
         print(f"\n{title}\n{'-' * len(title)}\n{plain(content).strip()}")
 
@@ -67,10 +71,18 @@ def credit_table(rollout: Rollout, own: Collection[str] = ()) -> str:
     """
     credit = [turn.credit for turn in rollout.turns]
     shown = {name: COLUMNS.get(name, name) for name in (*COLUMNS, *own) if any(name in columns for columns in credit)}
-    lines = ["turn " + "".join(f" {title:>11}" for title in shown.values())]
-    for k, columns in enumerate(credit):
-        numbers = [columns.get(name) for name in shown]
-        lines.append(f"{k:<5}" + "".join("     -      " if v is None else f"{v:12.3f}" for v in numbers))
+    if all(columns.get("clip_scale") in (None, 1.0) for columns in credit):
+        shown.pop("clip_scale", None)
+    return _turn_by_turn(credit, shown)
+
+
+def _turn_by_turn(turns: list[dict[str, float | None]], titles: dict[str, str]) -> str:
+    """Numbers of turns, one turn a line; titles by the names of the numbers."""
+    widths = {name: max(11, len(title)) for name, title in titles.items()}
+    lines = ["turn " + "".join(f" {title:>{widths[name]}}" for name, title in titles.items())]
+    for k, numbers in enumerate(turns):
+        cells = {name: "-" if (value := numbers.get(name)) is None else f"{value:.3f}" for name in titles}
+        lines.append(f"{k:<5}" + "".join(f" {cell:>{widths[name]}}" for name, cell in cells.items()))
     return "\n".join(lines)
 
 
@@ -80,6 +92,7 @@ def _changed(args: Any) -> dict[str, Any]:
         default = option.default_factory() if option.default is dataclasses.MISSING else option.default
         value = getattr(args, option.name)
         value = value.value if isinstance(value, Enum) else value
+        value = f"{value.__module__}.{value.__qualname__}" if isinstance(value, type) else value
         is_told = value not in (default, [], {}) and isinstance(value, (str, int, float, bool, list, dict))
         if is_told and option.name not in DERIVED and not option.name.endswith("_token"):
             shown[option.name] = value
