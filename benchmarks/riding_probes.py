@@ -110,7 +110,7 @@ def logps(setting: Setting, with_beliefs: bool) -> tuple[torch.Tensor, SharedFor
     trainer.model.eval()
     batch = GenerationBatch([{}] * len(setting.rollouts), True, trainer.num_generations, trainer.accelerator)
     batch.rollouts, batch.answers = setting.rollouts, setting.answers
-    sharing = trainer._beliefs.sharing_forwards(batch) if with_beliefs else nullcontext()
+    sharing = trainer.signals["beliefs"].while_scoring(batch) if with_beliefs else nullcontext()
     size = trainer.args.per_device_train_batch_size
     with sharing, trainer.accelerator.autocast():
         old = trainer._get_per_token_logps_and_entropies(trainer.model, *setting.inputs, batch_size=size)[0]
