@@ -193,7 +193,7 @@ def test_credit_of_a_played_rollout(build, rows):
     assert answer == ["1", "-", "-", f"{rollout.turns[1].credit['advantage']:.3f}", "1.000"]
     (rollout, *_) = build(advantage_estimator="grpo", per_device_eval_batch_size=4).play(rows[:1], num_generations=4)
     header, only = (line.split() for line in credit_table(rollout).splitlines())
-    assert header == ["turn", "advantage", "clip"] and float(only[1]) < 0
+    assert header == ["turn", "advantage"] and float(only[1]) < 0
 
 
 STEERING = "\x1b]0;owned\x07\x1b[2J\u202e\x9b31m\r"
