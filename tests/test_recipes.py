@@ -318,7 +318,10 @@ def test_launch_files_are_accelerates(name):
 
 def test_recipes_are_printed(capsys):
     assert main(["recipe"]) == 0
-    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    lines = capsys.readouterr().out.splitlines()
+    listed = {line.split()[0] for line in lines}
+    said = {re.match(r"\S+ +", line).end() for line in lines}
+    assert len(said) == 1  # in one column
     assert listed == {*recipes(), "launch/ddp", "launch/zero3", "launch/fsdp2"}
     for name in listed:
         assert main(["recipe", name]) == 0

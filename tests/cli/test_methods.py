@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForTokenClassification
 
 import tiny
 from a2tgpo_trl.cli.main import main
-from a2tgpo_trl.cli.names import imported, load_estimator, load_turn_rewards
+from a2tgpo_trl.cli.names import imported, load_estimator, load_rewards, load_turn_rewards
 from a2tgpo_trl.credit import ESTIMATORS, Returns, options_read
 from a2tgpo_trl.rewards import format_penalty, tool_reward
 
@@ -122,6 +122,12 @@ def test_names_of_the_package_stay_names():
 
 
 # ---- rewards of turns ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("load", [load_rewards, load_turn_rewards])
+def test_functions_of_a_file(load, workplace):
+    (function,) = load(["mine.py:by_index"])
+    assert function([[1, 2], [3]]) == [[0.5, 1.5], [0.5]]
 
 
 def test_turn_rewards_by_name(workplace):
