@@ -14,6 +14,8 @@ Writes the figures as JSON beside itself.
 
 import argparse
 import tempfile
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,9 +26,11 @@ from scripted import atlas_tokenizer, make_tokenizer
 from step_cost import demo_rollouts, make_trainer
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.batch import GenerationBatch
 from a2tgpo_trl.demo.model import load_model, load_tokenizer
-from a2tgpo_trl.integrations.replaced import replaced
+from a2tgpo_trl.rollout import Rollout, Turn
 from a2tgpo_trl.signals.beliefs import queries
+from a2tgpo_trl.signals.beliefs.shared_forward import SharedForward
 
 ANSWER = "Paris, or so"
 """Some ten tokens in the template, as an answer of two words takes with a real vocabulary."""
@@ -52,56 +56,79 @@ def long_trainer(options: argparse.Namespace) -> A2TGPOTrainer:
     )
 
 
-def demo_setting(model, tokenizer) -> tuple[A2TGPOTrainer, tuple, list[str]]:
-    """The demo's trainer, a batch of its traces and their answers."""
+@dataclass
+class Setting:
+    """
+    What TRL computes log-probabilities of.
+
+    Attributes:
+        trainer ([`A2TGPOTrainer`]): Whose policy is asked.
+        rollouts (`list[Rollout]`, length `B`), answers (`list[str]`, length `B`): With their turns, and what is believed.
+        inputs (`tuple`): Token ids and mask, `(B, L)`, and the length of completions.
+    """
+
+    trainer: A2TGPOTrainer
+    rollouts: list[Rollout]
+    answers: list[str]
+    inputs: tuple[torch.Tensor, torch.Tensor, int]
+
+
+def demo_setting(model, tokenizer) -> Setting:
+    """The demo's trainer, and a batch of its traces."""
     rows, rollouts = demo_rollouts(tokenizer)
     trainer = make_trainer(A2TGPOTrainer, A2TGPOConfig, model, rollouts, rows)
-    inputs = [dict(row) for row in rows for _ in range(trainer.num_generations)]
-    batch = trainer._generate_and_score_completions(inputs)
-    trainer._generated = None, None, batch["tool_mask"].tolist()
-    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-    return trainer, (ids, mask, batch["completion_ids"].size(1)), [row["answer"][0] for row in inputs]
+    batch = trainer._roll_out([dict(row) for row in rows for _ in range(trainer.num_generations)])
+    tensors = batch.tensors
+    ids = torch.cat([tensors["prompt_ids"], tensors["completion_ids"]], dim=1)
+    mask = torch.cat([tensors["prompt_mask"], tensors["completion_mask"]], dim=1)
+    return Setting(trainer, batch.rollouts, batch.answers, (ids, mask, tensors["completion_ids"].size(1)))
 
 
-def make_batch(trainer: A2TGPOTrainer, lengths: list[tuple[int, int]], turns: int) -> tuple:
-    """Random tokens, and masks in which each completion has so many tool turns and an answer of ten tokens."""
+def long_setting(trainer: A2TGPOTrainer, lengths: list[tuple[int, int]], num_turns: int) -> Setting:
+    """Random tokens; each completion has so many tool turns and an answer of ten tokens."""
     generator = torch.Generator().manual_seed(0)
     width = max(prompt for prompt, _ in lengths), max(completion for _, completion in lengths)
     ids = torch.randint(5, trainer.model.config.vocab_size, (len(lengths), sum(width)), generator=generator)
     mask = torch.zeros_like(ids)
-    masks = []
-    for row, (prompt, completion) in zip(mask, lengths, strict=True):
-        row[width[0] - prompt : width[0] + completion] = 1
-        turn = (completion - 10) // turns
-        observed = turn * 2 // 3
-        tool_mask = ([1] * (turn - observed) + [0] * observed) * turns
-        masks.append(tool_mask + [1] * (completion - len(tool_mask)))
-    trainer._generated = None, None, masks
-    return ids.to(trainer.model.device), mask.to(trainer.model.device), width[1]
+    rollouts = []
+    for i, (prompt, completion) in enumerate(lengths):
+        mask[i, width[0] - prompt : width[0] + completion] = 1
+        tokens = ids[i, width[0] :].tolist()
+        length = (completion - 10) // num_turns
+        starts, written = range(0, num_turns * length, length), length - length * 2 // 3
+        turns = [Turn(tokens[s : s + written], {}, observation_ids=tokens[s + written : s + length]) for s in starts]
+        turns.append(Turn(tokens[num_turns * length : completion], {}))
+        rollouts.append(Rollout(ids[i, width[0] - prompt : width[0]].tolist(), turns))
+    inputs = (ids.to(trainer.model.device), mask.to(trainer.model.device), width[1])
+    return Setting(trainer, rollouts, [ANSWER] * len(rollouts), inputs)
 
 
 @torch.no_grad()
-def logps(trainer: A2TGPOTrainer, batch: tuple, answers: list[str] | None) -> tuple:
-    """Log-probabilities, and the model that beliefs rode on if there are answers."""
+def logps(setting: Setting, with_beliefs: bool) -> tuple[torch.Tensor, SharedForward | None]:
+    """Log-probabilities, and the forward that scored beliefs too, if there is one."""
+    trainer = setting.trainer
     trainer.model.eval()
+    batch = GenerationBatch([{}] * len(setting.rollouts), True, trainer.num_generations, trainer.accelerator)
+    batch.rollouts, batch.answers = setting.rollouts, setting.answers
+    sharing = trainer.signals["beliefs"].while_scoring(batch) if with_beliefs else nullcontext()
     size = trainer.args.per_device_train_batch_size
-    with replaced(trainer, _answers=answers, _rides=answers is not None, _riding=None), trainer.accelerator.autocast():
-        old = trainer._get_per_token_logps_and_entropies(trainer.model, *batch, batch_size=size)[0]
-        return old, trainer._riding
+    with sharing, trainer.accelerator.autocast():
+        old = trainer._get_per_token_logps_and_entropies(trainer.model, *setting.inputs, batch_size=size)[0]
+    return old, batch.shared_forward
 
 
-def compare(trainer: A2TGPOTrainer, batch: tuple, answers: list[str], rounds: int) -> dict:
-    alone, riding = logps(trainer, batch, None), logps(trainer, batch, answers)
+def compare(setting: Setting, rounds: int) -> dict:
+    methods = {"alone": partial(logps, setting, False), "riding": partial(logps, setting, True)}
+    alone, riding = (method() for method in methods.values())
     fed = [len(query.ids) - query.context_length + 1 for query in queries(riding[1].plan.rows)]
-    methods = {"alone": partial(logps, trainer, batch, None), "riding": partial(logps, trainer, batch, answers)}
+    mask = setting.inputs[1].float()
     seconds = in_turn(methods, rounds)
     return {
         "log_probabilities_are_trls_to_the_bit": torch.equal(alone[0], riding[0]),
         "riding_over_alone": ratio(seconds, "riding", "alone"),
         "probes": len(fed),
-        "probe_tokens_over_tokens": round(sum(fed) / batch[1].sum().item(), 3),
-        "padding_share_of_the_forward": round(1 - batch[1].float().mean().item(), 3),
+        "probe_tokens_over_tokens": round(sum(fed) / mask.sum().item(), 3),
+        "padding_share_of_the_forward": round(1 - mask.mean().item(), 3),
         "seconds": seconds,
     }
 
@@ -121,13 +148,13 @@ def measure(options: argparse.Namespace) -> dict:
         model, tokenizer = demo_shape(toy=options.toy).bfloat16(), atlas_tokenizer()
     else:
         model, tokenizer = load_model(options.model), load_tokenizer(options.model)
-    figures = {"demo": compare(*demo_setting(model.to(options.device), tokenizer), options.rounds)}
+    figures = {"demo": compare(demo_setting(model.to(options.device), tokenizer), options.rounds)}
     trainer, lengths = long_trainer(options), [(200, options.tokens - 200)] * options.rows
-    figures["long"] = compare(trainer, make_batch(trainer, lengths, 8), [ANSWER] * options.rows, options.rounds)
-    batch = make_batch(trainer, [(200, options.long - 200)], 8)
+    figures["long"] = compare(long_setting(trainer, lengths, 8), options.rounds)
+    longest = long_setting(trainer, [(200, options.long - 200)], 8)
     figures["megabytes of a long completion"] = {
-        name: peak_megabytes(partial(logps, trainer, batch, answers))
-        for name, answers in (("alone", None), ("riding", [ANSWER]))
+        name: peak_megabytes(partial(logps, longest, with_beliefs))
+        for name, with_beliefs in (("alone", False), ("riding", True))
     }
     return figures
 

@@ -29,7 +29,7 @@ import torch
 from scripted import ANSWER, END, call, make_trainer, play, rows
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer, EndRollout
-from a2tgpo_trl.rollout import STOP_REASONS
+from a2tgpo_trl.rollout import StopReason
 
 NUM_ROLLOUTS, MAX_TURNS, BUDGET = 32, 5, 1900
 MARKUP = [
@@ -293,7 +293,7 @@ def fuzz(num_faults: int, chat: bool) -> dict:
             logging.exception("crashed")
         kinds.update(model.kinds)
         report["faults"] = sum(kinds.values())
-        for reason in STOP_REASONS:
+        for reason in StopReason:
             reasons[reason] += round(metrics[f"rollout/stop/{reason}"][-1] * NUM_ROLLOUTS)
     return {**report, "kinds": kinds, "stop_reasons": reasons}
 

@@ -52,7 +52,7 @@ def main() -> None:
         trainers[name].play(rows, greedy=True)
         starts[name] = round(time.perf_counter() - start, 1)
     played = {name: trainer.play(rows, greedy=True) for name, trainer in trainers.items()}
-    same = [ours["completion"] == theirs["completion"] for ours, theirs in zip(*played.values(), strict=True)]
+    same = [ours.completion == theirs.completion for ours, theirs in zip(*played.values(), strict=True)]
     seconds = in_turn({name: lambda t=t: t.play(rows, greedy=True) for name, t in trainers.items()}, options.rounds)
     figures = {
         "vllm": vllm.__version__,

@@ -11,11 +11,11 @@ import warnings
 
 import pytest
 import torch
-from histories import Player, same_turns
 from transformers import LlamaConfig
 
 import tiny
 from a2tgpo_trl.signals.beliefs.attention import why_no_flex
+from histories import Player, same_turns
 from scoring import agree, make_rows, make_scorer, measured, naive, with_shared_forward
 from test_loss_cost import batch_of, grpo_loss
 
@@ -135,7 +135,7 @@ def test_training_on_what_the_model_writes(precision, build, request, rows):
     assert "rollout/tokens_fed_ratio" in logs[0]
     assert all(weight.isfinite().all() for weight in trainer.model.state_dict().values())
     played = trainer.play([dict(row) for row in rows[:2]], greedy=True, num_generations=2)
-    assert len(played) == 4 and played[0]["completion"] == played[1]["completion"]
+    assert len(played) == 4 and played[0].completion == played[1].completion
     assert any(not torch.equal(before[name], weight) for name, weight in trainer.model.state_dict().items())
 
 

@@ -51,6 +51,26 @@ def test_the_drawing_of_a_rollout(score):
     assert marks.index("↑1") == start + 1 + places[int(ends[0]) - 1]
 
 
+def test_what_rollouts_are_in_python(build, rows, capsys):
+    """The examples run, and every name of the tables is there."""
+    text = (DOCS / "rollout.md").read_text(encoding="utf-8")
+    section = text[text.index("## What it is in Python") : text.index("## Tools")]
+    loop, reward = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    names = {}
+    exec(reward, names)
+    trainer = build(reward=names["search_reward"], per_device_eval_batch_size=4)
+    played = trainer.play(rows[:1], num_generations=4)
+    assert [rollout.reward for rollout in played] == [1.0, 1.0, 0.0, 1.0]  # 0, 1, 3 and 2 calls
+    exec(loop, {"trainer": trainer, "rows": rows[:1]})
+    assert "Lyon is in France." in capsys.readouterr().out
+    first, second = (re.findall(r"^\| (`.*?) \|", table, flags=re.MULTILINE) for table in section.split("of a `Turn`"))
+    for cells, thing in ((first, played[1]), (second, played[1].turns[0])):
+        assert len(cells) >= 6
+        assert all(hasattr(thing, name) for cell in cells for name in re.findall(r"`(\w+)`", cell))
+    (credit,) = re.findall(r"^\| `credit` \|(.*)", section, flags=re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", credit)) - {"None"} <= played[1].turns[0].credit.keys()
+
+
 def test_every_stop_reason_is_explained():
     text = (DOCS / "rollout.md").read_text(encoding="utf-8")
     assert all(f"| `{reason}` |" in text for reason in StopReason)

@@ -15,7 +15,7 @@ import tiny
 from a2tgpo_trl import A2TGPOTrainer, EndRollout
 from a2tgpo_trl.records.metrics import RolloutRecord, rollout_metrics
 from a2tgpo_trl.rollout import with_named_resets
-from a2tgpo_trl.trainer import _thread_initializer
+from a2tgpo_trl.rollout.player import _thread_initializer
 
 END = "<|im_end|>"
 ANSWER = f"Paris.{END}"

@@ -63,16 +63,19 @@ def test_finish_ends_the_rollout():
 CALL = '<tool_call>\n{"name": "finish", "arguments": {"answer": "%s"}}\n</tool_call><|im_end|>'
 
 
-@pytest.mark.parametrize("protocol", ["chat", "tags"])
-def test_what_is_finished_with_is_the_answer(build, rows, protocol):
+@pytest.mark.parametrize(
+    ("turn", "options"),
+    [
+        (CALL, {"tool_protocol": "chat"}),
+        ("<answer>%s</answer>", {"tool_protocol": "tags", "tool_tags": {"finish": "answer"}}),
+        ("<finish>%s</finish>", {"tool_protocol": "tags"}),
+    ],
+    ids=["chat", "tag of answers", "its own tag"],
+)
+def test_what_is_finished_with_is_the_answer(build, rows, turn, options):
     """Both protocols, through the tool loop."""
-    tags = dict(tool_tags={"finish": "answer"}, tool_protocol="tags")
-    turn, options = ("<answer>%s</answer>", tags) if protocol == "tags" else (CALL, {})
-    asked = (
-        rows
-        if protocol == "tags"
-        else [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
-    )
+    chat = options["tool_protocol"] == "chat"
+    asked = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows] if chat else rows
     trainer = build(
         [[turn % answer, "never written"] for answer in ("Paris", "Rome", "Paris", "Lyon")],
         tools=[finish],
@@ -83,4 +86,4 @@ def test_what_is_finished_with_is_the_answer(build, rows, protocol):
         **options,
     )
     played = trainer.play(asked[:1], num_generations=4)
-    assert [rollout["rewards"]["exact_match_reward"] for rollout in played] == [1.0, 0.0, 1.0, 0.0]
+    assert [rollout.rewards["exact_match_reward"] for rollout in played] == [1.0, 0.0, 1.0, 0.0]

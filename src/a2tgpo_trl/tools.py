@@ -1,7 +1,7 @@
 """Two tools as examples: one that computes, and one that ends the rollout.
 
-The rewards of this package take the argument of [`finish`] for the answer where it is called through the chat template. With
-text tags give it the tag of answers, `tool_tags={"finish": "answer"}`.
+The rewards of this package take the argument of [`finish`] for the answer. With text tags give it the tag of answers,
+`tool_tags={"finish": "answer"}`: beliefs are measured in that form.
 """
 
 import ast

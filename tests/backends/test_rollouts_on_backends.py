@@ -140,11 +140,11 @@ def test_gains_are_those_of_the_transformers_backend(by_chance):
     trainer = by_chance("vllm", **options)
     assert trainer.signals["beliefs"]._shares_forward()
     ours = trainer.play(chance.rows(), greedy=True, num_generations=2)
-    assert [rollout["completion"] for rollout in ours] == [rollout["completion"] for rollout in theirs]
-    for column in ("information_gain", "turn_advantages", "clip_scale"):
-        for a, b in zip(ours, theirs, strict=True):
-            assert a[column] == pytest.approx(b[column], abs=1e-3)
-    assert any(gain for rollout in ours for gain in rollout["information_gain"])
+    assert [rollout.completion for rollout in ours] == [rollout.completion for rollout in theirs]
+    turns, others = ([turn for rollout in played for turn in rollout.turns] for played in (ours, theirs))
+    for column in ("information_gain", "advantage", "clip_scale"):
+        assert [turn.credit[column] for turn in turns] == pytest.approx([t.credit[column] for t in others], abs=1e-3)
+    assert any(turn.credit["information_gain"] for turn in turns)
 
 
 @needs_vllm

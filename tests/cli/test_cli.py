@@ -21,6 +21,7 @@ from trl import ModelConfig
 
 import tiny
 from a2tgpo_trl import A2TGPOConfig
+from a2tgpo_trl.cli.dry_run import credit_table
 from a2tgpo_trl.cli.main import main
 from a2tgpo_trl.cli.memory import estimate, key_value_bytes
 from a2tgpo_trl.cli.models import find_model
@@ -178,6 +179,21 @@ def test_dry_run_shows_and_writes_nothing(shared, tmp_path, capsys):
     (tmp_path / "resolved.yaml").write_text(options)
     assert main(["train", "--config", "resolved.yaml", "--dry_run"]) == 0
     assert yaml.safe_load(next(iter(shown_by_dry_run(capsys).values()))) == resolved
+
+
+def test_credit_of_a_played_rollout(build, rows):
+    trainer = build(per_device_eval_batch_size=4)
+    rollout = trainer.play(rows[:1], num_generations=4)[1]  # a search, then the answer
+    header, search, answer = (line.split() for line in credit_table(rollout, trainer.estimator.columns).splitlines())
+    assert header == ["turn", "gain", "normalised", "advantage", "clip"]
+    credit = [
+        rollout.turns[0].credit[name] for name in ("information_gain", "normalized_gain", "advantage", "clip_scale")
+    ]
+    assert search == ["0", *(f"{number:.3f}" for number in credit)] and credit[0] != 0
+    assert answer == ["1", "-", "-", f"{rollout.turns[1].credit['advantage']:.3f}", "1.000"]
+    (rollout, *_) = build(advantage_estimator="grpo", per_device_eval_batch_size=4).play(rows[:1], num_generations=4)
+    header, only = (line.split() for line in credit_table(rollout).splitlines())
+    assert header == ["turn", "advantage", "clip"] and float(only[1]) < 0
 
 
 STEERING = "\x1b]0;owned\x07\x1b[2J\u202e\x9b31m\r"

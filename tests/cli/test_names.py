@@ -9,7 +9,7 @@ from datasets import Dataset
 import tiny
 from a2tgpo_trl import A2TGPOTrainer
 from a2tgpo_trl.records import read_turns
-from a2tgpo_trl.records.metrics import distinct
+from a2tgpo_trl.records.tables import distinct
 from a2tgpo_trl.search import BM25Search
 from conftest import GROUP, QUESTION, correct, search
 
@@ -110,9 +110,9 @@ def test_reward_functions_of_one_name_are_told_apart(build, rows, tmp_path):
     for record in read_turns(tmp_path / "run").to_pylist():
         rewards = dict(record["rewards"])
         assert list(rewards) == names and rewards["length"] == -rewards["length_2"] > 0
-    for played in trainer.play(rows[:1], num_generations=4):
-        size = len(played["completion"])
-        assert played["rewards"] == {"length": size, "length_2": -size, "<lambda>": 0.5}
+    for rollout in trainer.play(rows[:1], num_generations=4):
+        size = len(rollout.completion)
+        assert rollout.rewards == {"length": size, "length_2": -size, "<lambda>": 0.5}
 
 
 def test_an_environments_reward_has_a_name_of_its_own(with_environment):

@@ -11,12 +11,12 @@ from conftest import search
 pytest.importorskip("matplotlib")
 pytest.importorskip("peft")
 
-from a2tgpo_trl.cli.main import BadUsage
 from a2tgpo_trl.demo.report import format_table, learning_curve, plot_learning_curve, write_rollouts
-from a2tgpo_trl.demo.run import DemoSettings, kept, run
+from a2tgpo_trl.demo.run import DemoSettings, OtherSettings, kept, run
 from a2tgpo_trl.demo.training import load_task, readable_rollout, summarize
 from a2tgpo_trl.demo.warmup import PROMPT_TEMPLATE, lazy_pattern, tokenize_trace, trace_segments
-from a2tgpo_trl.rollout import TagProtocol
+from a2tgpo_trl.rewards import exact_match_reward
+from a2tgpo_trl.rollout import Rollout, TagProtocol, Turn
 
 QUESTION = {
     "question": "What is the capital of the country where Lyon is?",
@@ -24,15 +24,26 @@ QUESTION = {
     "country": "France",
     "supports": ["Lyon", "capital of France"],
 }
-PLAYED = {
-    "prompt": PROMPT_TEMPLATE.format(**QUESTION),
-    "completion": "<search>Lyon</search>\n<result>Lyon is in France.</result>\n<answer>Paris</answer>",
-    "rewards": {"exact_match_reward": 1.0},
-    "information_gain": [0.5, None],
-    "normalized_gain": [-1.0, None],
-    "turn_advantages": [0.25, 0.5],
-    "clip_scale": [0.9, 1.0],
-}
+
+
+def made(gains, reward=1.0):
+    """A rollout of one search, whose turns have these gains."""
+    credit = [
+        {"information_gain": gain, "normalized_gain": gain and -1.0, "advantage": 0.25 * (k + 1), "clip_scale": scale}
+        for k, (gain, scale) in enumerate(zip(gains, (0.9, 1.0), strict=True))
+    ]
+    searched = [{"role": "tool", "name": "search", "content": "Lyon is in France."}]
+    texts = ("<search>Lyon</search>", "<answer>Paris</answer>")
+    turns = [
+        Turn([], {"role": "assistant", "content": text}, observed=observed, credit=columns)
+        for text, observed, columns in zip(texts, (searched, []), credit, strict=True)
+    ]
+    rewards = {"exact_match_reward": reward}
+    prompt = PROMPT_TEMPLATE.format(**QUESTION)
+    return Rollout([], turns, prompt=prompt, answer="Paris", rewards=rewards, reward=reward)
+
+
+PLAYED = made([0.5, None])
 
 
 def test_held_out_countries_are_never_trained_on():
@@ -64,7 +75,8 @@ def test_a_trace_is_what_a_rollout_would_be(score, rows, lazy):
 
 
 def test_record_of_a_rollout():
-    record = readable_rollout(PLAYED, "Paris")
+    record = readable_rollout(PLAYED)
+    assert (record["answer"], record["reward"]) == ("Paris", 1.0)
     first, second = record["turns"]
     assert (first["text"], first["result"]) == ("<search>Lyon</search>", "Lyon is in France.")
     assert (first["information_gain"], first["advantage"], first["clip_scale"]) == (0.5, 0.25, 0.9)
@@ -72,11 +84,29 @@ def test_record_of_a_rollout():
 
 
 def test_summary():
-    unscored = PLAYED | {"information_gain": [None, 4.0]}  # turn 0 is absent, and turn 1 stays turn 1
+    unscored = made([None, 4.0])  # turn 0 is absent, and turn 1 stays turn 1
     assert summarize([PLAYED, unscored])["gains"] == [0.5, 4.0]
-    lazy = PLAYED | {"rewards": {"exact_match_reward": 0.0}, "information_gain": [1.5, 2.0, None]}
-    summary = summarize([PLAYED, lazy])
+    wrong = made([1.5, 2.0], reward=0.0)
+    summary = summarize([PLAYED, wrong])
     assert (summary["exact_match"], summary["searches"], summary["gains"]) == (0.5, 1.0, [1.0, 2.0])
+    lazy = Rollout([], PLAYED.turns[1:], rewards={"exact_match_reward": 0.0})
+    assert summarize([PLAYED, lazy])["searches"] == 0.5 and summarize([PLAYED, lazy])["gains"] == [0.5]
+
+
+@pytest.mark.parametrize("result_tag", ["result", "information"])
+def test_what_is_said_of_played_rollouts(build, rows, result_tag):
+    """Whatever tag results have."""
+    rollouts = [["<search>Lyon</search>", "<answer>Paris</answer><|im_end|>"]] * 2 + [
+        ["<answer>Rome</answer><|im_end|>"]
+    ] * 2
+    played = build(rollouts, reward=exact_match_reward, result_tag=result_tag).play(rows[:1], num_generations=4)
+    summary = summarize(played)
+    assert (summary["exact_match"], summary["searches"]) == (0.5, 0.5) and len(summary["gains"]) == 1
+    turns = readable_rollout(played[0])["turns"]
+    assert [(turn["text"], turn["result"]) for turn in turns] == [
+        ("<search>Lyon</search>", "Lyon is in France."),
+        ("<answer>Paris</answer>", None),
+    ]
 
 
 def test_report(tmp_path):
@@ -94,7 +124,7 @@ def test_report(tmp_path):
     rows = [line.split() for line in format_table(before, after).splitlines()]
     assert ["exact", "match,", "greedy", "0.10", "0.90", "+0.80"] in rows
     assert ["information", "gain", "of", "search", "2,", "sampled", "–", "5.00", "–"] in rows
-    write_rollouts([("One", [readable_rollout(PLAYED, "Paris")])], 0.03, 0.04, tmp_path / "rollouts.md")
+    write_rollouts([("One", [readable_rollout(PLAYED)])], 0.03, 0.04, tmp_path / "rollouts.md")
     page = (tmp_path / "rollouts.md").read_text()
     assert "<search>Lyon</search>\n<result>Lyon is in France.</result>\n<answer>Paris</answer>" in page
     # 1 - 0.9 · 0.03 and 1 + 0.9 · 0.04
@@ -122,6 +152,6 @@ def test_a_kept_run_is_neither_lost_nor_mixed_up(tmp_path, capsys):
     (folder / "result.json").write_text(json.dumps({"before": numbers, "after": numbers}))
     run(DemoSettings(), tmp_path)
     assert "finished" in capsys.readouterr().out
-    with pytest.raises(BadUsage, match="--restart replaces it"):
+    with pytest.raises(OtherSettings, match="--restart replaces it"):
         run(DemoSettings(rollout_batches=7), tmp_path)
     assert math.isclose(json.loads((folder / "result.json").read_text())["after"]["greedy"]["exact_match"], 0.5)

@@ -1,5 +1,6 @@
 import pytest
 
+import tiny
 from a2tgpo_trl.rewards import (
     exact_match,
     exact_match_reward,
@@ -9,6 +10,7 @@ from a2tgpo_trl.rewards import (
     normalize_answer,
     token_f1,
 )
+from a2tgpo_trl.rollout import ToolCall, Turn
 
 
 @pytest.mark.parametrize(
@@ -188,3 +190,89 @@ def test_rewards_score_the_last_assistant_message(messages, right, well_formed):
 )
 def test_format_reward(completion, reward):
     assert format_reward(completions=[completion], answer=["anything"]) == [reward]
+
+
+def turn(text="", read=None, **finished):
+    """A turn that wrote a text, maybe read a result, maybe called `finish`."""
+    calls = [ToolCall("finish", finished)] if finished else []
+    return Turn([], say("assistant", text), calls, observed=[] if read is None else [say("tool", read)])
+
+
+SEARCH = "<search>q</search>"
+
+
+@pytest.mark.parametrize(
+    ("turns", "right", "well_formed"),
+    [
+        ([turn("<answer>Euro</answer>")], 1.0, 1.0),
+        ([turn(SEARCH, "It is the Lek."), turn("<answer>Euro</answer>")], 1.0, 1.0),
+        ([turn(SEARCH, "<answer>Lek</answer>"), turn("<answer>Euro</answer>")], 1.0, 1.0),
+        ([turn(SEARCH, "<answer>Euro</answer>")], 0.0, 0.0),
+        ([turn(SEARCH, "<answer>Euro</answer>"), turn("I do not know.")], 0.0, 0.0),
+        ([turn(SEARCH, "<answer>"), turn("Euro</answer>")], 0.0, 0.0),
+        ([turn("<answer>Euro</answer>" + SEARCH, "too late")], 1.0, 0.0),  # ends with an observation
+        ([turn("<answer>Euro</answer>" + SEARCH, "Lek"), turn("I do not know.")], 0.0, 0.0),  # not in the last turn
+        ([turn("<answer>Lek</answer>" + SEARCH, "Lek"), turn("<answer>Euro</answer>")], 1.0, 0.0),  # answered twice
+        ([turn("<result>Lek</result><answer>Euro</answer>")], 1.0, 1.0),  # what the model writes is its own
+        ([turn(answer="Euro")], 1.0, 1.0),
+        ([turn("It is the Euro.", answer="Euro")], 1.0, 1.0),
+        ([turn(answer="Euro", read="bye")], 1.0, 0.0),
+        ([turn(answer="Lek", read="no"), turn(answer="Euro")], 1.0, 0.0),
+        ([turn(reply="Euro")], 0.0, 0.0),  # not the argument of `finish`
+        ([turn("Euro")], 0.0, 0.0),
+        ([], 0.0, 0.0),
+    ],
+)
+def test_rewards_score_turns(turns, right, well_formed):
+    given = {"completions": ["<answer>Euro</answer>" if not right else "Lek"], "turns": [turns]}  # which tells nothing
+    assert exact_match_reward(**given, answer=[["Euro"]]) == [right]
+    assert f1_reward(**given, answer=[["Euro"]]) == [right]
+    assert format_reward(**given) == [well_formed]
+
+
+def test_calls_that_are_no_objects_are_no_answers():
+    calls = [
+        ToolCall("finish", None, error="not JSON"),
+        ToolCall("finish", ["Euro"]),
+        ToolCall("search", {"answer": "Euro"}),
+    ]
+    assert exact_match_reward(["x"], ["Euro"], [[Turn([], say("assistant", ""), calls)]]) == [0.0]
+
+
+def leaking(query: str) -> str:
+    """
+    Look something up.
+
+    Args:
+        query: What to look for.
+    """
+    return "<answer>Paris</answer>"
+
+
+@pytest.mark.parametrize("result_tag", ["result", "information"])
+@pytest.mark.parametrize("conversational", [False, True])
+def test_the_tag_of_results_changes_no_reward(build, rows, result_tag, conversational):
+    """A tool that returns the answer between its tags, end to end."""
+    if conversational:
+        rows[:] = [{**row, "prompt": [say("user", row["prompt"])]} for row in rows]
+    look = "<leaking>Lyon</leaking>"
+    rollouts = [
+        [look, "I do not know.<|im_end|>"],
+        [look, "<answer>Paris</answer><|im_end|>"],
+        [look, look, "<answer>Rome</answer><|im_end|>"],
+        ["<answer>Paris</answer><|im_end|>"],
+    ]
+    trainer = build(
+        rollouts,
+        tools=[leaking],
+        reward=[exact_match_reward, f1_reward, format_reward],
+        processing_class=tiny.chat_tokenizer(),
+        tool_protocol="tags",
+        result_tag=result_tag,
+    )
+    played = trainer.play(rows[:1], num_generations=4)
+    assert f"<{result_tag}><answer>Paris</answer></{result_tag}>" in trainer._tokenizer.decode(
+        played[0].completion_ids
+    )
+    rewards = [list(rollout.rewards.values()) for rollout in played]
+    assert rewards == [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0]]

@@ -8,15 +8,17 @@ from typing import Any
 import yaml
 
 from ..integrations.plain import plain
+from ..rollout import Rollout
 from ..trainer import A2TGPOTrainer
 from .memory import Part, estimate, peak
 
 COLUMNS = {
     "information_gain": "gain",
     "normalized_gain": "normalised",
-    "turn_advantages": "advantage",
+    "advantage": "advantage",
     "clip_scale": "clip",
 }
+"""Of the credit of turns, what is shown, and its title."""
 
 DERIVED = ("generation_batch_size",)
 """Options that TRL computes from others, and takes from nobody beside these."""
@@ -37,7 +39,7 @@ def resolved(arguments: Any, config: Any, model: Any) -> dict[str, Any]:
 def show(trainer: A2TGPOTrainer, options: dict[str, Any]) -> None:
     """Print options, a prompt as the model reads it, one rollout with its credit, and an estimate of memory."""
     row = next(iter(trainer.train_dataset))
-    group = trainer.play([row], num_generations=trainer.num_generations)
+    first, *others = trainer.play([row], num_generations=trainer.num_generations)
     if not trainer.accelerator.is_main_process:
         return
     prompt = trainer._tokenize_prompts([row["prompt"]])[0][0]
@@ -46,30 +48,30 @@ def show(trainer: A2TGPOTrainer, options: dict[str, Any]) -> None:
             options, allow_unicode=True, sort_keys=False
         ),
         "Prompt": trainer._tokenizer.decode(prompt),
-        f"Rollout 1 of {len(group)}": _text(group[0]["completion"]),
-        "Its credit, turn by turn": credit_table(group[0], trainer.estimator.columns),
-        "Rewards": "  ".join(f"{name} {value}" for name, value in group[0]["rewards"].items()),
+        f"Rollout 1 of {1 + len(others)}": _text(first.completion),
+        "Its credit, turn by turn": credit_table(first, trainer.estimator.columns),
+        "Rewards": "  ".join(f"{name} {value}" for name, value in first.rewards.items()),
         "Memory of one device, estimated": memory_table(estimate(trainer, len(prompt))),
     }
     for title, content in sections.items():
         print(f"\n{title}\n{'-' * len(title)}\n{plain(content).strip()}")
 
 
-def credit_table(played: dict[str, Any], own: Collection[str] = ()) -> str:
+def credit_table(rollout: Rollout, own: Collection[str] = ()) -> str:
     """
     Turns of a rollout, one a line.
 
     Args:
-        played (`dict`): As [`A2TGPOTrainer.play`] returned it.
+        rollout ([`~rollout.Rollout`]): With its credit.
         own (`Collection[str]`): Columns of the estimator.
     """
-    shown = {name: COLUMNS.get(name, name) for name in (*COLUMNS, *own) if name in played}
-    if "turn_advantages" not in shown:
-        return "Every turn has the advantage of its rollout."
-    header = "turn " + "".join(f" {title:>11}" for title in shown.values())
-    turns = zip(*(played[name] for name in shown), strict=True)
-    lines = ["".join(["     -      " if v is None else f"{v:12.3f}" for v in values]) for values in turns]
-    return "\n".join([header, *(f"{k:<5}{line}" for k, line in enumerate(lines))])
+    credit = [turn.credit for turn in rollout.turns]
+    shown = {name: COLUMNS.get(name, name) for name in (*COLUMNS, *own) if any(name in columns for columns in credit)}
+    lines = ["turn " + "".join(f" {title:>11}" for title in shown.values())]
+    for k, columns in enumerate(credit):
+        numbers = [columns.get(name) for name in shown]
+        lines.append(f"{k:<5}" + "".join("     -      " if v is None else f"{v:12.3f}" for v in numbers))
+    return "\n".join(lines)
 
 
 def _changed(args: Any) -> dict[str, Any]:

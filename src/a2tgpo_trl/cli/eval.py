@@ -267,9 +267,9 @@ def _ask(trainer: A2TGPOTrainer, questions: list[Question], samples: int) -> lis
             "index": question.index,
             "prompt": question.row["prompt"],
             "answer": question.row["answer"],
-            "completions": [rollout["completion"] for rollout in group],
-            "exact_match": [rollout["rewards"]["exact_match_reward"] for rollout in group],
-            "f1": [rollout["rewards"]["f1_reward"] for rollout in group],
+            "completions": [rollout.completion for rollout in group],
+            "exact_match": [rollout.rewards["exact_match_reward"] for rollout in group],
+            "f1": [rollout.rewards["f1_reward"] for rollout in group],
         }
         for question, group in zip(questions, rollouts, strict=True)
     ]

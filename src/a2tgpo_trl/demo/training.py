@@ -2,7 +2,6 @@
 
 import math
 import random
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from .. import A2TGPOConfig, A2TGPOTrainer
 from ..data import load_atlas, split_by_entity, to_dataset
 from ..integrations.checkpoints import last_checkpoint
 from ..rewards import exact_match_reward
+from ..rollout import Rollout
 from ..search import BM25Search
 from .model import load_model, load_tokenizer
 from .report import gains_by_turn
@@ -32,15 +32,8 @@ UPDATES_PER_BATCH = PROMPTS_PER_BATCH * GROUP_SIZE // ROLLOUTS_PER_UPDATE
 EPSILON, EPSILON_HIGH = 0.03, 0.04
 """Ten times the paper's: a clip range goes with the step size, and LoRA's is larger."""
 
-CREDIT = {
-    "information_gain": "information_gain",
-    "normalized_gain": "normalized_gain",
-    "turn_advantages": "advantage",
-    "clip_scale": "clip_scale",
-}
-"""What `A2TGPOTrainer.play` says of turns, and what the report calls it."""
-
-RESULT = re.compile(r"\n<result>(.*?)</result>\n", re.DOTALL)
+CREDIT = ("information_gain", "normalized_gain", "advantage", "clip_scale")
+"""Columns of the credit of turns that are kept for the page of rollouts."""
 
 
 @dataclass(frozen=True)
@@ -171,31 +164,28 @@ def evaluate(trainer: A2TGPOTrainer, task: Task, number: int) -> dict:
             flush=True,
         )
     group = trainer.play(rows[:1], num_generations=GROUP_SIZE)
-    return result | {"rollouts": [readable_rollout(played, rows[0]["answer"][0]) for played in group]}
+    return result | {"rollouts": list(map(readable_rollout, group))}
 
 
-def summarize(played: Sequence[dict]) -> dict:
+def summarize(played: Sequence[Rollout]) -> dict:
     """Mean exact match, searches and information gain by turn of played rollouts."""
-    by_turn = zip_longest(*(rollout["information_gain"] for rollout in played))
-    gains = [[gain for gain in column if gain is not None] for column in by_turn]
+    by_turn = zip_longest(*(rollout.turns for rollout in played))
+    columns = [[turn.credit.get("information_gain") for turn in turns if turn is not None] for turns in by_turn]
+    gains = [[gain for gain in column if gain is not None] for column in columns]
     return {
-        "exact_match": _mean([_reward(rollout) for rollout in played]),
-        "searches": _mean([len(RESULT.findall(rollout["completion"])) for rollout in played]),
+        "exact_match": _mean([rollout.rewards["exact_match_reward"] for rollout in played]),
+        "searches": _mean([sum(turn.observation is not None for turn in rollout.turns) for rollout in played]),
         "gains": [_mean(column) for column in gains if column],
     }
 
 
-def readable_rollout(played: dict, answer: str) -> dict:
-    """A rollout as `report.format_rollout` takes it: the completion cut into turns, each with its result and credit."""
-    pieces = RESULT.split(played["completion"])
-    texts, results = pieces[::2], [*pieces[1::2], None]
-    columns = zip(texts, results, *(played[name] for name in CREDIT), strict=False)  # a turn of no text has no credit
-    turns = [dict(zip(("text", "result", *CREDIT.values()), values, strict=True)) for values in columns]
-    return {"prompt": played["prompt"], "answer": answer, "reward": _reward(played), "turns": turns}
-
-
-def _reward(played: dict) -> float:
-    return played["rewards"]["exact_match_reward"]
+def readable_rollout(rollout: Rollout) -> dict:
+    """A rollout as `report.format_rollout` takes it: the turns, each with its result and credit."""
+    turns = [
+        {"text": turn.text, "result": turn.observation, **{name: turn.credit.get(name) for name in CREDIT}}
+        for turn in rollout.turns
+    ]
+    return {"prompt": rollout.prompt, "answer": rollout.answer, "reward": rollout.reward, "turns": turns}
 
 
 def _mean(values: Sequence[float]) -> float:
