@@ -25,6 +25,7 @@ class Series:
         y (`list[float]`): As many values.
         low, high (`list[float]`, *optional*): Ends of a band around the line: of the outer tenths of what was measured, or
             of runs that differ in their seed.
+        is_evaluation (`bool`): Whether it was measured by evaluation: its line is dashed.
     """
 
     run: int
@@ -33,6 +34,7 @@ class Series:
     y: list[float]
     low: list[float] | None = None
     high: list[float] | None = None
+    is_evaluation: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def seed_groups(names: Sequence[str]) -> dict[str, list[int]]:
         groups.setdefault(SEED.sub("", name).strip("/"), []).append(number)
     called = {}
     for name, numbers in groups.items():
-        several = f"{name} ({len(numbers)} seeds)".strip()
+        several = ", ".join(filter(None, (name, f"{len(numbers)} seeds")))
         called[several if len(numbers) > 1 else names[numbers[0]]] = numbers
     return called
 
@@ -122,7 +124,7 @@ def looks(chart: Chart, names: Sequence[str]) -> list[Look]:
         return [Look(series.name, -1 - number, 0) for number, series in enumerate(chart.series)]
     if len(called) == 1:
         (_, name), *_ = called.values()
-        return [Look(series.name or name, number, 0) for number, series in enumerate(chart.series)]
+        return [Look(one.name or name, number, int(one.is_evaluation)) for number, one in enumerate(chart.series)]
     return [
         Look(" · ".join(filter(None, (called[one.run][1], one.name))), called[one.run][0], kinds.index(one.name))
         for one in chart.series
@@ -190,10 +192,11 @@ def _lines(curve: Curve, log: Lines, measured: Measures) -> Lines:
 
 
 def _series(run: int, name: str, lines: Sequence[tuple], has_band: bool) -> Series:
+    is_evaluation = name.endswith("evaluation")
     if len(lines) == 1 and not has_band:
-        return Series(run, name, *line(*lines[0]))
+        return Series(run, name, *line(*lines[0]), is_evaluation=is_evaluation)
     x, low, middle, high = across(lines) if len(lines) > 1 else band(*lines[0])
-    return Series(run, name, x, middle, low, high)
+    return Series(run, name, x, middle, low, high, is_evaluation)
 
 
 def _distribution(samples: list[tuple[int, str, Sequence[float]]]) -> list[Series]:

@@ -90,10 +90,7 @@ def _rollout(row: dict[str, Any], names: Collection[str]) -> list[dict]:
         "advantage": row.get("advantage"),
     }
     pieces += [{"text": ""}] * (count - len(pieces))
-    return [
-        shared | {"turn": k, "estimator_columns": _at(k, own)} | pieces[k] | _at(k, numbers)
-        for k in range(count)
-    ]
+    return [shared | {"turn": k, "estimator_columns": _at(k, own)} | pieces[k] | _at(k, numbers) for k in range(count)]
 
 
 def _is_numbers(values: Any) -> bool:

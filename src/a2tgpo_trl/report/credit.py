@@ -50,7 +50,8 @@ class Turn:
         tokens, observation_tokens (`str`): How long that is, and what it read then.
         calls (`list[Call]`): Its tool calls.
         observation (`str`, *optional*): What the model read after it.
-        credit (`dict[str, str]`): What is known of its credit, the estimator's own columns last: name → number, written.
+        credit (`dict[str, str]`): Its credit, the estimator's own columns last: name → number, written. What no turn of the
+            rollout has is left out.
         drawn (`dict[str, float]`): Numbers of `DRAWN`, `None` where there is none.
     """
 
@@ -73,7 +74,7 @@ class Rollout:
         question (`str`): The line of the prompt that tells it from others.
         prompt (`str`): All of it.
         group (`dict[str, str]`): What its group shares: true answer and place in the run.
-        facts (`dict[str, str]`): Its number in the group, its reward, and why it ended.
+        facts (`dict[str, str]`): Its number in the group, its reward, and why it ended, as far as they are known.
         turns (`list[Turn]`): Its turns.
     """
 
@@ -93,25 +94,29 @@ def shown_rollout(turns: Sequence[dict[str, Any]], question: str) -> Rollout:
         question (`str`): What its prompt asks, in a line.
     """
     first = turns[0]
-    place = [f"{name} {first[name]}" for name in ("step", "batch", "group") if first.get(name) is not None]
-    rewards = dict(first.get("rewards") or {})
-    parts = [f"{name} {compact(value)}" for name, value in rewards.items()]
+    place = ", ".join(f"{name} {first[name]}" for name in ("step", "batch", "group") if first.get(name) is not None)
+    rewards = [f"{name} {compact(value)}" for name, value in dict(first.get("rewards") or {}).items()]
+    group = {"true answer": first.get("answer"), "place": place}
     facts = {
-        "rollout": str(first.get("generation", MISSING)),
-        "reward": " · ".join([compact(first.get("reward")), *parts]),
-        "ended": first.get("stop_reason") or MISSING,
+        "rollout": first.get("generation"),
+        "reward": " · ".join([compact(first.get("reward")), *rewards]),
+        "ended": first.get("stop_reason"),
     }
     answered = first.get("stop_reason") == "answered"
+    credits = [_credit(turn) for turn in turns]
+    known = {name for credit in credits for name, value in credit.items() if value != MISSING} | {"advantage"}
     return Rollout(
         question,
         first["prompt"] or "",
-        {"true answer": first.get("answer") or MISSING, "place": ", ".join(place) or MISSING},
-        facts,
-        [_turn(turn, answered and turn is turns[-1]) for turn in turns],
+        *({name: str(value) for name, value in said.items() if value not in (None, "")} for said in (group, facts)),
+        [
+            _turn(turn, answered and turn is turns[-1], {name: credit[name] for name in credit if name in known})
+            for turn, credit in zip(turns, credits, strict=True)
+        ],
     )
 
 
-def _turn(turn: dict[str, Any], is_answer: bool) -> Turn:
+def _turn(turn: dict[str, Any], is_answer: bool, credit: dict[str, str]) -> Turn:
     calls = [_call(call) for call in turn.get("calls") or []]
     return Turn(
         count(len(calls), "tool call") if calls else "answer" if is_answer else "",
@@ -120,7 +125,7 @@ def _turn(turn: dict[str, Any], is_answer: bool) -> Turn:
         calls,
         turn.get("observation"),
         count(turn.get("num_observation_tokens"), "token"),
-        _credit(turn),
+        credit,
         {name: float(f"{turn[name]:.6g}") if is_number(turn.get(name)) else None for name in DRAWN},
     )
 
@@ -173,7 +178,9 @@ def most_telling(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     rollouts = [list(rows) for _, rows in groupby(turns, key=lambda turn: tuple(turn[name] for name in ROLLOUT))]
     return max(
-        reversed(rollouts), key=lambda rows: telling(rows[0]["batch"], [turn["advantage"] for turn in rows]), default=[]
+        reversed(rollouts),
+        key=lambda rows: telling(rows[0]["batch"], [turn["advantage"] for turn in rows]),
+        default=[],
     )
 
 

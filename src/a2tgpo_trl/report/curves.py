@@ -62,7 +62,7 @@ def _gains(measures: Measures) -> Lines:
 
 def _failures(measures: Measures) -> Lines:
     by_tool, calls = _by(measures.calls, "name", "failed"), measures.calls.dropna(subset="failed")
-    return by_tool | {ALL_TOOLS: (calls["step"], calls["failed"])} if by_tool else {}
+    return by_tool | {ALL_TOOLS: (calls["step"], calls["failed"])} if len(by_tool) > 1 else by_tool
 
 
 def _turn_credit(measures: Measures) -> Lines:

@@ -25,13 +25,17 @@ def signed(value: float | None) -> str:
     return fixed(value, sign="+")
 
 
-def compact(value: float | None) -> str:
-    """A number of any size: whole ones as they are, others with four significant digits."""
+def compact(value: float | None, digits: int = 4) -> str:
+    """A number of any size: whole ones as they are, others with so many significant digits."""
     if not is_number(value):
         return MISSING
-    if value and not 1e-3 <= abs(value) < 1e6:
+    if value == int(value) and abs(value) < 1e6:
+        return f"{value:.0f}".replace("-", "−")
+    if not 1e-3 <= abs(value) < 1e6:
         return f"{value:.2e}".replace("-", "−")
-    return (f"{value:.0f}" if value == int(value) else f"{value:.4g}").replace("-", "−")
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:.{decimals}f}".replace("-", "−")
+    return text.rstrip("0").rstrip(".") if decimals else text
 
 
 def percent(share: float | None) -> str:

@@ -32,9 +32,7 @@ def step_bins(steps: Sequence[float], most: int) -> pd.Series:
     return ranks * most // count if count > most else ranks
 
 
-def line(
-    steps: Sequence[float], values: Sequence[float], most: int = POINTS
-) -> tuple[list[float], list[float]]:
+def line(steps: Sequence[float], values: Sequence[float], most: int = POINTS) -> tuple[list[float], list[float]]:
     """
     The mean at each step.
 

@@ -76,7 +76,9 @@ class Measures:
             return measures[0]
         ends = np.cumsum([0, *(one.turns["batch"].max() + 1 if len(one.turns) else 0 for one in measures)])
         parts = {field.name: [getattr(one, field.name) for one in measures] for field in fields(cls)}
-        parts["turns"] = [turns.assign(batch=turns["batch"] + end) for turns, end in zip(parts["turns"], ends, strict=False)]
+        parts["turns"] = [
+            turns.assign(batch=turns["batch"] + end) for turns, end in zip(parts["turns"], ends, strict=False)
+        ]
         return cls(**{name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()})
 
     @property

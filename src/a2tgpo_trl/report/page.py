@@ -16,6 +16,7 @@ import pandas as pd
 
 from .charts import Chart, looks, make_charts, seed_groups
 from .credit import Rollout, telling
+from .curves import SECTIONS
 from .formats import compact, fixed, is_number
 from .measures import Measures
 from .palette import DARK, DASHES, LIGHT
@@ -124,10 +125,9 @@ def _overview(
         "part": PART,
         "scale": scale,
         "scale_ends": [fixed(-scale), fixed(scale, sign="+")],
-        "telling": max(
-            places, key=lambda i: telling(index["batch"][i], index["advantages"][i]), default=None
-        ),
+        "telling": max(places, key=lambda i: telling(index["batch"][i], index["advantages"][i]), default=None),
         "progress": ["Steps", *PROGRESS],
+        "sections": SECTIONS,
         "charts": [_chart(chart, names) for chart in charts],
         "runs": [
             {
@@ -137,7 +137,7 @@ def _overview(
                 "rollouts": len(measured.rollouts),
                 "shown": index["run"].count(number),
                 "notes": notes(run, measured),
-                "progress": progress(charts, number),
+                "progress": progress(run, measured),
                 "tables": [asdict(table) for table in tables(measured)],
             }
             for number, (run, measured) in enumerate(zip(runs, measures, strict=True))

@@ -7,8 +7,10 @@ from typing import Any
 
 from ..plain import plain
 from .credit import Turn, shown_rollout
+from .formats import MISSING
 from .palette import LIGHT
 from .plots import figure, tidy
+from .rollouts import question
 
 TURN, OUTCOME, CLIP = LIGHT[0], LIGHT[-1], LIGHT[2]
 
@@ -24,7 +26,7 @@ def draw_credit(turns: Sequence[dict[str, Any]], file: Path) -> None:
     Raises:
         ImportError: If matplotlib is missing.
     """
-    rollout = shown_rollout(turns, turns[0]["prompt"])
+    rollout = shown_rollout(turns, question(turns[0]["prompt"] or ""))
     layout = {"nrows": 3, "figsize": (8, 6.4), "sharex": True, "height_ratios": (1.4, 1, 0.8)}
     with figure(file, dpi=110, **layout) as axes:
         for axis, draw in zip(axes, (_beliefs, _advantages, _clip_ranges), strict=True):
@@ -36,14 +38,14 @@ def draw_credit(turns: Sequence[dict[str, Any]], file: Path) -> None:
         axes[1].axhline(0, color="black", linewidth=0.6)
         axes[2].set_ylabel("clip range of\nthe ratio, − 1")
         axes[2].use_sticky_edges = False
-        for axis in (axes[0], axes[2]):
+        for axis in axes:
             axis.margins(y=0.15)
         _legend(axes[1])
         labels = [textwrap.fill(plain(turn.text).strip(), 26)[:90] for turn in rollout.turns]
         axes[2].set_xticks(range(len(labels)), [f"turn {k}\n{label}" for k, label in enumerate(labels)], fontsize=8)
         axes[2].set_xlim(-0.6, len(labels) - 0.4)
-        question = textwrap.shorten(plain(rollout.question or ""), 105, placeholder=" …")
-        title = f"{question}\nTrue answer: {plain(rollout.group['true answer'])}"
+        asked = textwrap.shorten(plain(rollout.question), 105, placeholder=" …")
+        title = f"{asked}\nTrue answer: {plain(rollout.group.get('true answer', MISSING))}"
         axes[0].figure.suptitle(title, x=0.01, ha="left", fontsize=10)
 
 
@@ -55,8 +57,8 @@ def _beliefs(axis, k: int, turn: Turn) -> None:
     if before is not None and after is not None:
         axis.plot([k + 0.15, k + 0.45], [after] * 2, color=TURN, linewidth=2.5)
         axis.annotate("", (k + 0.15, after), (k - 0.15, before), arrowprops={"arrowstyle": "->", "color": TURN})
-        place = {"textcoords": "offset points", "xytext": (6, -10), "fontsize": 8}
-        axis.annotate(f"gain {turn.credit['gain']}", (k, (before + after) / 2), **place)
+        place = {"textcoords": "offset points", "xytext": (0, 5), "fontsize": 8, "ha": "center"}
+        axis.annotate(f"gain {turn.credit['gain']}", (k, max(before, after)), **place)
 
 
 def _advantages(axis, k: int, turn: Turn) -> None:
@@ -68,7 +70,8 @@ def _advantages(axis, k: int, turn: Turn) -> None:
         axis.bar(k - 0.18, outcome, 0.3, color=OUTCOME, label="outcome")
         axis.bar(k + 0.18, whole - outcome, 0.3, color=TURN, label="turn credit")
     axis.hlines(whole, k - 0.4, k + 0.4, color="black", label="advantage")
-    axis.annotate(turn.credit["advantage"], (k + 0.42, whole), va="center", fontsize=8)
+    place = {"textcoords": "offset points", "xytext": (0, 3), "fontsize": 8, "ha": "right"}
+    axis.annotate(turn.credit["advantage"], (k + 0.4, whole), **place)
 
 
 def _clip_ranges(axis, k: int, turn: Turn) -> None:

@@ -78,7 +78,7 @@ def _shared(texts: set[str]) -> int:
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
-def question(prompt: str, begin: int, end: int) -> str:
+def question(prompt: str, begin: int = 0, end: int = 0) -> str:
     """
     What a prompt asks, in one line.
 

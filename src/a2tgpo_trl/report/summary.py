@@ -1,9 +1,8 @@
 """Runs in a few numbers, as tables that every medium writes as they are."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .charts import Chart, Series
+from .charts import Chart, Series, make_charts
 from .formats import compact, fixed, percent, seconds, signed
 from .lines import line
 from .measures import Measures
@@ -12,14 +11,14 @@ from .runs import Run
 PARTS = 8
 """A run goes from the first of so many parts to its last."""
 PROGRESS = {
-    "Reward": ("reward", "training"),
-    "Turns": ("turns", "all turns"),
-    "Gain": ("gain", "all turns"),
-    "Turn credit": ("turn-credit-by-step", ""),
-    "Answered": ("stop-reasons", "answered"),
-    "Calls failed": ("failures", "all tools"),
+    "Reward": ("reward", 0),
+    "Turns": ("turns", 0),
+    "Gain": ("gain", 0),
+    "Turn credit": ("turn-credit-by-step", 0),
+    "Answered": ("stop-reasons-1", 0),
+    "Calls failed": ("failures", -1),
 }
-"""What a run is summed up by: title → chart and series."""
+"""What a run is summed up by: title → chart and which of its lines."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,13 @@ class Table:
     A table.
 
     Attributes:
+        section (`str`): One of `SECTIONS`.
         title (`str`): What it shows.
         head (`list[str]`): Titles of the columns; the first one names the rows.
         rows (`list[list[str]]`): Cells.
     """
 
+    section: str
     title: str
     head: list[str]
     rows: list[list[str]]
@@ -49,28 +50,25 @@ def ends(chart: Chart, series: Series) -> tuple[str, str]:
         `tuple[str, str]`: its means in the first part of the run and in the last.
     """
     _, means = line(series.x, series.y, most=PARTS)
-    written = percent if chart.y.startswith("share") else compact
-    return written(means[0]), written(means[-1])
+    is_share = chart.y.startswith("share")
+    first, last = (percent(mean) if is_share else compact(mean, digits=3) for mean in (means[0], means[-1]))
+    return first, last
 
 
-def progress(charts: Sequence[Chart], run: int) -> dict[str, tuple[str, str]]:
+def progress(run: Run, measures: Measures) -> dict[str, tuple[str, str]]:
     """
     How a run went.
 
     Args:
-        charts (`Sequence[Chart]`): Of the report.
-        run (`int`): Number of the run.
+        run ([`Run`]), measures ([`Measures`]): The run.
 
     Returns:
-        `dict`: titles of `PROGRESS`, and `"Steps"` → values at both ends of the run; without those that nothing is known of.
+        `dict`: `"Steps"` and titles of `PROGRESS` → values at both ends of the run; without those that nothing is known of.
     """
-    lines = {
-        (chart.key.removesuffix(f"-{run + 1}"), series.name): (chart, series)
-        for chart in charts
-        for series in chart.series
-        if series.run == run and chart.kind in ("line", "shares")
+    charts = {chart.key: chart for chart in make_charts([run], [measures])}
+    found = {
+        title: (charts[key], charts[key].series[line]) for title, (key, line) in PROGRESS.items() if key in charts
     }
-    found = {title: lines[place] for title, place in PROGRESS.items() if place in lines}
     if not found:
         return {}
     steps = [step for _, series in found.values() for step in series.x]
@@ -91,7 +89,7 @@ def _by_turn(measures: Measures) -> Table:
         for (turn, gain, positive, advantage, scale), count in zip(means.itertuples(), groups.size(), strict=True)
     ]
     head = ["Turn", "Scored", "Gain", "Gain above 0", "Advantage", "Clip scale"]
-    return Table("Credit by turn index", head, rows)
+    return Table("Credit", "Credit by turn index", head, rows)
 
 
 def _by_tool(measures: Measures) -> Table:
@@ -100,7 +98,7 @@ def _by_tool(measures: Measures) -> Table:
         ran = calls["seconds"]
         times = [seconds(time) for time in (ran.median(), ran.quantile(0.95), ran.max())]
         rows.append([str(name), f"{len(calls):,}", percent(calls["failed"].mean()), *times])
-    return Table("Tools", ["Tool", "Calls", "Failed", "Median", "95 % below", "Longest"], rows)
+    return Table("Tools", "Tools", ["Tool", "Calls", "Failed", "Median", "95 % below", "Longest"], rows)
 
 
 def stop_reasons(measures: Measures) -> str:

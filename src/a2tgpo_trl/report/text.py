@@ -20,8 +20,8 @@ from .summary import Table, ends, notes, stop_reasons, tables
 MOST_CHARACTERS = 600
 """Of a text that are shown."""
 BLOCKS = "▁▂▃▄▅▆▇█"
-WIDTH = 24
-"""Characters of a curve."""
+WIDTH, CURVE = 24, "From the first step to the last"
+"""Characters of a curve, and the title of its column."""
 
 
 def show(runs: Sequence[Run], measures: Sequence[Measures], console: Console) -> None:
@@ -59,14 +59,14 @@ def _curves(charts: Sequence[Chart], names: Sequence[str], run: int) -> Table:
         if series.run == run
     ]
     rows = [_curve(*one, len(names) == 1) for one in drawn]
-    return Table("How it went", ["Curve", "from first step to last", "First", "Last"], rows)
+    return Table("Learning", "How it went", ["", CURVE, "First", "Last"], rows)
 
 
 def _curve(chart: Chart, series: Series, look: Look, is_alone: bool) -> list[str]:
     name = series.name if is_alone else look.label
     first, last = ends(chart, series)
     if series.low:
-        last += f" ({compact(series.low[-1])} to {compact(series.high[-1])})"
+        last += f" ({compact(series.low[-1], 3)} to {compact(series.high[-1], 3)})"
     return [f"{chart.title}, {name}" if name else chart.title, sparkline(series).ljust(WIDTH), first, last]
 
 
@@ -118,7 +118,7 @@ def _style(turn: Turn) -> str:
 def _table(table: Table) -> RichTable:
     made = RichTable(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for number, column in enumerate(table.head):
-        made.add_column(_text(column), justify="right" if number else "left")
+        made.add_column(_text(column), justify="left" if number == 0 or column == CURVE else "right")
     for row in table.rows:
         made.add_row(*map(_text, row))
     return made

@@ -24,24 +24,19 @@ function table(head, rows, caption) {
 const tableCard = (name, ...given) => el("div.card.scroll", { tabindex: 0, role: "region", "aria-label": name }, table(...given));
 
 function showOverview() {
-  const { runs, charts, telling } = data.overview;
-  const sections = [...new Set(charts.map((chart) => chart.section))];
-  const notes = runs.flatMap((run, number) => run.notes.map((note) => el("li", {}, runs.length > 1 && [runTag(number), " "], note)));
+  const { runs, charts, telling, sections } = data.overview;
+  const chartsOf = (section) => charts.filter((chart) => chart.section === section).map(chartCard);
+  const notes = runs.flatMap((run, number) => run.notes.map((note) => el("li", {}, runs.length > 1 && [runTag(number), ": "], note)));
   fill(
     byId("overview"),
     el("h1", {}, runs.length > 1 ? `${runs.length} runs` : el("bdi", {}, runs[0].name)),
     runsTable(),
     notes.length > 0 && el("ul.notice", { "aria-label": "What is missing" }, notes),
     telling !== null && [el("h2", {}, "The most telling rollout"), el("a.card.entry.telling", { href: linkTo("rollouts", telling) }, rowContent(telling))],
-    sections.map((section) =>
-      el(
-        "section",
-        { "aria-labelledby": `section-${section}` },
-        el("h2", { id: `section-${section}` }, section),
-        el("div.grid", {}, charts.filter((chart) => chart.section === section).map(chartCard)),
-      ),
-    ),
-    [...new Set(runs.flatMap((run) => run.tables.map(({ title }) => title)))].map(tableOfRuns),
+    sections.map((section) => {
+      const content = [chartsOf(section), tableOfRuns(section)];
+      return there(content).length > 0 && [el("h2", {}, section), el("div.grid", {}, content[0]), content[1]];
+    }),
   );
 }
 
@@ -61,12 +56,13 @@ function change(ends) {
   return [el("span.before", {}, before, el("span", { "aria-hidden": "true" }, " → ")), el("span.unseen", {}, " to "), el("b", {}, after)];
 }
 
-/** The rows of all runs in the tables of a title. */
-function tableOfRuns(title) {
+/** The table of a section, with the rows of all runs. */
+function tableOfRuns(section) {
   const { runs } = data.overview;
-  const found = runs.flatMap((run, number) => run.tables.filter((one) => one.title === title).map((one) => [number, one]));
-  const isOne = runs.length === 1;
-  const rows = found.flatMap(([number, { rows }]) => rows.map((cells) => (isOne ? cells : [runTag(number), ...cells])));
-  const head = isOne ? found[0][1].head : ["Run", ...found[0][1].head];
-  return [el("h2", {}, title), tableCard(title, head, rows, "Whole run")];
+  const found = runs.flatMap((run, number) => run.tables.filter((one) => one.section === section).map((one) => [number, one]));
+  if (!found.length) return null;
+  const [[, { title, head }]] = found;
+  const named = (number, name) => (runs.length > 1 ? [runTag(number), ` · ${name}`] : name);
+  const rows = found.flatMap(([number, { rows }]) => rows.map(([name, ...cells]) => [named(number, name), ...cells]));
+  return tableCard(title, head, rows, `${title}, whole run`);
 }

@@ -64,7 +64,7 @@ function turnCard(turn, number, range) {
       el("h4", {}, `Turn ${number}`, turn.kind && el("small", {}, turn.kind)),
       el("span.advantage", { title: "advantage: what multiplies the turn's tokens in the loss" }, el("small", {}, "advantage "), advantage),
     ),
-    facts({ belief: [belief, beliefTrack(turn.drawn, range)], ...credit }, "credit"),
+    facts({ ...(belief && { belief: [belief, beliefTrack(turn.drawn, range)] }), ...credit }, "credit"),
     el("h5", {}, "Model", el("small", {}, turn.tokens)),
     turn.text ? longText(turn.text, "model") : el("p.empty", {}, "nothing"),
     turn.calls.map(callCard),
