@@ -6,6 +6,7 @@ from .markdown import as_markdown
 from .measures import Measures
 from .page import write_page
 from .picture import draw_credit
+from .plots import write_sheet
 from .runs import Run, read_runs
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "read_runs",
     "shown_rollout",
     "write_page",
+    "write_sheet",
 ]
