@@ -2,10 +2,11 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from .curves import CURVES, SECTIONS, STEP, Curve, Lines, own_curves
 from .lines import MOST_LINES, across, band, histogram, line
@@ -142,7 +143,7 @@ def make_charts(runs: Sequence[Run], measures: Sequence[Measures]) -> list[Chart
     groups = list(seed_groups([run.name for run in runs]).values())
     drawn = [_curve(curve, logs, measures, groups) for curve in (*CURVES, *own_curves(measures))]
     pooled = {numbers[0]: Measures.joined([measures[run] for run in numbers]) for numbers in groups}
-    drawn += [make(pooled) for make in (_advantages, _turn_credit, _clip_scales, _group_sizes)]
+    drawn += [*(distribution.chart(pooled) for distribution in DISTRIBUTIONS), _group_sizes(pooled)]
     drawn += [_stop_reasons(run, *data) for run, data in enumerate(zip(logs, measures, strict=True))]
     return sorted((chart for chart in drawn if chart.series), key=lambda chart: SECTIONS.index(chart.section))
 
@@ -199,59 +200,56 @@ def _series(run: int, name: str, lines: Sequence[tuple], has_band: bool) -> Seri
     return Series(run, name, x, middle, low, high, is_evaluation)
 
 
-def _distribution(samples: list[tuple[int, str, Sequence[float]]]) -> list[Series]:
-    samples = [(run, name, values) for run, name, values in samples if len(values)]
-    x, shares = histogram([values for _, _, values in samples])
-    return [Series(run, name, x, y) for (run, name, _), y in zip(samples, shares, strict=True)] if x else []
+@dataclass(frozen=True)
+class Distribution:
+    """A chart of how values are spread over a whole run: `samples` gives them, by what they show; the rest as in [`Chart`]."""
 
+    key: str
+    title: str
+    what: str
+    x: str
+    samples: Callable[[Measures], dict[str, pd.Series]]
 
-def _advantages(measures: dict[int, Measures]) -> Chart:
-    samples = []
-    for run, measured in measures.items():
-        turns = measured.turns
-        samples += [
-            (run, "turns before the last", turns["advantage"][~turns["is_last"]]),
-            (run, "last turns", turns["advantage"][turns["is_last"]]),
+    def chart(self, measures: dict[int, Measures]) -> Chart:
+        """The chart of the runs whose numbers are given."""
+        samples = [
+            (run, name, values)
+            for run, measured in measures.items()
+            for name, values in self.samples(measured).items()
+            if values.notna().any()
         ]
-    return Chart(
+        x, shares = histogram([values for *_, values in samples])
+        series = [Series(run, name, x, y) for (run, name, _), y in zip(samples, shares, strict=True)] if x else []
+        return Chart(self.key, "Credit", self.title, self.what, self.x, "share of turns", "histogram", series)
+
+
+DISTRIBUTIONS = (
+    Distribution(
         "advantages",
-        "Credit",
         "Advantages, whole run",
         "What multiplies the tokens of a turn in the loss. The outermost bins hold what lies beyond.",
         "advantage of a turn",
-        "share of turns",
-        "histogram",
-        _distribution(samples),
-    )
-
-
-def _turn_credit(measures: dict[int, Measures]) -> Chart:
-    scored = {run: measured.scored for run, measured in measures.items()}
-    parts = {run: turns["advantage"] - turns["outcome_advantage"] for run, turns in scored.items()}
-    return Chart(
+        lambda measures: {
+            "turns before the last": measures.turns["advantage"][~measures.turns["is_last"]],
+            "last turns": measures.turns["advantage"][measures.turns["is_last"]],
+        },
+    ),
+    Distribution(
         "turn-credit",
-        "Credit",
         "Turn credit, whole run",
         "What the gains add to the outcome's advantage, on turns that have a gain. All at 0: the gains of a group hardly "
         "differ.",
         "advantage − outcome advantage",
-        "share of turns",
-        "histogram",
-        _distribution([(run, "", part.dropna()) for run, part in parts.items()]),
-    )
-
-
-def _clip_scales(measures: dict[int, Measures]) -> Chart:
-    return Chart(
+        lambda measures: {"": measures.turn_credit},
+    ),
+    Distribution(
         "clip-scales",
-        "Credit",
         "Clip scale, whole run",
         "How far gains widened (above 1) or narrowed the clip range, on turns that have a gain.",
         "factor of the clip range",
-        "share of turns",
-        "histogram",
-        _distribution([(run, "", measured.scored["clip_scale"].dropna()) for run, measured in measures.items()]),
-    )
+        lambda measures: {"": measures.scored["clip_scale"]},
+    ),
+)
 
 
 def _group_sizes(measures: dict[int, Measures]) -> Chart:

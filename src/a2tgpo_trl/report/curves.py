@@ -65,10 +65,6 @@ def _failures(measures: Measures) -> Lines:
     return by_tool | {ALL_TOOLS: (calls["step"], calls["failed"])} if len(by_tool) > 1 else by_tool
 
 
-def _turn_credit(measures: Measures) -> Lines:
-    return {"": (measures.scored["step"], (measures.scored["advantage"] - measures.scored["outcome_advantage"]).abs())}
-
-
 def own_curves(measures: Sequence[Measures]) -> list[Curve]:
     """A chart for each of the columns that the estimators of some runs name."""
 
@@ -208,7 +204,7 @@ CURVES = (
         "Mean magnitude of what the gains add to the outcome's advantage.",
         "|advantage − outcome advantage|",
         {"advantages/turn_part_abs_mean": ""},
-        _turn_credit,
+        lambda measures: {"": (measures.scored["step"], measures.turn_credit.abs())},
     ),
     Curve(
         "clip-scale-by-step",

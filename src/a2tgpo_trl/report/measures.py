@@ -91,6 +91,11 @@ class Measures:
         """The turns that have an information gain; with an estimator that measures none, no turn has."""
         return self.turns[self.turns["information_gain"].notna()]
 
+    @property
+    def turn_credit(self) -> pd.Series:
+        """What these have in addition to the outcome's advantage."""
+        return self.scored["advantage"] - self.scored["outcome_advantage"]
+
 
 def _joined(frames: Sequence[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     frames = [frame for frame in frames if len(frame)]

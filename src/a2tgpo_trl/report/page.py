@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from .charts import Chart, looks, make_charts, seed_groups
-from .credit import Rollout, telling
+from .credit import Rollout, spread, telling
 from .curves import SECTIONS
 from .formats import compact, fixed, is_number
 from .measures import Measures
@@ -25,8 +25,8 @@ from .runs import Run
 from .summary import PROGRESS, notes, progress, tables
 
 INDEX = (
-    *("run", "step", "batch", "group", "generation", "stop_reason", "answer"),
-    *("question", "reward", "written", "advantages", "credits"),
+    *("run", "step", "batch", "group", "generation", "stop_reason", "answer", "question"),
+    *("reward", "written", "advantages", "credits", "largest", "spread"),
 )
 """Columns of the list of rollouts, see [`_entry`]."""
 SCRIPTS = ("dom", "data", "theme", "charts", "overview", "filter", "list", "turns", "rollout", "main")
@@ -80,14 +80,17 @@ def _rollouts(runs: Sequence[Run], measures: Sequence[Measures], limit: int | No
 def _entry(run: int, first: dict[str, Any], rollout: Rollout) -> dict[str, Any]:
     """What the list shows of a rollout, and filters and sorts it by."""
     reward = first["reward"] if is_number(first["reward"]) else None
+    advantages = [turn.drawn["advantage"] for turn in rollout.turns]
     return {
         "run": run,
         **{name: first[name] for name in ("step", "batch", "group", "generation", "stop_reason", "answer")},
         "question": rollout.question,
         "reward": reward and float(f"{reward:.6g}"),
         "written": compact(reward),
-        "advantages": [turn.drawn["advantage"] for turn in rollout.turns],
+        "advantages": advantages,
         "credits": [turn.credit["advantage"] for turn in rollout.turns],
+        "largest": max((abs(advantage) for advantage in advantages if advantage is not None), default=0),
+        "spread": spread(advantages),
     }
 
 
