@@ -614,3 +614,14 @@ def test_infinite_numbers_are_left_out(folder):
     assert main(["report", str(folder), "--output", str(folder / "report.html")]) == 0
     gradient = charts_of(folder)["gradient"]
     assert gradient.series[0].y == [1.0, 2.0]
+
+
+def test_the_example_in_the_documentation_runs(tmp_path, monkeypatch, capsys):
+    synthetic.write_run(tmp_path / "outputs" / "run")
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
+    names = {}
+    for example in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(example, names)
+    assert "| turn | advantage |" in capsys.readouterr().out
+    assert {file.name for file in tmp_path.glob("*.png")} == {"credit.png", "curves.png"}

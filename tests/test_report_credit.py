@@ -64,6 +64,7 @@ def test_every_medium_writes_the_same(tmp_path):
     firsts = [row for row in read_turns(folder).to_pylist() if row["turn"] == 0]
     best = [row for row in firsts if row["reward"] == max(row["reward"] for row in firsts)][-1]
     shown = shown_rollout([best], "").turns[0].credit
+    assert f"Turn 0  {shown.pop('advantage')}" in console.file.getvalue()
     assert ", ".join(f"{name} {value}" for name, value in shown.items()) in console.file.getvalue()
     assert write_page([run], [measures], tmp_path / "report.html") == 32
     packed = re.search(r'id="data-part-0">([\w+/=]+)<', (tmp_path / "report.html").read_text())[1]

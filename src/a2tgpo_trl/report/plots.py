@@ -56,7 +56,7 @@ def write_sheet(charts: Sequence[Chart], names: Sequence[str], title: str, file:
         for axis in axes.flat[len(charts) :]:
             axis.remove()
         for axis, chart in zip(axes.flat, charts, strict=False):
-            draw(axis, chart, names, legend=axis)
+            draw(axis, chart, names)
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def tidy(axis, grid: str = "both") -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def draw(axis, chart: Chart, names: Sequence[str], legend=None) -> None:
+def draw(axis, chart: Chart, names: Sequence[str]) -> None:
     """
     Draw a chart.
 
@@ -99,7 +99,6 @@ def draw(axis, chart: Chart, names: Sequence[str], legend=None) -> None:
         axis: Of matplotlib.
         chart (`Chart`): What to draw.
         names (`Sequence[str]`): Of the runs.
-        legend: The axis or figure that has the legend. Default: the figure, below the axis.
     """
     below = [0.0] * len(chart.series[0].x)
     has_bars = chart.kind in ("bars", "shares")
@@ -120,8 +119,10 @@ def draw(axis, chart: Chart, names: Sequence[str], legend=None) -> None:
     tidy(axis, "y" if has_bars else "both")
     if chart.is_from_zero:
         axis.set_ylim(bottom=0, top=max(axis.get_ylim()[1], 1e-3))
-    place = {} if legend else {"loc": "outside lower left", "fontsize": "small"}
-    (legend or axis.figure).legend(ncols=1 if legend or len(chart.series) < 2 else 2, frameon=False, **place)
+    columns = min(len(chart.series), 3)
+    axis.legend(
+        loc="upper left", bbox_to_anchor=(0, -0.2), ncols=columns, handlelength=3, frameon=False, fontsize="small"
+    )
 
 
 def _label(look: Look) -> str:

@@ -47,12 +47,18 @@ def ends(chart: Chart, series: Series) -> tuple[str, str]:
         chart ([`Chart`]), series ([`Series`]): The line.
 
     Returns:
-        `tuple[str, str]`: its means in the first part of the run and in the last.
+        `tuple[str, str]`: its means in the first part of the run and in the last, with the ends of its band.
     """
-    _, means = line(series.x, series.y, most=PARTS)
-    is_share = chart.y.startswith("share")
-    first, last = (percent(mean) if is_share else compact(mean, digits=3) for mean in (means[0], means[-1]))
-    return first, last
+
+    def end(part: int) -> str:
+        lines = [values for values in (series.y, series.low, series.high) if values is not None]
+        mean, *band = (written(line(series.x, values, most=PARTS)[1][part]) for values in lines)
+        return f"{mean} ({' to '.join(band)})" if band else mean
+
+    def written(value: float) -> str:
+        return percent(value) if chart.y.startswith("share") else compact(value, digits=3)
+
+    return end(0), end(-1)
 
 
 def progress(run: Run, measures: Measures) -> dict[str, tuple[str, str]]:

@@ -8,9 +8,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from ..plain import plain
-from .charts import Chart, Look, Series, looks, make_charts
+from .charts import Chart, Series, make_charts, seed_groups
 from .credit import Rollout, Turn, excerpt
-from .formats import MISSING, compact
+from .formats import MISSING
 from .lines import line
 from .measures import ROLLOUT, Measures
 from .rollouts import read_rollouts
@@ -20,7 +20,7 @@ from .summary import Table, ends, notes, stop_reasons, tables
 MOST_CHARACTERS = 600
 """Of a text that are shown."""
 BLOCKS = "▁▂▃▄▅▆▇█"
-WIDTH, CURVE = 24, "From the first step to the last"
+WIDTH, CURVE = 20, "First step to last"
 """Characters of a curve, and the title of its column."""
 
 
@@ -50,24 +50,16 @@ def show(runs: Sequence[Run], measures: Sequence[Measures], console: Console) ->
 
 
 def _curves(charts: Sequence[Chart], names: Sequence[str], run: int) -> Table:
-    """The lines over steps, a row each."""
-    drawn = [
-        (chart, series, look)
+    """The lines over steps, a row each; those of several seeds stand with the first of them."""
+    rows = [
+        [", ".join(filter(None, (chart.title, series.name))), sparkline(series), *ends(chart, series)]
         for chart in charts
         if chart.kind == "line"
-        for series, look in zip(chart.series, looks(chart, names), strict=True)
+        for series in chart.series
         if series.run == run
     ]
-    rows = [_curve(*one, len(names) == 1) for one in drawn]
-    return Table("Learning", "How it went", ["", CURVE, "First", "Last"], rows)
-
-
-def _curve(chart: Chart, series: Series, look: Look, is_alone: bool) -> list[str]:
-    name = series.name if is_alone else look.label
-    first, last = ends(chart, series)
-    if series.low:
-        last += f" ({compact(series.low[-1], 3)} to {compact(series.high[-1], 3)})"
-    return [f"{chart.title}, {name}" if name else chart.title, sparkline(series).ljust(WIDTH), first, last]
+    several = [name for name, numbers in seed_groups(names).items() if len(numbers) > 1 and numbers[0] == run]
+    return Table("Learning", ": ".join(["How it went", *several]), ["", CURVE, "First", "Last"], rows)
 
 
 def sparkline(series: Series) -> str:
@@ -100,7 +92,7 @@ def _show_rollout(title: str, rollout: Rollout, console: Console) -> None:
     for k, turn in enumerate(rollout.turns):
         head = " · ".join(filter(None, (f"Turn {k}  {turn.credit['advantage']}", turn.kind)))
         console.print(_text(head, f"bold {_style(turn)}"))
-        known = [f"{name} {value}" for name, value in turn.credit.items() if value != MISSING]
+        known = [f"{name} {value}" for name, value in list(turn.credit.items())[1:] if value != MISSING]
         console.print(_text(", ".join(known), "italic"))
         console.print(_text(excerpt(turn.text, MOST_CHARACTERS)))
         for call in turn.calls:
@@ -118,7 +110,8 @@ def _style(turn: Turn) -> str:
 def _table(table: Table) -> RichTable:
     made = RichTable(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for number, column in enumerate(table.head):
-        made.add_column(_text(column), justify="left" if number == 0 or column == CURVE else "right")
+        is_left = number == 0 or column == CURVE
+        made.add_column(_text(column), justify="left" if is_left else "right", no_wrap=column == CURVE)
     for row in table.rows:
         made.add_row(*map(_text, row))
     return made
