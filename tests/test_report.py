@@ -25,7 +25,7 @@ from a2tgpo_trl.report.formats import compact, fixed, percent, seconds, signed
 from a2tgpo_trl.report.lines import BINS, MOST_LINES, POINTS, across, band, histogram, line, step_bins
 from a2tgpo_trl.report.rollouts import choose_groups, question, read_rollouts
 from a2tgpo_trl.report.summary import notes, progress, stop_reasons, tables
-from a2tgpo_trl.report.text import BLOCKS, show, sparkline
+from a2tgpo_trl.report.text import BLOCKS, WIDTH, show, sparkline
 
 
 @pytest.fixture
@@ -368,19 +368,19 @@ class TestCharts:
         turns = read_turns(folder).to_pandas()
         bonus = turns["estimator_columns"].map(lambda column: dict(column)["turn_bonus"])
         means = bonus.groupby(turns["step"]).mean()
-        chart = charts_of(folder)["own-turn-bonus"]
+        chart = charts_of(folder)["own-turn_bonus"]
         assert (chart.title, chart.section) == ("turn_bonus", "Credit")
         assert (chart.series[0].x, chart.series[0].y) == (
             means.index.tolist(),
             pytest.approx(means.tolist(), rel=1e-4),
         )
         (folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 1, "turn_bonus/mean": 7.0}]}))
-        assert charts_of(folder)["own-turn-bonus"].series[0].y == [7.0, pytest.approx(means.iloc[-1], rel=1e-4)]
+        assert charts_of(folder)["own-turn_bonus"].series[0].y == [7.0, pytest.approx(means.iloc[-1], rel=1e-4)]
         assert not [key for key in charts_of(synthetic.write_run(tmp_path / "other")) if key.startswith("own-")]
 
     def test_own_columns_of_completions_tables(self, tmp_path):
         completions(tmp_path, 1, [row | {"turn_bonus": [0.5, None]} for row in plain_rows()])
-        assert charts_of(tmp_path)["own-turn-bonus"].series[0].y == [0.5]
+        assert charts_of(tmp_path)["own-turn_bonus"].series[0].y == [0.5]
         assert set(read(tmp_path)[1][0].rewards["name"]) == {"exact", "format"}
 
 
@@ -546,7 +546,7 @@ class TestTerminal:
 
     def test_a_curve_in_one_line(self):
         series = Series(0, "", list(range(100)), [float(x) for x in range(100)])
-        assert (len(sparkline(series)), sparkline(series)[0], sparkline(series)[-1]) == (24, BLOCKS[0], BLOCKS[-1])
+        assert (len(sparkline(series)), sparkline(series)[0], sparkline(series)[-1]) == (WIDTH, BLOCKS[0], BLOCKS[-1])
         assert sparkline(Series(0, "", [1, 2], [3.0, 3.0])) == BLOCKS[0] * 2
 
     def test_control_characters_do_not_reach_it(self):

@@ -44,7 +44,7 @@ class Chart:
     A chart.
 
     Attributes:
-        key (`str`): Short name of letters, digits and dashes; a plot's file is called by it.
+        key (`str`): Short name that can be part of a file name: a plot's file is called by it.
         section (`str`): One of `SECTIONS`.
         title (`str`): What it shows.
         what (`str`): How to read it, in a sentence.

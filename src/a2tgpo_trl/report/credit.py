@@ -73,14 +73,14 @@ class Rollout:
     Attributes:
         question (`str`): The line of the prompt that tells it from others.
         prompt (`str`): All of it.
-        group (`dict[str, str]`): What its group shares: true answer and place in the run.
+        shared (`dict[str, str]`): What all rollouts of its group share: true answer and place in the run.
         facts (`dict[str, str]`): Its number in the group, its reward, and why it ended, as far as they are known.
         turns (`list[Turn]`): Its turns.
     """
 
     question: str
     prompt: str
-    group: dict[str, str]
+    shared: dict[str, str]
     facts: dict[str, str]
     turns: list[Turn]
 
@@ -96,7 +96,7 @@ def shown_rollout(turns: Sequence[dict[str, Any]], question: str) -> Rollout:
     first = turns[0]
     place = ", ".join(f"{name} {first[name]}" for name in ("step", "batch", "group") if first.get(name) is not None)
     rewards = [f"{name} {compact(value)}" for name, value in dict(first.get("rewards") or {}).items()]
-    group = {"true answer": first.get("answer"), "place": place}
+    shared = {"true answer": first.get("answer"), "place": place}
     facts = {
         "rollout": first.get("generation"),
         "reward": " · ".join([compact(first.get("reward")), *rewards]),
@@ -108,7 +108,7 @@ def shown_rollout(turns: Sequence[dict[str, Any]], question: str) -> Rollout:
     return Rollout(
         question,
         first["prompt"] or "",
-        *({name: str(value) for name, value in said.items() if value not in (None, "")} for said in (group, facts)),
+        *({name: str(value) for name, value in said.items() if value not in (None, "")} for said in (shared, facts)),
         [
             _turn(turn, answered and turn is turns[-1], {name: credit[name] for name in credit if name in known})
             for turn, credit in zip(turns, credits, strict=True)

@@ -70,7 +70,7 @@ def own_curves(measures: Sequence[Measures]) -> list[Curve]:
 
     def curve(name: str) -> Curve:
         what = "A column of the advantage estimator: the mean over the turns that have a value."
-        key = f"own-{re.sub(r'[^a-zA-Z0-9]+', '-', name)}"
+        key = re.sub(r"\W+", "-", f"own-{name}")
         logged = {f"{re.escape(name)}/mean": ALL_TURNS}
         return Curve(key, "Credit", name, what, name, logged, lambda measured: _own(measured, name))
 

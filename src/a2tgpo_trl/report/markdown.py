@@ -16,7 +16,7 @@ def as_markdown(rollout: Rollout) -> str:
     Returns:
         `str`: Markdown.
     """
-    facts = rollout.group | rollout.facts
+    facts = rollout.shared | rollout.facts
     texts = [part.strip() for turn in rollout.turns for part in (turn.text, turn.observation or "") if part.strip()]
     text = plain("\n".join(texts))
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -102,9 +101,9 @@ def _texts(part: Sequence[Rollout]) -> dict[str, Any]:
         "rollouts": [
             {
                 "prompt": prompts[rollout.prompt],
-                "shared": rollout.group,
+                "shared": rollout.shared,
                 "facts": rollout.facts,
-                "turns": [asdict(turn) for turn in rollout.turns],
+                "turns": rollout.turns,
             }
             for rollout in part
         ],
@@ -128,7 +127,9 @@ def _overview(
         "part": PART,
         "scale": scale,
         "scale_ends": [fixed(-scale), fixed(scale, sign="+")],
-        "telling": max(places, key=lambda i: telling(index["batch"][i], index["advantages"][i]), default=None),
+        "telling": max(
+            reversed(places), key=lambda i: telling(index["batch"][i], index["advantages"][i]), default=None
+        ),
         "progress": ["Steps", *PROGRESS],
         "sections": SECTIONS,
         "charts": [_chart(chart, names) for chart in charts],
@@ -141,7 +142,7 @@ def _overview(
                 "shown": index["run"].count(number),
                 "notes": notes(run, measured),
                 "progress": progress(run, measured),
-                "tables": [asdict(table) for table in tables(measured)],
+                "tables": tables(measured),
             }
             for number, (run, measured) in enumerate(zip(runs, measures, strict=True))
         ],
@@ -150,8 +151,8 @@ def _overview(
 
 def _chart(chart: Chart, names: Sequence[str]) -> dict[str, Any]:
     pairs = zip(chart.series, looks(chart, names), strict=True)
-    series = [asdict(series) | asdict(look) for series, look in pairs]
-    return asdict(chart) | {"series": series, "is_from_zero": chart.is_from_zero}
+    series = [vars(series) | vars(look) for series, look in pairs]
+    return vars(chart) | {"series": series, "is_from_zero": chart.is_from_zero}
 
 
 def credit_scale(measures: Sequence[Measures]) -> float:
@@ -161,7 +162,7 @@ def credit_scale(measures: Sequence[Measures]) -> float:
 
 
 def _data(name: str, content: Any) -> str:
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=vars)
     packed = base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), compresslevel=6, mtime=0)).decode()
     return f'<script type="text/plain" id="data-{name}">{packed}</script>\n'
 

@@ -45,7 +45,7 @@ def draw_credit(turns: Sequence[dict[str, Any]], file: Path) -> None:
         axes[2].set_xticks(range(len(labels)), [f"turn {k}\n{label}" for k, label in enumerate(labels)], fontsize=8)
         axes[2].set_xlim(-0.6, len(labels) - 0.4)
         asked = textwrap.shorten(plain(rollout.question), 105, placeholder=" …")
-        title = f"{asked}\nTrue answer: {plain(rollout.group.get('true answer', MISSING))}"
+        title = f"{asked}\nTrue answer: {plain(rollout.shared.get('true answer', MISSING))}"
         axes[0].figure.suptitle(title, x=0.01, ha="left", fontsize=10)
 
 

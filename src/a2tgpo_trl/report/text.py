@@ -88,7 +88,7 @@ def _best_and_worst(run: Run, measures: Measures) -> Iterable[tuple[str, Rollout
 def _show_rollout(title: str, rollout: Rollout, console: Console) -> None:
     console.print()
     console.print(_text(f"{title}: {rollout.question}", "bold"))
-    console.print(_text(", ".join(f"{name} {value}" for name, value in (rollout.group | rollout.facts).items())))
+    console.print(_text(", ".join(f"{name} {value}" for name, value in (rollout.shared | rollout.facts).items())))
     for k, turn in enumerate(rollout.turns):
         head = " · ".join(filter(None, (f"Turn {k}  {turn.credit['advantage']}", turn.kind)))
         console.print(_text(head, f"bold {_style(turn)}"))
