@@ -18,7 +18,7 @@ import synthetic
 from a2tgpo_trl.cli.main import main
 from a2tgpo_trl.plain import plain
 from a2tgpo_trl.records import FOLDER, SCHEMA, RecordStore, read_turns
-from a2tgpo_trl.report import Measures, Series, make_charts, read_runs, write_page
+from a2tgpo_trl.report import Measures, Series, make_charts, plots, read_runs, write_page
 from a2tgpo_trl.report.charts import looks, seed_groups
 from a2tgpo_trl.report.completions import split_completion
 from a2tgpo_trl.report.formats import compact, fixed, percent, seconds, signed
@@ -533,6 +533,16 @@ class TestTerminal:
         assert "reward 1.1 · exact_match 1 · format 0.1" in text
         assert "[/" not in text
 
+    def test_equal_rewards_have_neither_best_nor_worst(self, tmp_path):
+        folder = synthetic.write_run(tmp_path / "run", rollouts=32)
+        rows = [row | {"reward": 1.0, "rewards": dict(row["rewards"])} for row in read_turns(folder).to_pylist()]
+        for file in (folder / FOLDER).iterdir():
+            file.unlink()
+        RecordStore(folder / FOLDER, 2**30).append(rows)
+        text = self.printed(folder)
+        assert "A rollout; all have this reward: Question" in text
+        assert "Best" not in text and "Worst" not in text
+
     def test_grpo_has_dashes(self, tmp_path):
         text = self.printed(synthetic.write_run(tmp_path / "run", rollouts=32, estimator="grpo"))
         assert "the estimator measures none." in text
@@ -625,3 +635,16 @@ def test_the_example_in_the_documentation_runs(tmp_path, monkeypatch, capsys):
         exec(example, names)
     assert "| turn | advantage |" in capsys.readouterr().out
     assert {file.name for file in tmp_path.glob("*.png")} == {"credit.png", "curves.png"}
+
+
+def test_axes_of_plots(folder, tmp_path, monkeypatch):
+    """Steps are whole, and shares begin at 0."""
+    drawn = {}
+    draw = plots.draw
+    monkeypatch.setattr(
+        plots, "draw", lambda axis, chart, names: drawn.update({chart.key: axis}) or draw(axis, chart, names)
+    )
+    charts = charts_of(folder)
+    plots.write_plots([charts["reward"], charts["failures"]], ["run"], tmp_path)
+    assert all(place == int(place) for place in drawn["reward"].get_xticks())
+    assert drawn["reward"].get_ylim()[0] > 0 == drawn["failures"].get_ylim()[0]

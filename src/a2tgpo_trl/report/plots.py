@@ -117,6 +117,8 @@ def draw(axis, chart: Chart, names: Sequence[str]) -> None:
     axis.set_title(plain(title), loc="left", fontweight="bold")
     axis.set(xlabel=chart.x, ylabel=plain(chart.y))
     tidy(axis, "y" if has_bars else "both")
+    if chart.kind == "line":
+        axis.xaxis.get_major_locator().set_params(integer=True)  # there is no step between steps
     if chart.is_from_zero:
         axis.set_ylim(bottom=0, top=max(axis.get_ylim()[1], 1e-3))
     columns = min(len(chart.series), 3)

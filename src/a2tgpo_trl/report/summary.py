@@ -56,6 +56,8 @@ def ends(chart: Chart, series: Series) -> tuple[str, str]:
         return f"{mean} ({' to '.join(band)})" if band else mean
 
     def written(value: float) -> str:
+        if chart.y == "seconds":
+            return seconds(value)
         return percent(value) if chart.y.startswith("share") else compact(value, digits=3)
 
     return end(0), end(-1)

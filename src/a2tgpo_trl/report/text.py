@@ -80,7 +80,8 @@ def _best_and_worst(run: Run, measures: Measures) -> Iterable[tuple[str, Rollout
     places = [tuple(int(row[name]) for name in ROLLOUT) for row in (best, worst)]
     rollouts = read_rollouts(run, {place[:2] for place in places})
     found = {place: one for turns, one in rollouts if (place := tuple(turns[0][name] for name in ROLLOUT)) in places}
-    for title, place in zip(("Best rollout", "Worst rollout"), places, strict=True):
+    titles = ("Best rollout", "Worst rollout") if places[0] != places[1] else ("A rollout; all have this reward",)
+    for title, place in zip(titles, places, strict=False):
         if place in found:  # a run that is still training may have thinned its records out
             yield title, found[place]
 

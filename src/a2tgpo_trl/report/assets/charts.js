@@ -50,7 +50,7 @@ function options(chart) {
         type: isBar ? "category" : "linear",
         title: title(chart.x),
         grid: { ...grid, display: !isBar },
-        ticks: isBar ? ticks : { ...ticks, callback: compact },
+        ticks: isBar ? ticks : { ...ticks, callback: compact, precision: chart.kind === "line" ? 0 : undefined },
         stacked: isStacked,
       },
       y: {
