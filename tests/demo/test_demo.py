@@ -15,6 +15,7 @@ from a2tgpo_trl.demo.report import format_table, learning_curve, plot_learning_c
 from a2tgpo_trl.demo.run import DemoSettings, OtherSettings, kept, run
 from a2tgpo_trl.demo.training import load_task, readable_rollout, summarize
 from a2tgpo_trl.demo.warmup import PROMPT_TEMPLATE, lazy_pattern, tokenize_trace, trace_segments
+from a2tgpo_trl.report import plots
 from a2tgpo_trl.rewards import exact_match_reward
 from a2tgpo_trl.rollout import Rollout, TagProtocol, Turn
 
@@ -109,7 +110,7 @@ def test_what_is_said_of_played_rollouts(build, rows, result_tag):
     ]
 
 
-def test_report(tmp_path):
+def test_report(tmp_path, monkeypatch):
     log = [
         {"reward": 0.25, "turns/tool_mean": 1.0, "information_gain/turn_0": 0.5, "clip_ratio/region_mean": 0.0},
         {"clip_ratio/region_mean": 0.2},
@@ -119,7 +120,16 @@ def test_report(tmp_path):
     assert [point["clipped"] for point in curve] == [0.1, 0.1]
     before = {m: {"exact_match": 0.1, "searches": 1.0, "gains": [0.5]} for m in ("greedy", "sampled")}
     after = {m: {"exact_match": 0.9, "searches": 2.0, "gains": [0.5, 5.0]} for m in ("greedy", "sampled")}
+    drawn = []
+    draw = plots.draw
+    monkeypatch.setattr(
+        plots, "draw", lambda axis, chart, *a, **kw: drawn.append(chart) or draw(axis, chart, *a, **kw)
+    )
     plot_learning_curve(curve, before, after, tmp_path / "curve.png")
+    lines = {(chart.title, one.name): (one.x, one.y) for chart in drawn for one in chart.series}
+    assert lines["Exact match", "training, sampled"] == ([1, 2], [0.25, 0.75])
+    assert lines["Searches", "held out, greedy"] == ([0.5, 2.5], [1.0, 2.0])
+    assert lines["Mean information gain", "search 1"] == ([1, 2], [0.5, 0.7])
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     rows = [line.split() for line in format_table(before, after).splitlines()]
     assert ["exact", "match,", "greedy", "0.10", "0.90", "+0.80"] in rows
@@ -128,8 +138,9 @@ def test_report(tmp_path):
     page = (tmp_path / "rollouts.md").read_text()
     assert "<search>Lyon</search>\n<result>Lyon is in France.</result>\n<answer>Paris</answer>" in page
     # 1 - 0.9 · 0.03 and 1 + 0.9 · 0.04
-    assert "| 1 | +0.50 | -1.00 | +0.25 | [0.9730, 1.0360] |" in page
-    assert "| 2 | – | – | +0.50 | [0.9700, 1.0400] |" in page
+    assert "| turn | advantage | gain | normalised | clip range | clip scale |" in page
+    assert "| 0 | +0.25 | +0.50 | −1.00 | 0.9730 – 1.0360 | ×0.90 |" in page
+    assert "| 1 | +0.50 | – | – | 0.9700 – 1.0400 | ×1.00 |" in page
 
 
 def test_what_was_made_is_kept(tmp_path):

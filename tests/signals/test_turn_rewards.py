@@ -194,9 +194,7 @@ def text_before(turns, k):
 def test_a_model_reads_each_turn_where_it_ends(build, cls, num_labels):
     judge = ProcessRewardModel(model(cls, num_labels=num_labels), tiny.tokenizer(), batch_size=3)
     trainer = build(advantage_estimator="mt_grpo", turn_reward_funcs=[judge], per_device_eval_batch_size=4)
-    (rollout,) = [rollout for rollout in trainer.play([{"prompt": QUESTION, "answer": "Paris"}], num_generations=4)][
-        2:3
-    ]
+    (rollout,) = list(trainer.play([{"prompt": QUESTION, "answer": "Paris"}], num_generations=4))[2:3]
     tokenizer = tiny.tokenizer()
     for k, turn in enumerate(rollout.turns):
         pieces = text_before(rollout.turns, k)
