@@ -111,38 +111,12 @@ def format_table(before: dict, after: dict) -> str:
     return "\n".join(lines)
 
 
-def format_rollout(rollout: dict, epsilon: float, epsilon_high: float) -> str:
-    """
-    One rollout as Markdown: its text turn by turn, and a table of the credit that each turn got.
-
-    Args:
-        rollout (`dict`): `prompt`, `answer`, `reward`, and `turns`: dicts with `text`, `result` (what the tool returned,
-            `None` if no call followed), `information_gain`, `normalized_gain`, `advantage` and `clip_scale`, `None` where
-            a turn has no value.
-        epsilon, epsilon_high (`float`): The clip range before it is scaled.
-
-    Returns:
-        `str`: Markdown.
-    """
-    shared = {name: rollout[name] for name in ("prompt", "answer", "reward")}
-    turns = []
-    for turn in rollout["turns"]:
-        scale = 1.0 if turn["clip_scale"] is None else turn["clip_scale"]
-        clip = {"clip_scale": scale, "clip_low": 1 - scale * epsilon, "clip_high": 1 + scale * epsilon_high}
-        observation = None if turn["result"] is None else f"<result>{turn['result']}</result>"
-        turns.append(shared | turn | clip | {"observation": observation})
-    return as_markdown(shown_rollout(turns, rollout["prompt"].strip()))
-
-
-def write_rollouts(
-    sections: Sequence[tuple[str, Sequence[dict]]], epsilon: float, epsilon_high: float, path: Path
-) -> None:
+def write_rollouts(sections: Sequence[tuple[str, Sequence[list[dict]]]], path: Path) -> None:
     """
     Write a page of rollouts.
 
     Args:
-        sections (`Sequence`): Heading and rollouts (see [`format_rollout`]) of each section.
-        epsilon, epsilon_high (`float`): The clip range before it is scaled.
+        sections (`Sequence`): Heading and rollouts, each as its turn records, of each section.
         path (`Path`): Markdown file to write.
     """
     parts = [
@@ -153,5 +127,5 @@ def write_rollouts(
     ]
     for heading, rollouts in sections:
         parts.append(f"## {heading}")
-        parts += [format_rollout(rollout, epsilon, epsilon_high) for rollout in rollouts]
+        parts += [as_markdown(shown_rollout(turns, turns[0]["prompt"].strip())) for turns in rollouts]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
