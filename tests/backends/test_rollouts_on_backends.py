@@ -133,11 +133,11 @@ def test_turns_that_continuous_batching_cannot_write_are_an_error(by_chance, too
         trainer.play(rows)
 
 
-@needs_vllm
-def test_gains_are_those_of_the_transformers_backend(by_chance):
-    options = {"advantage_estimator": "a2tgpo"}
+@pytest.mark.parametrize("backend", OTHERS)
+def test_gains_are_those_of_the_transformers_backend(by_chance, backend):
+    options = {"advantage_estimator": "a2tgpo", "per_device_eval_batch_size": 24}
     theirs = by_chance("transformers", **options).play(chance.rows(), greedy=True, num_generations=2)
-    trainer = by_chance("vllm", **options)
+    trainer = by_chance(backend, **options)
     assert trainer.signals["beliefs"]._shares_forward()
     ours = trainer.play(chance.rows(), greedy=True, num_generations=2)
     assert [rollout.completion for rollout in ours] == [rollout.completion for rollout in theirs]

@@ -27,7 +27,7 @@ QUESTION = {
 }
 
 
-def made(gains, reward=1.0):
+def one_search(gains, reward=1.0):
     """A rollout of one search, whose turns have these gains."""
     credit = [
         {"information_gain": gain, "normalized_gain": gain and -1.0, "advantage": 0.25 * (k + 1), "clip_scale": scale}
@@ -44,7 +44,7 @@ def made(gains, reward=1.0):
     return Rollout([], turns, prompt=prompt, answer="Paris", rewards=rewards, reward=reward)
 
 
-PLAYED = made([0.5, None])
+PLAYED = one_search([0.5, None])
 
 
 def test_held_out_countries_are_never_trained_on():
@@ -85,9 +85,9 @@ def test_record_of_a_rollout():
 
 
 def test_summary():
-    unscored = made([None, 4.0])  # turn 0 is absent, and turn 1 stays turn 1
+    unscored = one_search([None, 4.0])  # turn 0 is absent, and turn 1 stays turn 1
     assert summarize([PLAYED, unscored])["gains"] == [0.5, 4.0]
-    wrong = made([1.5, 2.0], reward=0.0)
+    wrong = one_search([1.5, 2.0], reward=0.0)
     summary = summarize([PLAYED, wrong])
     assert (summary["exact_match"], summary["searches"], summary["gains"]) == (0.5, 1.0, [1.0, 2.0])
     lazy = Rollout([], PLAYED.turns[1:], rewards={"exact_match_reward": 0.0})
