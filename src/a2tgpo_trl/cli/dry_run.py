@@ -1,24 +1,16 @@
 """What `a2tgpo train --dry_run` shows."""
 
 import dataclasses
-from collections.abc import Collection
 from enum import Enum
 from typing import Any
 
 import yaml
 
 from ..integrations.plain import plain
-from ..rollout import Rollout
+from ..records.rows import turn_rows
+from ..report import as_markdown, shown_rollout
 from ..trainer import A2TGPOTrainer
 from .memory import Part, estimate, peak
-
-COLUMNS = {
-    "information_gain": "gain",
-    "normalized_gain": "normalised",
-    "advantage": "advantage",
-    "clip_scale": "clip",
-}
-"""Of the credit of turns, what is shown, and its title."""
 
 DERIVED = ("generation_batch_size",)
 """Options that TRL computes from others, and takes from nobody beside these."""
@@ -42,36 +34,18 @@ def show(trainer: A2TGPOTrainer, options: dict[str, Any]) -> None:
     first, *others = trainer.play([row], num_generations=trainer.num_generations)
     if not trainer.accelerator.is_main_process:
         return
+    turns = turn_rows([first], 0, trainer.num_generations, trainer._tokenizer.batch_decode)
     prompt = trainer._tokenize_prompts([row["prompt"]])[0][0]
     sections = {
         "Options, and what differs from the defaults of the trainer and the model": yaml.safe_dump(
             options, allow_unicode=True, sort_keys=False
         ),
         "Prompt": trainer._tokenizer.decode(prompt),
-        f"Rollout 1 of {1 + len(others)}": _text(first.completion),
-        "Its credit, turn by turn": credit_table(first, trainer.estimator.columns),
-        "Rewards": "  ".join(f"{name} {value}" for name, value in first.rewards.items()),
+        f"Rollout 1 of {1 + len(others)}": as_markdown(shown_rollout(turns, "Turn by turn")),
         "Memory of one device, estimated": memory_table(estimate(trainer, len(prompt))),
     }
     for title, content in sections.items():
         print(f"\n{title}\n{'-' * len(title)}\n{plain(content).strip()}")
-
-
-def credit_table(rollout: Rollout, own: Collection[str] = ()) -> str:
-    """
-    Turns of a rollout, one a line.
-
-    Args:
-        rollout ([`~rollout.Rollout`]): With its credit.
-        own (`Collection[str]`): Columns of the estimator.
-    """
-    credit = [turn.credit for turn in rollout.turns]
-    shown = {name: COLUMNS.get(name, name) for name in (*COLUMNS, *own) if any(name in columns for columns in credit)}
-    lines = ["turn " + "".join(f" {title:>11}" for title in shown.values())]
-    for k, columns in enumerate(credit):
-        numbers = [columns.get(name) for name in shown]
-        lines.append(f"{k:<5}" + "".join("     -      " if v is None else f"{v:12.3f}" for v in numbers))
-    return "\n".join(lines)
 
 
 def _changed(args: Any) -> dict[str, Any]:
@@ -84,14 +58,6 @@ def _changed(args: Any) -> dict[str, Any]:
         if is_told and option.name not in DERIVED and not option.name.endswith("_token"):
             shown[option.name] = value
     return shown
-
-
-def _text(completion: str | list[dict]) -> str:
-    if isinstance(completion, str):
-        return completion
-    return "\n".join(
-        f"[{message['role']}] {message.get('content') or message.get('tool_calls')}" for message in completion
-    )
 
 
 def memory_table(parts: dict[str, Part]) -> str:

@@ -21,8 +21,11 @@ def as_markdown(rollout: Rollout) -> str:
     text = plain("\n".join(texts))
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     names = list(dict.fromkeys(name for turn in rollout.turns for name in turn.credit))
-    rows = [["turn", *names], ["---"] * (1 + len(names))]
+    rows = [["turn", *names]]
     rows += [[str(k), *(turn.credit.get(name, "") for name in names)] for k, turn in enumerate(rollout.turns)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    rows = [[_cell(text).ljust(width) for text, width in zip(row, widths, strict=True)] for row in rows]
     return "\n".join(
         [
             f"### {plain(rollout.question)}",
@@ -33,7 +36,7 @@ def as_markdown(rollout: Rollout) -> str:
             text,
             fence,
             "",
-            *(f"| {' | '.join(map(_cell, row))} |" for row in rows),
+            *(f"| {' | '.join(row)} |" for row in rows),
         ]
     )
 
