@@ -169,7 +169,7 @@ def test_dry_run_shows_and_writes_nothing(shared, tmp_path, capsys):
     options, prompt, rollout, memory = shown_by_dry_run(capsys).values()
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
     assert "Question: What is" in prompt and "<search>query</search>" in prompt and "<answer>…</answer>" in prompt
-    assert "exact_match_reward" in rollout and "| turn | advantage |" in rollout and "| gain " in rollout
+    assert "exact_match_reward" in rollout and "| turn | advantage " in rollout and "| clip range " in rollout
     assert "weights" in memory and "keys and values while scoring" in memory
     assert memory.splitlines()[-1].startswith("at the peak, while ")
     resolved = yaml.safe_load(options)

@@ -629,7 +629,7 @@ def test_infinite_numbers_are_left_out(folder):
 def test_the_example_in_the_documentation_runs(tmp_path, monkeypatch, capsys):
     synthetic.write_run(tmp_path / "outputs" / "run")
     monkeypatch.chdir(tmp_path)
-    text = (Path(__file__).parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
     names = {}
     for example in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(example, names)

@@ -56,7 +56,11 @@ def test_every_medium_writes_the_same(tmp_path):
         assert shown.credit["turn_bonus"] == signed(dict(record["estimator_columns"])["turn_bonus"])
         assert shown.credit["clip range"] == f"{record['clip_low']:.4f} – {record['clip_high']:.4f}"
         assert [call.seconds for call in shown.calls] == [seconds(call["seconds"]) for call in record["calls"]]
-    table = [row.strip("| ").split(" | ") for row in as_markdown(rollout).splitlines() if row.startswith("|")]
+    table = [
+        [cell.strip() for cell in row.strip("| ").split(" | ")]
+        for row in as_markdown(rollout).splitlines()
+        if row.startswith("|")
+    ]
     assert table[0] == ["turn", *rollout.turns[0].credit]
     assert table[2:] == [[str(k), *turn.credit.values()] for k, turn in enumerate(rollout.turns)]
     console = Console(file=StringIO(), width=500)
