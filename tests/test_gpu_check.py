@@ -21,7 +21,7 @@ check, parts = import_module("check"), import_module("parts")
 FIGURES = {
     "suite": ["tests", "seconds"],
     "beliefs": ["toy"],
-    "training": ["riding", "step"],
+    "training": ["shared", "step"],
     "demo": ["held_out_before", "held_out", "seconds_of_training_until_0.8"],
     "memory": ["estimated_megabytes", "seconds_of_training"],
     "history": ["random weights"],
