@@ -4,7 +4,7 @@ Question: may the old log-probabilities come from a forward of another form than
 The log-probabilities of traces of the demo by the demo's model, computed as the loss does (rows padded to the longest), and in
 other forms: more columns of padding, half as many rows, each row alone. What a form changes in the mean over a turn of 30
 tokens is noise in the turn-level ratio of the first update; it is held against the paper's clip range, 3e-3 to 4e-3. This is
-why `A2TGPOTrainer` leaves TRL's forward as it is and lets beliefs ride on it.
+why `A2TGPOTrainer` leaves TRL's forward as it is and lets beliefs share it.
 
     python benchmarks/old_logps_rounding.py
 

@@ -139,6 +139,9 @@ def measure(options: argparse.Namespace) -> dict:
     runs = {name: [] for name in trainers}
     parse = {"parse_response": call_until(options.tool_turns)}
     with replaced(trl.trainer.grpo_trainer, **parse), replaced(a2tgpo_trl.rollout.protocols.chat, **parse):
+        if options.device == "cuda":  # the first run loads kernels, and does not count
+            for trainer in trainers.values():
+                rolled_out(trainer, rows)
         for number in range(options.rounds):
             for name, trainer in trainers.items():
                 runs[name].append(rolled_out(trainer, rows))

@@ -81,7 +81,7 @@ def measured(scorer, model, rows, batch_size=2):
 def with_shared_forward(scorer, model, rows, batch_size=2, padding=3):
     """As TRL runs it: prompts padded on the left, completions on the right, in micro-batches."""
     plan = make_plan(rows, padding)
-    riding = scorer.share_forward(model, plan)
+    shared = scorer.share_forward(model, plan)
     width = max(first + len(row.context) for first, row in zip(plan.first_columns, rows, strict=True)) + 2
     for start in range(0, len(rows), batch_size):
         ids, mask = [], []
@@ -92,8 +92,8 @@ def with_shared_forward(scorer, model, rows, batch_size=2, padding=3):
         ids, mask = torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device)
         inputs = dict(input_ids=ids, attention_mask=mask)
         with torch.no_grad():
-            riding(**inputs, labels=inputs["input_ids"], fused_lm_head=True)
-    return shared_beliefs(torch.cat(riding.beliefs).cpu(), plan.keys)
+            shared(**inputs, labels=inputs["input_ids"], fused_lm_head=True)
+    return shared_beliefs(torch.cat(shared.beliefs).cpu(), plan.keys)
 
 
 def agree(actual, expected, atol=1e-4):

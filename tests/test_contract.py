@@ -103,7 +103,7 @@ FACTS = {
         ("tool_mask is padded with 1", ["tool_mask_list", "padding_value=1"]),
         (
             "old log-probs are computed when an update can be off-policy or vLLM is corrected, before the reference's (our "
-            "start-up warning and the beliefs that ride on them use the same condition)",
+            "start-up warning and the beliefs that share them use the same condition)",
             [
                 "generate_every = self.args.steps_per_generation * self.num_iterations",
                 "self.args.gradient_accumulation_steps % generate_every != 0",

@@ -45,9 +45,9 @@ def same_beliefs(model, scorer, atol):
     """On every path, against one forward for each context in float64 on the CPU."""
     rows = make_rows()
     expected = naive(wide_model(model.config.model_type), rows)
-    trees, riding = measured(scorer, model, rows), with_shared_forward(scorer, model, rows)
+    trees, shared = measured(scorer, model, rows), with_shared_forward(scorer, model, rows)
     scorer.why_prefixes = "as if"
-    for actual in (trees, riding, measured(scorer, model, rows)):
+    for actual in (trees, shared, measured(scorer, model, rows)):
         agree(actual, expected, atol)
 
 
@@ -82,8 +82,8 @@ def test_flex_attention_compiles(heads, kv_heads, size, dtype, cuda):
     assert why_no_flex(config, dtype, cuda) is None
 
 
-# Beliefs that ride on the old log-probabilities, and those that take forwards of their own
-UPDATES = {"riding": {}, "trees": dict(per_device_train_batch_size=4, steps_per_generation=1)}
+# Beliefs that share the forward of the old log-probabilities, and those that take forwards of their own
+UPDATES = {"shared": {}, "trees": dict(per_device_train_batch_size=4, steps_per_generation=1)}
 
 
 def untimed(trainer):

@@ -21,7 +21,7 @@ check, parts = import_module("check"), import_module("parts")
 FIGURES = {
     "suite": ["tests", "seconds"],
     "beliefs": ["toy"],
-    "training": ["riding", "step"],
+    "training": ["shared", "step"],
     "demo": ["held_out_before", "held_out", "seconds_of_training_until_0.8"],
     "memory": ["estimated_megabytes", "seconds_of_training"],
     "history": ["random weights"],
@@ -86,6 +86,29 @@ def test_a_part_is_ended_at_its_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["-c", "import time; time.sleep(60)"])
     check.run("memory", options(tmp_path), limit=0.2)
     assert json.loads((tmp_path / "memory.json").read_text())["error"] == ["ended after 0 seconds"]
+
+
+STUCK = f"""
+import sys, time, types
+sys.path[:0] = [{str(ROOT / "benchmarks" / "gpu")!r}]
+import check
+
+def stuck(options):
+    yield "first", 1
+    time.sleep(60)
+
+sys.modules["parts"], check.described = types.SimpleNamespace(history=stuck), lambda options: {{}}
+check.main()
+"""
+
+
+def test_a_part_that_is_stuck_says_where(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["-c", STUCK, "--device", "cpu", "--output-dir", str(tmp_path)])
+    check.run("history", options(tmp_path), limit=5)
+    written = json.loads((tmp_path / "history.json").read_text())
+    assert written["first"] == 1 and written["error"][-1] == "ended after 5 seconds"
+    assert "in stuck" in written["error"][0] and not any(str(ROOT) in line for line in written["error"])
+    assert [path.name for path in tmp_path.iterdir()] == ["history.json"]
 
 
 def test_what_is_not_started_says_why(tmp_path):

@@ -218,18 +218,18 @@ def test_beliefs_share_forward_on_the_old_log_probabilities(score, monkeypatch):
     grpo, _ = score(advantage_estimator="grpo")
     theirs = sizes.copy()
     sizes.clear()
-    riding, trainer = score()
+    shared, trainer = score()
     assert sizes[::2] == theirs and len(theirs) == 2
     longest_probe = len(trainer._tokenizer("<answer>Paris")["input_ids"])
     assert all(rows == 2 and tokens <= 4 * longest_probe for rows, tokens in sizes[1::2])
-    assert torch.equal(riding["old_per_token_logps"], grpo["old_per_token_logps"])
+    assert torch.equal(shared["old_per_token_logps"], grpo["old_per_token_logps"])
     sizes.clear()
     alone, _ = score(gradient_accumulation_steps=2)
     assert "old_per_token_logps" not in alone and len(sizes) == 1 and sizes[0][0] == 1
     torch.testing.assert_close(
-        riding["information_gain"], alone["information_gain"], atol=1e-4, rtol=0, equal_nan=True
+        shared["information_gain"], alone["information_gain"], atol=1e-4, rtol=0, equal_nan=True
     )
-    torch.testing.assert_close(riding["advantages"], alone["advantages"], atol=1e-3, rtol=0)
+    torch.testing.assert_close(shared["advantages"], alone["advantages"], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -278,9 +278,9 @@ def test_beliefs_share_forward_on_the_rollouts_of_a_rollout_func(build, rows):
         trainer.model.train()
         return trainer._generate_and_score_completions([dict(row) for row in rows[:4]])["information_gain"]
 
-    riding, alone = gains(), gains(gradient_accumulation_steps=2)
-    assert (~riding.isnan()).sum(1).tolist() == [1] * 4
-    torch.testing.assert_close(riding, alone, atol=1e-4, rtol=0, equal_nan=True)
+    shared, alone = gains(), gains(gradient_accumulation_steps=2)
+    assert (~shared.isnan()).sum(1).tolist() == [1] * 4
+    torch.testing.assert_close(shared, alone, atol=1e-4, rtol=0, equal_nan=True)
 
 
 def test_an_error_leaves_nothing_behind(build, rows, monkeypatch):
@@ -301,15 +301,15 @@ def test_a_reference_forward_carries_no_beliefs(score, monkeypatch):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_beliefs_do_not_ride_on_dropout(score, caplog, monkeypatch, dropout):
+def test_beliefs_take_forwards_of_their_own_with_dropout(score, caplog, monkeypatch, dropout):
     monkeypatch.setattr(logging.getLogger("a2tgpo_trl"), "propagate", True)
     transformers.utils.logging.warning_once.cache_clear()
-    rides, original = [], BeliefScorer.share_forward
-    monkeypatch.setattr(BeliefScorer, "share_forward", lambda *args: rides.append(1) or original(*args))
+    forwards, original = [], BeliefScorer.share_forward
+    monkeypatch.setattr(BeliefScorer, "share_forward", lambda *args: forwards.append(1) or original(*args))
     with caplog.at_level(logging.WARNING):
         batch, _ = score(peft_config=adapter(lora_dropout=dropout))
     told = any("takes forwards of its own" in r.message and "lora_dropout" in r.message for r in caplog.records)
-    assert (len(rides), told) == ((0, True) if dropout else (1, False))
+    assert (len(forwards), told) == ((0, True) if dropout else (1, False))
     plain, _ = score(gradient_accumulation_steps=2)  # LoRA begins as the model itself
     torch.testing.assert_close(batch["information_gain"], plain["information_gain"], atol=1e-4, rtol=0, equal_nan=True)
 
@@ -567,7 +567,7 @@ def with_environments(config, factory, names=None, dataset=None, **options):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("updates", [{}, dict(gradient_accumulation_steps=2)], ids=["ride", "alone"])
+@pytest.mark.parametrize("updates", [{}, dict(gradient_accumulation_steps=2)], ids=["shared", "alone"])
 @pytest.mark.parametrize("estimator", ["a2tgpo", "grpo"])
 def test_an_environment_gives_the_answer(config, monkeypatch, estimator, updates):
     tiny.Script(chat_rollouts()).install(monkeypatch)

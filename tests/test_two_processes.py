@@ -7,6 +7,7 @@ import torch
 
 import tiny
 from a2tgpo_trl.cli.main import main
+from a2tgpo_trl.credit import ESTIMATORS
 from launching import launch
 
 WORKER = Path(__file__).with_name("two_processes_worker.py")
@@ -29,7 +30,8 @@ def test_two_processes_against_one(tmp_path):
     # which make the same number of forwards
     assert alone["forwards"] == [4, 6] and [part["forwards"] for part in pair] == [[2, 6], [2, 6]]
     gains = ("information_gain", "information_gain_by_trees", "information_gain_by_prefixes")
-    for key in ("advantages", *gains, "clip_scale"):
+    methods = [f"advantages of {name}" for name in ESTIMATORS]
+    for key in ("advantages", *methods, *gains, "clip_scale"):
         together = [row for part in pair for row in part[key]]
         for left, right in zip(alone[key], together, strict=True):
             width = min(len(left), len(right))

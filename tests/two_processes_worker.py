@@ -10,6 +10,7 @@ from trl import GRPOTrainer
 
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.credit import ESTIMATORS
 from a2tgpo_trl.functional import turn_ids
 from a2tgpo_trl.rollout.generation.backends import TransformersBackend
 from a2tgpo_trl.signals.beliefs import BeliefScorer
@@ -58,10 +59,12 @@ def main(folder: Path) -> None:
     alone, forwards = score_in_forwards_of_their_own(trainer, [dict(row) for row in rows[:share]])
     trainer.train()
     outcome = build(rows, **options, advantage_estimator="grpo", skip_empty_updates=True)
+    others = {name: by_method(name, rows, share, options) for name in ESTIMATORS}
     torch.save(
         {
             "outcome": outcome._generate_and_score_completions([dict(row) for row in rows[:share]])["advantages"],
             "advantages": list(batch["advantages"]),
+            **{f"advantages of {name}": list(advantages) for name, advantages in others.items()},
             "clip_scale": list(batch["clip_scale"]),
             "information_gain": list(batch["information_gain"]),
             "local_turns": int(turn_ids(batch["completion_mask"], batch["tool_mask"]).max()) + 1,
@@ -82,6 +85,21 @@ def main(folder: Path) -> None:
     )
 
 
+def by_method(name, rows, share, options):
+    """Advantages of another method, of tokens; with turn rewards where it reads them."""
+    reads = (*ESTIMATORS[name].signals, *ESTIMATORS[name].optional_signals)
+    trainer = build(
+        rows, **options, advantage_estimator=name, functions=[lengths] if "turn_rewards" in reads else None
+    )
+    batch = trainer._generate_and_score_completions([dict(row) for row in rows[:share]])
+    advantages = batch["advantages"]
+    return advantages if advantages.dim() == 2 else advantages.unsqueeze(1).where(batch["turn_ids"] >= 0, 0.0)
+
+
+def lengths(turns, **columns):
+    return [[len(turn.ids) / 10 if k != 1 else None for k, turn in enumerate(own)] for own in turns]
+
+
 def skipped_shards(trainer, rank):
     """Which gradients are dropped where each process has a shard of its own, as with FSDP."""
     shards = ([0.0, 0.0], [0.0, 1.0], [torch.nan, 1.0], [1.0, -torch.inf], [1.0, 1.0])
@@ -94,9 +112,10 @@ def skipped_shards(trainer, rank):
     return skipped
 
 
-def build(rows, **options):
+def build(rows, functions=None, **options):
     args, dataset = A2TGPOConfig(**options), Dataset.from_list(rows)
-    trainer = A2TGPOTrainer(tiny.model(), correct, args, dataset, processing_class=tiny.tokenizer(), tools=[search])
+    given = dict(processing_class=tiny.tokenizer(), tools=[search], turn_reward_funcs=functions)
+    trainer = A2TGPOTrainer(tiny.model(), correct, args, dataset, **given)
     trainer.model.train()
     return trainer
 

@@ -2,14 +2,16 @@
 Everything that is to be seen on one GPU, in order of worth: run by check.sh.
 
 Each part is a process of its own with a limit of its own, writes NAME.json into the folder for results, what it has measured and
-if it failed the end of its traceback, and is skipped when NAME.json is there.
+if it failed the end of its traceback or where it stood at its limit, and is skipped when NAME.json is there.
 """
 
 import argparse
+import faulthandler
 import functools
 import hashlib
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -23,14 +25,16 @@ LIMITS = {
     "beliefs": 120,
     "training": 120,
     "demo": 300,
-    "memory": 110,
-    "scaling": 60,
-    "history": 100,
+    "memory": 300,
+    "scaling": 100,
+    "history": 120,
 }
 """Most seconds of each part, in the order in which they run."""
 NEEDS_MODEL = {"demo"}
 ENOUGH_TO_START = 25
 """Seconds: a part imports for some ten of them."""
+BEFORE_THE_END = 2
+"""Seconds before its limit at which a part writes where it stands."""
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -84,14 +88,15 @@ def run(name: str, options: argparse.Namespace, limit: float) -> None:
     """Run a part in a process that is ended at its limit; what it had measured by then is kept."""
     print(f"\n=== {name}, {limit:.0f} s at most", flush=True)
     start = time.monotonic()
-    partial = options.output_dir / f"{name}.partial"
+    partial, stack = (options.output_dir / f"{name}.{kind}" for kind in ("partial", "stack"))
     partial.unlink(missing_ok=True)
     command = [sys.executable, *sys.argv]
     try:
         status = subprocess.run([*command, "--in-process", name, "--seconds", str(limit)], timeout=limit).returncode
         error = [f"the process ended with status {status}"] if status else None
     except subprocess.TimeoutExpired:
-        error = [f"ended after {limit:.0f} seconds"]
+        error = [*main_thread(stack), f"ended after {limit:.0f} seconds"]
+    stack.unlink(missing_ok=True)
     content = json.loads(partial.read_text()) if partial.is_file() else {"part": name}
     if error:
         content.setdefault("error", error)
@@ -100,11 +105,25 @@ def run(name: str, options: argparse.Namespace, limit: float) -> None:
     partial.rename(options.output_dir / f"{name}.json")
 
 
+def main_thread(stack: Path) -> list[str]:
+    """Where a part's main thread stood shortly before its limit, the most recent call first."""
+    if not stack.is_file():
+        return []
+    return without_folders(stack.read_text().rpartition("Thread ")[2].splitlines()[1:26])
+
+
+def without_folders(lines: list[str]) -> list[str]:
+    """Of a traceback, which names neither this machine's checkout nor where its packages are."""
+    return [re.sub(r'"[^"]*/site-packages/', '"', line.replace(f"{ROOT}/", "")) for line in lines]
+
+
 def run_here(name: str, options: argparse.Namespace) -> None:
     """Run a part, and write after each of its figures."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     partial = options.output_dir / f"{name}.partial"
     content = {"part": name, "toy": options.toy}
+    stack = (options.output_dir / f"{name}.stack").open("w")
+    faulthandler.dump_traceback_later(max(options.seconds - BEFORE_THE_END, 0.1), file=stack)
 
     def write(**figures) -> None:
         content.update(figures)
@@ -119,7 +138,10 @@ def run_here(name: str, options: argparse.Namespace) -> None:
             print(f"{figure}: {json.dumps(value)}", flush=True)
     except Exception:
         traceback.print_exc()
-        write(error=traceback.format_exc().splitlines()[-25:])
+        write(error=without_folders(traceback.format_exc().splitlines()[-25:]))
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        stack.close()
 
 
 def described(options: argparse.Namespace) -> dict:

@@ -11,8 +11,8 @@ from pathlib import Path
 import belief_scoring
 import loss_cost
 import pytest
-import riding_probes
 import rollout_history
+import shared_forward
 import step_cost
 import torch
 from check import GGUF, ROOT, find_gguf
@@ -73,9 +73,9 @@ def beliefs(options: argparse.Namespace) -> Figures:
 
 
 def training(options: argparse.Namespace) -> Figures:
-    """Beliefs that ride, and a whole step."""
+    """Beliefs that share a forward, and a whole step."""
     size = "--rows 1 --tokens 300 --long 400 --rounds 1" if options.toy else "--rows 8 --rounds 10"
-    yield "riding", measured(riding_probes, options, f"--bf16 --random {size}")
+    yield "shared", measured(shared_forward, options, f"--bf16 --random {size}")
     yield "step", measured(step_cost, options, f"--random --rounds {1 if options.toy else 4}")
 
 

@@ -278,7 +278,6 @@ class A2TGPOTrainer(GRPOTrainer):
         logs = {"prompt": [], "completion": [], "images": [], "advantages": deque()}
         logs |= {"rewards": defaultdict(list), "extra": defaultdict(list)}
         played, is_training = [], self.model.training
-        self.model.eval()
         try:
             with (
                 replaced(self, _logs=logs, _metrics={"eval": defaultdict(list)}, num_generations_eval=num_generations),
@@ -286,6 +285,7 @@ class A2TGPOTrainer(GRPOTrainer):
             ):
                 size = max(self.args.per_device_eval_batch_size // num_generations, 1)
                 for start in range(0, len(rows), size):
+                    self.model.eval()  # continuous batching leaves it in training mode
                     batch = self._roll_out([row for row in rows[start : start + size] for _ in range(num_generations)])
                     played += gather_object(batch.rollouts)
         finally:

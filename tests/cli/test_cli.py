@@ -21,7 +21,6 @@ from trl import ModelConfig
 
 import tiny
 from a2tgpo_trl import A2TGPOConfig
-from a2tgpo_trl.cli.dry_run import credit_table
 from a2tgpo_trl.cli.main import main
 from a2tgpo_trl.cli.memory import estimate, key_value_bytes
 from a2tgpo_trl.cli.models import find_model
@@ -167,10 +166,10 @@ def shown_by_dry_run(capsys):
 def test_dry_run_shows_and_writes_nothing(shared, tmp_path, capsys):
     command = [*TRAIN, *shared, "--output_dir", "run", "--turn_gamma", "0.9", "--dtype", "bfloat16", "--dry_run"]
     assert main(command) == 0
-    options, prompt, rollout, credit, rewards, memory = shown_by_dry_run(capsys).values()
+    options, prompt, rollout, memory = shown_by_dry_run(capsys).values()
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
     assert "Question: What is" in prompt and "<search>query</search>" in prompt and "<answer>…</answer>" in prompt
-    assert rollout and "turn         gain" in credit and rewards.startswith("exact_match_reward")
+    assert "exact_match_reward" in rollout and "| turn | advantage " in rollout and "| clip range " in rollout
     assert "weights" in memory and "keys and values while scoring" in memory
     assert memory.splitlines()[-1].startswith("at the peak, while ")
     resolved = yaml.safe_load(options)
@@ -179,21 +178,6 @@ def test_dry_run_shows_and_writes_nothing(shared, tmp_path, capsys):
     (tmp_path / "resolved.yaml").write_text(options)
     assert main(["train", "--config", "resolved.yaml", "--dry_run"]) == 0
     assert yaml.safe_load(next(iter(shown_by_dry_run(capsys).values()))) == resolved
-
-
-def test_credit_of_a_played_rollout(build, rows):
-    trainer = build(per_device_eval_batch_size=4)
-    rollout = trainer.play(rows[:1], num_generations=4)[1]  # a search, then the answer
-    header, search, answer = (line.split() for line in credit_table(rollout, trainer.estimator.columns).splitlines())
-    assert header == ["turn", "gain", "normalised", "advantage", "clip"]
-    credit = [
-        rollout.turns[0].credit[name] for name in ("information_gain", "normalized_gain", "advantage", "clip_scale")
-    ]
-    assert search == ["0", *(f"{number:.3f}" for number in credit)] and credit[0] != 0
-    assert answer == ["1", "-", "-", f"{rollout.turns[1].credit['advantage']:.3f}", "1.000"]
-    (rollout, *_) = build(advantage_estimator="grpo", per_device_eval_batch_size=4).play(rows[:1], num_generations=4)
-    header, only = (line.split() for line in credit_table(rollout).splitlines())
-    assert header == ["turn", "advantage"] and float(only[1]) < 0
 
 
 STEERING = "\x1b]0;owned\x07\x1b[2J\u202e\x9b31m\r"

@@ -49,7 +49,7 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "wiki.jsonl").write_text("".join(json.dumps(passage) + "\n" for passage in passages))
     tiny.model().save_pretrained(tmp_path / "model")
     tiny.chat_tokenizer().save_pretrained(tmp_path / "model")
-    for run in ("run", "a2tgpo", "grpo"):
+    for run in ("run", "a2tgpo", "grpo", "seed-0", "seed-1"):
         synthetic.write_run(tmp_path / "outputs" / run, rollouts=32)
     served = []
     monkeypatch.setattr("a2tgpo_trl.search.HTTPSearch.retrieve", lambda self, queries: [[] for _ in queries])

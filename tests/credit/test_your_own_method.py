@@ -15,10 +15,11 @@ from transformers import HfArgumentParser
 import a2tgpo_trl
 import tiny
 from a2tgpo_trl import A2TGPOConfig
-from a2tgpo_trl.cli.dry_run import credit_table
 from a2tgpo_trl.credit import ESTIMATORS, GRPO, IGPO, Estimator, TurnCredit, estimator_of
 from a2tgpo_trl.functional import spread_turns
 from a2tgpo_trl.records import read_turns
+from a2tgpo_trl.records.rows import turn_rows
+from a2tgpo_trl.report import as_markdown, shown_rollout
 from a2tgpo_trl.rewards import format_penalty
 from conftest import QUESTION
 
@@ -101,7 +102,7 @@ def test_a_method_without_beliefs_needs_neither_answers_nor_a_fast_tokenizer(bui
     assert not any(name.startswith(("information_gain", "belief", "clip_scale")) for name in first)
 
 
-def test_its_credit_reaches_the_loss_tables_and_the_dry_run(score, rows):
+def test_its_credit_reaches_the_loss_tables_and_what_is_shown(score, rows):
     batch, trainer = score(advantage_estimator=FirstTurn)
     theirs, _ = score(advantage_estimator="grpo")
     bonus = torch.tensor([[0.5, 0.0, 0.0, 0.0]] * 4)
@@ -110,16 +111,9 @@ def test_its_credit_reaches_the_loss_tables_and_the_dry_run(score, rows):
     assert "clip_scale" not in batch and "information_gain" not in batch
     played = trainer.play(rows[:4])[2]
     assert [turn.credit["first_turn"] for turn in played.turns] == [0.5, 0.0, 0.0, 0.0]
-    table = credit_table(played, trainer.estimator.columns)
-    assert table.splitlines()[0].split() == ["turn", "advantage", "first_turn"]
-    assert table.splitlines()[1].split()[-1] == "0.500"
-    _, grpo = score(advantage_estimator="grpo")
-    assert credit_table(grpo.play(rows[:4])[2]).splitlines()[0].split() == ["turn", "advantage"]
-    _, a2tgpo = score()
-    titles = (
-        credit_table(a2tgpo.play(rows[:1], num_generations=4)[2], a2tgpo.estimator.columns).splitlines()[0].split()
-    )
-    assert titles == ["turn", "gain", "normalised", "advantage", "clip"]
+    table = as_markdown(shown_rollout(turn_rows([played], 0, 4, trainer._tokenizer.batch_decode), "A question"))
+    header, _, first, *_ = [line.split("|") for line in table.splitlines() if line.startswith("|")]
+    assert header[-2].strip() == "first_turn" and first[-2].strip() == "+0.50"
 
 
 def test_completions_table_has_its_column(build, tmp_path):

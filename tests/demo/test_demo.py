@@ -13,8 +13,9 @@ pytest.importorskip("peft")
 
 from a2tgpo_trl.demo.report import format_table, learning_curve, plot_learning_curve, write_rollouts
 from a2tgpo_trl.demo.run import DemoSettings, OtherSettings, kept, run
-from a2tgpo_trl.demo.training import load_task, readable_rollout, summarize
+from a2tgpo_trl.demo.training import load_task, summarize
 from a2tgpo_trl.demo.warmup import PROMPT_TEMPLATE, lazy_pattern, tokenize_trace, trace_segments
+from a2tgpo_trl.report import plots
 from a2tgpo_trl.rewards import exact_match_reward
 from a2tgpo_trl.rollout import Rollout, TagProtocol, Turn
 
@@ -74,15 +75,6 @@ def test_a_trace_is_what_a_rollout_would_be(score, rows, lazy):
     assert labelled == (batch["turn_ids"][0] >= 0).tolist()
 
 
-def test_record_of_a_rollout():
-    record = readable_rollout(PLAYED)
-    assert (record["answer"], record["reward"]) == ("Paris", 1.0)
-    first, second = record["turns"]
-    assert (first["text"], first["result"]) == ("<search>Lyon</search>", "Lyon is in France.")
-    assert (first["information_gain"], first["advantage"], first["clip_scale"]) == (0.5, 0.25, 0.9)
-    assert (second["text"], second["result"], second["information_gain"]) == ("<answer>Paris</answer>", None, None)
-
-
 def test_summary():
     unscored = one_search([None, 4.0])  # turn 0 is absent, and turn 1 stays turn 1
     assert summarize([PLAYED, unscored])["gains"] == [0.5, 4.0]
@@ -102,14 +94,13 @@ def test_what_is_said_of_played_rollouts(build, rows, result_tag):
     played = build(rollouts, reward=exact_match_reward, result_tag=result_tag).play(rows[:1], num_generations=4)
     summary = summarize(played)
     assert (summary["exact_match"], summary["searches"]) == (0.5, 0.5) and len(summary["gains"]) == 1
-    turns = readable_rollout(played[0])["turns"]
-    assert [(turn["text"], turn["result"]) for turn in turns] == [
+    assert [(turn.text, turn.observation) for turn in played[0].turns] == [
         ("<search>Lyon</search>", "Lyon is in France."),
         ("<answer>Paris</answer>", None),
     ]
 
 
-def test_report(tmp_path):
+def test_report(tmp_path, monkeypatch):
     log = [
         {"reward": 0.25, "turns/tool_mean": 1.0, "information_gain/turn_0": 0.5, "clip_ratio/region_mean": 0.0},
         {"clip_ratio/region_mean": 0.2},
@@ -119,17 +110,35 @@ def test_report(tmp_path):
     assert [point["clipped"] for point in curve] == [0.1, 0.1]
     before = {m: {"exact_match": 0.1, "searches": 1.0, "gains": [0.5]} for m in ("greedy", "sampled")}
     after = {m: {"exact_match": 0.9, "searches": 2.0, "gains": [0.5, 5.0]} for m in ("greedy", "sampled")}
+    drawn = []
+    draw = plots.draw
+    monkeypatch.setattr(
+        plots, "draw", lambda axis, chart, *a, **kw: drawn.append(chart) or draw(axis, chart, *a, **kw)
+    )
     plot_learning_curve(curve, before, after, tmp_path / "curve.png")
+    lines = {(chart.title, one.name): (one.x, one.y) for chart in drawn for one in chart.series}
+    assert lines["Exact match", "training, sampled"] == ([1, 2], [0.25, 0.75])
+    assert lines["Searches", "held out, greedy"] == ([0.5, 2.5], [1.0, 2.0])
+    assert lines["Mean information gain", "search 1"] == ([1, 2], [0.5, 0.7])
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     rows = [line.split() for line in format_table(before, after).splitlines()]
     assert ["exact", "match,", "greedy", "0.10", "0.90", "+0.80"] in rows
     assert ["information", "gain", "of", "search", "2,", "sampled", "–", "5.00", "–"] in rows
-    write_rollouts([("One", [readable_rollout(PLAYED)])], 0.03, 0.04, tmp_path / "rollouts.md")
+    clips = {"clip_low": 1 - 0.9 * 0.03, "clip_high": 1 + 0.9 * 0.04}
+    texts = [("<search>Lyon</search>", "\n<result>Lyon is in France.</result>\n"), ("<answer>Paris</answer>", None)]
+    turns = [
+        {"prompt": PLAYED.prompt, "answer": "Paris", "text": text, "observation": observation, **turn.credit, **clips}
+        for (text, observation), turn in zip(texts, PLAYED.turns, strict=True)
+    ]
+    write_rollouts([("One", [turns])], tmp_path / "rollouts.md")
     page = (tmp_path / "rollouts.md").read_text()
     assert "<search>Lyon</search>\n<result>Lyon is in France.</result>\n<answer>Paris</answer>" in page
-    # 1 - 0.9 · 0.03 and 1 + 0.9 · 0.04
-    assert "| 1 | +0.50 | -1.00 | +0.25 | [0.9730, 1.0360] |" in page
-    assert "| 2 | – | – | +0.50 | [0.9700, 1.0400] |" in page
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    assert table[0] == ["turn", "advantage", "gain", "normalised", "clip range", "clip scale"]
+    assert table[2:] == [
+        ["0", "+0.25", "+0.50", "−1.00", "0.9730 – 1.0360", "×0.90"],
+        ["1", "+0.50", "–", "–", "0.9730 – 1.0360", "×1.00"],
+    ]
 
 
 def test_what_was_made_is_kept(tmp_path):

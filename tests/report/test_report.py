@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import math
 import os
 import re
 from io import StringIO
@@ -17,12 +18,14 @@ import synthetic
 from a2tgpo_trl.cli.main import main
 from a2tgpo_trl.integrations.plain import plain
 from a2tgpo_trl.records import FOLDER, SCHEMA, RecordStore, read_turns
-from a2tgpo_trl.report import Measures, make_charts, read_runs, write_page
+from a2tgpo_trl.report import Measures, Series, make_charts, plots, read_runs, write_page
+from a2tgpo_trl.report.charts import looks, seed_groups
 from a2tgpo_trl.report.completions import split_completion
-from a2tgpo_trl.report.lines import BINS, MOST_LINES, POINTS, band, histogram, line, step_bins
+from a2tgpo_trl.report.formats import compact, fixed, percent, seconds, signed
+from a2tgpo_trl.report.lines import BINS, MOST_LINES, POINTS, across, band, histogram, line, step_bins
 from a2tgpo_trl.report.rollouts import choose_groups, question, read_rollouts
-from a2tgpo_trl.report.summary import by_tool, by_turn, notes, progress, stop_reasons
-from a2tgpo_trl.report.text import show
+from a2tgpo_trl.report.summary import notes, progress, stop_reasons, tables
+from a2tgpo_trl.report.text import BLOCKS, WIDTH, show, sparkline
 
 
 @pytest.fixture
@@ -134,7 +137,7 @@ class TestFolders:
         assert run.source is None
         assert "no rollouts" in run.notes[0]
         assert "reward" in charts_of(folder)
-        assert progress(run, measures, 4)[0]["reward"] == pytest.approx(run.log[0]["reward"])
+        assert progress(run, measures)["Reward"][0] == compact(run.log[0]["reward"], digits=3)
         assert write_page([run], [measures], folder / "report.html") == 0
 
     def test_a_state_that_is_being_written_is_said(self, folder):
@@ -281,7 +284,10 @@ class TestCharts:
     def test_gains_are_those_of_the_records(self, folder):
         turns = read_turns(folder).to_pandas()
         means = turns.groupby(["turn", "step"])["information_gain"].mean().dropna()
-        for series in charts_of(folder)["gain"].series:
+        whole, *by_turn = charts_of(folder)["gain"].series
+        assert whole.name == "all turns"
+        assert whole.y == pytest.approx(turns.groupby("step")["information_gain"].mean().tolist(), rel=1e-4)
+        for series in by_turn:
             turn = int(series.name.removeprefix("turn "))
             assert series.y == pytest.approx(means[turn].tolist(), rel=1e-4)
             assert series.x == means[turn].index.tolist()
@@ -333,10 +339,10 @@ class TestCharts:
         calls = [call | {"name": f"a{number}"} for number in range(9)] + [call | {"name": "z"}] * 9
         row |= {"rewards": dict(row["rewards"]), "step": 99, "batch": 99, "calls": calls}
         RecordStore(folder / FOLDER, 2**30).append([row])
-        for key in ("failures", "latency"):
+        for key, others in {"failures": {"all tools"}, "latency": set()}.items():
             names = [series.name for series in charts_of(folder)[key].series]
-            assert {"z", "other tools"} < set(names)
-            assert len(names) == MOST_LINES
+            assert {"z", "other tools", *others} < set(names)
+            assert len(names) == MOST_LINES - 1 + len(others)
 
     def test_group_sizes_are_counted_once_a_group(self, folder):
         turns = read_turns(folder).to_pandas().dropna(subset="information_gain")
@@ -356,47 +362,120 @@ class TestCharts:
         assert [series.run for series in charts["entropy"].series] == [0, 1]
         assert [charts[f"stop-reasons-{number}"].run for number in (1, 2)] == [0, 1]
 
+    def test_an_estimators_own_columns_have_curves(self, tmp_path):
+        """From the turns, and from the log as far as it goes."""
+        folder = synthetic.write_run(tmp_path / "run", estimator="bonus")
+        turns = read_turns(folder).to_pandas()
+        bonus = turns["estimator_columns"].map(lambda column: dict(column)["turn_bonus"])
+        means = bonus.groupby(turns["step"]).mean()
+        chart = charts_of(folder)["own-turn_bonus"]
+        assert (chart.title, chart.section) == ("turn_bonus", "Credit")
+        assert (chart.series[0].x, chart.series[0].y) == (
+            means.index.tolist(),
+            pytest.approx(means.tolist(), rel=1e-4),
+        )
+        (folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 1, "turn_bonus/mean": 7.0}]}))
+        assert charts_of(folder)["own-turn_bonus"].series[0].y == [7.0, pytest.approx(means.iloc[-1], rel=1e-4)]
+        assert not [key for key in charts_of(synthetic.write_run(tmp_path / "other")) if key.startswith("own-")]
+
+    def test_own_columns_of_completions_tables(self, tmp_path):
+        completions(tmp_path, 1, [row | {"turn_bonus": [0.5, None]} for row in plain_rows()])
+        assert charts_of(tmp_path)["own-turn_bonus"].series[0].y == [0.5]
+        assert set(read(tmp_path)[1][0].rewards["name"]) == {"exact", "format"}
+
+
+class TestSeeds:
+    """Runs that differ in their seed are one, with a band."""
+
+    @pytest.mark.parametrize(
+        ("names", "groups"),
+        [
+            (["seed-0", "seed-1"], {"2 seeds": [0, 1]}),
+            (["a/seed0", "b", "a/seed1"], {"a, 2 seeds": [0, 2], "b": [1]}),
+            (["x_seed=1", "y_seed=1"], {"x_seed=1": [0], "y_seed=1": [1]}),
+            (["demo/seed-0/training", "demo/seed-1/training"], {"demo/training, 2 seeds": [0, 1]}),
+        ],
+    )
+    def test_names(self, names, groups):
+        assert seed_groups(names) == groups
+
+    def test_mean_lowest_and_highest(self):
+        assert across([([1, 1, 2], [0.0, 2.0, 5.0]), ([1, 2], [3.0, 7.0])]) == ([1, 2], [1, 5], [2, 6], [3, 7])
+
+    def test_charts(self, tmp_path):
+        folders = [synthetic.write_run(tmp_path / f"seed-{seed}", seed=seed) for seed in range(2)]
+        other = synthetic.write_run(tmp_path / "grpo", estimator="grpo")
+        charts = charts_of(*folders, other)
+        of_each = [charts_of(folder)["entropy"].series[0].y for folder in folders]
+        pooled, grpo = charts["entropy"].series
+        assert pooled.y == pytest.approx(np.mean(of_each, axis=0), rel=1e-4)
+        assert (pooled.low, pooled.high) == (np.min(of_each, axis=0).tolist(), np.max(of_each, axis=0).tolist())
+        assert (pooled.run, grpo.run, grpo.low) == (0, 2, None)
+        names = ["seed-0", "seed-1", "grpo"]
+        assert [(look.label, look.color) for look in looks(charts["entropy"], names)] == [("2 seeds", 0), ("grpo", 1)]
+        sizes = [read_turns(folder).to_pandas().dropna(subset="information_gain") for folder in folders]
+        counts = pd.concat([turns.groupby(["batch", "group", "turn"]).size() for turns in sizes])
+        (series,) = charts["group-sizes"].series
+        assert dict(zip(series.x, series.y, strict=True)) == pytest.approx(
+            {size: (counts == int(size)).mean() for size in series.x}, abs=1e-5
+        )
+
+
+class TestFormats:
+    def test_numbers(self):
+        assert [fixed(-0.004), fixed(1.005, 1), fixed(None), signed(0.5), signed(-0.5), signed(0.001)] == [
+            "0.00", "1.0", "–", "+0.50", "−0.50", "0.00",
+        ]  # fmt: skip
+        assert [compact(x) for x in (10234, 12345.6, 1234.56, 0.1, -0.02, 2e6, 1e-5, 0, None, math.nan)] == [
+            "10234", "12346", "1235", "0.1", "−0.02", "2.00e+06", "1.00e−05", "0", "–", "–",
+        ]  # fmt: skip
+        assert [percent(0.5), seconds(0.2345), seconds(1e-4)] == ["50.0 %", "0.234 s", "< 0.001 s"]
+
 
 class TestSummary:
     def test_progress(self, folder):
+        (state,) = folder.glob("checkpoint-*/trainer_state.json")
+        state.unlink()
         (run,), (measures,) = read(folder)
-        rows = progress(run, measures, 2)
         turns = read_turns(folder).to_pandas()
-        first = turns[turns["step"] == 0]
-        assert [(row["first"], row["last"]) for row in rows] == [(0, 0), (8, 8)]
-        assert rows[0]["gain"] == pytest.approx(first["information_gain"].mean(), rel=1e-5)
-        assert rows[0]["reward"] == pytest.approx(first[first["turn"] == 0]["reward"].mean(), rel=1e-5)
+        ends = [turns[turns["step"] == step] for step in (0, 8)]
+        gains = tuple(compact(part["information_gain"].mean(), digits=3) for part in ends)
+        rewards = tuple(compact(part[part["turn"] == 0]["reward"].mean(), digits=3) for part in ends)
+        found = progress(run, measures)
+        assert (found["Steps"], found["Gain"], found["Reward"]) == (("0", "8"), gains, rewards)
+        assert found.keys() == {"Steps", "Reward", "Turns", "Gain", "Turn credit", "Answered", "Calls failed"}
 
-    def test_by_turn_and_tool_and_reason(self, folder):
+    def test_tables_and_stop_reasons(self, folder):
         (_,), (measures,) = read(folder)
         turns = read_turns(folder).to_pandas()
-        rows = by_turn(measures)
-        assert [row["turn"] for row in rows] == [0, 1, 2][: len(rows)]
-        assert sum(row["count"] for row in rows) == turns["information_gain"].notna().sum()
-        (tool,) = by_tool(measures)
+        by_turn, by_tool = tables(measures)
+        scored = turns.dropna(subset="information_gain").groupby("turn")["information_gain"]
+        assert [row[:3] for row in by_turn.rows] == [
+            [str(turn), str(len(gains)), signed(gains.mean())] for turn, gains in scored
+        ]
+        (tool,) = by_tool.rows
         calls = [call for calls in turns["calls"] for call in calls]
-        assert (tool["name"], tool["calls"]) == ("search", len(calls))
-        assert tool["failed"] == pytest.approx(np.mean([call["failed"] for call in calls]))
-        assert tool["median"] == pytest.approx(np.median([call["seconds"] for call in calls]), rel=1e-5)
-        assert sum(stop_reasons(measures).values()) == pytest.approx(1)
+        assert tool[:3] == ["search", str(len(calls)), percent(np.mean([call["failed"] for call in calls]))]
+        assert tool[3] == seconds(np.median([call["seconds"] for call in calls]))
+        first = turns[turns["turn"] == 0]
+        assert f"answered {percent((first['stop_reason'] == 'answered').mean())}" in stop_reasons(measures)
 
 
 class TestRollouts:
     def test_all_of_them_in_order(self, folder):
         (run,), (measures,) = read(folder)
-        rollouts = list(read_rollouts(run, 0, choose_groups(measures)))
+        rollouts = list(read_rollouts(run, choose_groups(measures)))
         assert len(rollouts) == 64
-        places = [(one.batch, one.group, one.generation) for one in rollouts]
+        places = [tuple(turns[0][name] for name in ("batch", "group", "generation")) for turns, _ in rollouts]
         assert places == sorted(places)
-        assert sum(len(one.turns) for one in rollouts) == len(measures.turns)
-        assert rollouts[0].question.startswith("Question: What is the capital")
-        assert rollouts[0].rewards.keys() == {"exact_match", "format"}
+        assert sum(len(one.turns) for _, one in rollouts) == len(measures.turns)
+        assert rollouts[0][1].question.startswith("Question: What is the capital")
 
     def test_a_limit_takes_whole_groups_from_all_of_the_run(self, folder):
         (run,), (measures,) = read(folder)
-        rollouts = list(read_rollouts(run, 0, choose_groups(measures, 17)))
+        rollouts = list(read_rollouts(run, choose_groups(measures, 17)))
         assert len(rollouts) == 16
-        assert {one.batch for one in rollouts} == {0, 1}
+        assert {turns[0]["batch"] for turns, _ in rollouts} == {0, 1}
         assert len(choose_groups(measures, 1)) == 1
 
     def test_question(self):
@@ -451,8 +530,18 @@ class TestTerminal:
             "Worst",
         ):
             assert part in text
-        assert "reward 1.10" in text
+        assert "reward 1.1 · exact_match 1 · format 0.1" in text
         assert "[/" not in text
+
+    def test_equal_rewards_have_neither_best_nor_worst(self, tmp_path):
+        folder = synthetic.write_run(tmp_path / "run", rollouts=32)
+        rows = [row | {"reward": 1.0, "rewards": dict(row["rewards"])} for row in read_turns(folder).to_pylist()]
+        for file in (folder / FOLDER).iterdir():
+            file.unlink()
+        RecordStore(folder / FOLDER, 2**30).append(rows)
+        text = self.printed(folder)
+        assert "A rollout; all have this reward: Question" in text
+        assert "Best" not in text and "Worst" not in text
 
     def test_grpo_has_dashes(self, tmp_path):
         text = self.printed(synthetic.write_run(tmp_path / "run", rollouts=32, estimator="grpo"))
@@ -461,8 +550,14 @@ class TestTerminal:
 
     def test_columns_of_the_estimator(self, tmp_path):
         text = self.printed(synthetic.write_run(tmp_path / "run", rollouts=32, estimator="bonus"))
-        assert "turn_bonus" in text and "+0.25" in text
+        assert "turn_bonus +0.25" in text
+        assert re.search(r"turn_bonus, all turns +[▁-█]", text)
         assert "turn_bonus" not in self.printed(synthetic.write_run(tmp_path / "other", rollouts=32))
+
+    def test_a_curve_in_one_line(self):
+        series = Series(0, "", list(range(100)), [float(x) for x in range(100)])
+        assert (len(sparkline(series)), sparkline(series)[0], sparkline(series)[-1]) == (WIDTH, BLOCKS[0], BLOCKS[-1])
+        assert sparkline(Series(0, "", [1, 2], [3.0, 3.0])) == BLOCKS[0] * 2
 
     def test_control_characters_do_not_reach_it(self):
         assert plain("a\x1b[2Jb\u202ec\nd\te") == "a�[2Jb�c\nd\te"
@@ -529,3 +624,27 @@ def test_infinite_numbers_are_left_out(folder):
     assert main(["report", str(folder), "--output", str(folder / "report.html")]) == 0
     gradient = charts_of(folder)["gradient"]
     assert gradient.series[0].y == [1.0, 2.0]
+
+
+def test_the_example_in_the_documentation_runs(tmp_path, monkeypatch, capsys):
+    synthetic.write_run(tmp_path / "outputs" / "run")
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+    names = {}
+    for example in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(example, names)
+    assert "| turn | advantage |" in capsys.readouterr().out
+    assert {file.name for file in tmp_path.glob("*.png")} == {"credit.png", "curves.png"}
+
+
+def test_axes_of_plots(folder, tmp_path, monkeypatch):
+    """Steps are whole, and shares begin at 0."""
+    drawn = {}
+    draw = plots.draw
+    monkeypatch.setattr(
+        plots, "draw", lambda axis, chart, names: drawn.update({chart.key: axis}) or draw(axis, chart, names)
+    )
+    charts = charts_of(folder)
+    plots.write_plots([charts["reward"], charts["failures"]], ["run"], tmp_path)
+    assert all(place == int(place) for place in drawn["reward"].get_xticks())
+    assert drawn["reward"].get_ylim()[0] > 0 == drawn["failures"].get_ylim()[0]

@@ -138,7 +138,7 @@ class TestOverview:
             }"""
         )
         assert found[:2] == ["optimizer step", "gain"]
-        assert found[2][0] == "a2tgpo · turn 0"
+        assert found[2][:2] == ["a2tgpo · all turns", "a2tgpo · turn 0"]
         box = page.locator("#chart-gain canvas").bounding_box()
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 3)
         page.wait_for_function(
@@ -279,8 +279,9 @@ class TestRollouts:
     def test_a_click_shows_the_rollout(self, open_page, two_runs):
         file, (turns, _) = two_runs
         page = open_page(file, "#/rollouts?run=0&sort=oldest")
-        page.click(".row >> nth=0")
-        page.wait_for_selector("#detail article")
+        page.evaluate("byId('list').scrollTop = 0")  # from the one that is shown at first
+        page.click("[aria-posinset='1']")
+        page.wait_for_function("() => detail === 'rollouts/0'")
         rows = turns[(turns["batch"] == 0) & (turns["group"] == 0) & (turns["generation"] == 0)]
         assert page.locator("#detail article").count() == len(rows)
         shown = page.inner_text("#detail")
@@ -299,6 +300,26 @@ class TestRollouts:
             assert dict(zip(names, values, strict=True))["turn_bonus"] in ("0.00", "+0.25", "+0.50", "+0.75")
         assert "turn_bonus" not in open_page(two_runs_page, "#/rollouts/0.0.0.0").inner_text("#detail")
 
+    def test_the_most_telling_rollout_is_there_at_once(self, open_page, two_runs):
+        """Of the last batch whose turns earned different advantages, the one where they differ most."""
+        file, (turns, _) = two_runs
+        last = turns[turns["batch"] == turns["batch"].max()]
+        apart = last.groupby(["batch", "group", "generation"])["advantage"].agg(
+            lambda column: column.max() - column.min()
+        )
+        batch, group, generation = apart.idxmax()
+        page = open_page(file)
+        assert page.get_attribute("a.telling", "href") == f"#/rollouts/0.{batch}.{group}.{generation}"
+        page.click("#to-rollouts")
+        page.wait_for_selector("#detail article")
+        assert page.locator("#detail article").count() == len(
+            last[(last["group"] == group) & (last["generation"] == generation)]
+        )
+        assert (
+            page.locator("#detail .chip[aria-current]").get_attribute("title") == f"rollout {generation} of the group"
+        )
+        assert page.locator(".row[aria-selected=true]").count() == 1
+
     def test_turns_have_the_colour_of_their_advantage(self, open_page, two_runs_page):
         page = open_page(two_runs_page, "#/rollouts/0.0.0.0")
         for card in page.locator("#detail article").all():
@@ -306,9 +327,15 @@ class TestRollouts:
             assert card.evaluate("(card) => card.classList.contains('down')") == ("−" in text)
 
     def test_what_is_missing_is_a_dash(self, open_page, two_runs_page):
+        """Where another turn of the rollout has it; what none of them has is left out."""
+        page = open_page(two_runs_page, "#/rollouts/0.0.0.0")
+        answer = page.locator("#detail article >> nth=-1")
+        names, values = (answer.locator(f".credit {kind}").all_inner_texts() for kind in ("dt", "dd"))
+        shown = dict(zip(names, values, strict=True))
+        assert [shown[name] for name in ("belief", "gain", "normalised", "turn group")] == ["–"] * 4
         page = open_page(two_runs_page, "#/rollouts/1.0.0.0")
-        values = page.locator("#detail article >> nth=0").locator("dd").all_inner_texts()
-        assert values[:3] == ["–", "–", "–"]
+        names = page.locator("#detail article >> nth=0 >> .credit dt").all_inner_texts()
+        assert names == ["outcome + turn", "clip range", "clip scale"]
         assert "NaN" not in page.inner_text("body")
         assert "null" not in page.inner_text("body")
 
@@ -385,14 +412,15 @@ class TestRollouts:
         assert page.input_value("#filter [name=text]") == "lyon"
         assert 0 < count(page) < 160
         page.goto(two_runs_page.as_uri() + "#/rollouts/9.9.9.9")
-        page.wait_for_selector(".nothing")
+        page.wait_for_selector("#detail .turns")
 
     def test_back_goes_back(self, open_page, two_runs_page):
         page = open_page(two_runs_page, "#/rollouts")
+        before = page.inner_text("#detail")
         page.click(".row >> nth=1")
-        page.wait_for_selector("#detail article")
+        page.wait_for_function("(before) => byId('detail').innerText !== before", arg=before)
         page.go_back()
-        page.wait_for_selector(".nothing")
+        page.wait_for_url("**#/rollouts")
 
 
 class TestKeyboard:
@@ -400,11 +428,13 @@ class TestKeyboard:
         page = open_page(two_runs_page)
         page.keyboard.press("r")
         assert page.locator("#list").is_visible()
+        page.wait_for_selector("[aria-selected=true]")
+        page.keyboard.press("Home")
         for key in ("j", "j", "ArrowDown", "k"):
             page.keyboard.press(key)
-        assert page.locator("[aria-selected=true]").get_attribute("aria-posinset") == "2"
+        assert page.locator("[aria-selected=true]").get_attribute("aria-posinset") == "3"
         page.keyboard.press("Enter")
-        page.wait_for_selector("#detail article")
+        page.wait_for_selector("#detail:focus article")
         first = page.url
         page.keyboard.press("j")
         page.wait_for_function("(before) => location.href !== before", arg=first)
@@ -413,7 +443,7 @@ class TestKeyboard:
         page.keyboard.press("Escape")
         page.wait_for_selector("#detail .turns")
         page.keyboard.press("Escape")
-        page.wait_for_selector(".nothing")
+        page.wait_for_url("**#/rollouts")
         assert page.evaluate("document.activeElement.id") == "list"
 
     def test_filter_and_back_to_the_list(self, open_page, two_runs_page):

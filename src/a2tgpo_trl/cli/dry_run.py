@@ -1,25 +1,16 @@
 """What `a2tgpo train --dry_run` shows."""
 
 import dataclasses
-from collections.abc import Collection
 from enum import Enum
 from typing import Any
 
 import yaml
 
 from ..integrations.plain import plain
-from ..rollout import Rollout
+from ..records.rows import turn_rows
+from ..report import as_markdown, shown_rollout
 from ..trainer import A2TGPOTrainer
 from .memory import Part, estimate, peak
-
-COLUMNS = {
-    "turn_reward": "reward",
-    "information_gain": "gain",
-    "normalized_gain": "normalised",
-    "advantage": "advantage",
-    "clip_scale": "clip",
-}
-"""Of the credit of turns, what is shown, and its title."""
 
 DERIVED = ("generation_batch_size",)
 """Options that TRL computes from others, and takes from nobody beside these."""
@@ -43,47 +34,18 @@ def show(trainer: A2TGPOTrainer, options: dict[str, Any]) -> None:
     first, *others = trainer.play([row], num_generations=trainer.num_generations)
     if not trainer.accelerator.is_main_process:
         return
+    turns = turn_rows([first], 0, trainer.num_generations, trainer._tokenizer.batch_decode)
     prompt = trainer._tokenize_prompts([row["prompt"]])[0][0]
     sections = {
         "Options, and what differs from the defaults of the trainer and the model": yaml.safe_dump(
             options, allow_unicode=True, sort_keys=False
         ),
         "Prompt": trainer._tokenizer.decode(prompt),
-        f"Rollout 1 of {1 + len(others)}": _text(first.completion),
-        "Its credit, turn by turn": credit_table(first, trainer.estimator.columns),
-        "Rewards": "  ".join(f"{name} {value}" for name, value in first.rewards.items()),
+        f"Rollout 1 of {1 + len(others)}": as_markdown(shown_rollout(turns, "Turn by turn")),
         "Memory of one device, estimated": memory_table(estimate(trainer, len(prompt))),
     }
-    if trainer.turn_reward_funcs:
-        names = {name: name for turn in first.turns for name in turn.rewards}
-        sections["Its turn rewards"] = _turn_by_turn([turn.rewards for turn in first.turns], names)
     for title, content in sections.items():
         print(f"\n{title}\n{'-' * len(title)}\n{plain(content).strip()}")
-
-
-def credit_table(rollout: Rollout, own: Collection[str] = ()) -> str:
-    """
-    Turns of a rollout, one a line.
-
-    Args:
-        rollout ([`~rollout.Rollout`]): With its credit.
-        own (`Collection[str]`): Columns of the estimator.
-    """
-    credit = [turn.credit for turn in rollout.turns]
-    shown = {name: COLUMNS.get(name, name) for name in (*COLUMNS, *own) if any(name in columns for columns in credit)}
-    if all(columns.get("clip_scale") in (None, 1.0) for columns in credit):
-        shown.pop("clip_scale", None)
-    return _turn_by_turn(credit, shown)
-
-
-def _turn_by_turn(turns: list[dict[str, float | None]], titles: dict[str, str]) -> str:
-    """Numbers of turns, one turn a line; titles by the names of the numbers."""
-    widths = {name: max(11, len(title)) for name, title in titles.items()}
-    lines = ["turn " + "".join(f" {title:>{widths[name]}}" for name, title in titles.items())]
-    for k, numbers in enumerate(turns):
-        cells = {name: "-" if (value := numbers.get(name)) is None else f"{value:.3f}" for name in titles}
-        lines.append(f"{k:<5}" + "".join(f" {cell:>{widths[name]}}" for name, cell in cells.items()))
-    return "\n".join(lines)
 
 
 def _changed(args: Any) -> dict[str, Any]:
@@ -97,14 +59,6 @@ def _changed(args: Any) -> dict[str, Any]:
         if is_told and option.name not in DERIVED and not option.name.endswith("_token"):
             shown[option.name] = value
     return shown
-
-
-def _text(completion: str | list[dict]) -> str:
-    if isinstance(completion, str):
-        return completion
-    return "\n".join(
-        f"[{message['role']}] {message.get('content') or message.get('tool_calls')}" for message in completion
-    )
 
 
 def memory_table(parts: dict[str, Part]) -> str:

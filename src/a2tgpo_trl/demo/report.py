@@ -1,17 +1,14 @@
-"""What the demo shows: a table, a learning-curve figure and a page of rollouts, from plain dicts and lists."""
+"""What the demo shows: a table, learning curves and a page of rollouts, written and drawn as the report does."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
+from ..report import Chart, Series, as_markdown, shown_rollout
+from ..report.formats import fixed, signed
+from ..report.plots import write_sheet
 
-matplotlib.use("Agg")  # before pyplot is imported, so that no display is asked for
-import matplotlib.pyplot as plt
-
-TURN_COLORS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2")
-CURVE_COLOR = "#4c78a8"
-HELD_OUT_COLOR = "#d62728"
+BATCH = "rollout batch"
 GAIN_PREFIX = "information_gain/turn_"
 
 
@@ -35,23 +32,17 @@ def learning_curve(log_history: Sequence[dict]) -> list[dict]:
         `list[dict]`: `reward`, `searches`, `gains` (a list, by turn) and `clipped`, the share of tokens at a binding clip
         over the batch's updates.
     """
-    curve = []
+    curve, shares = [], []
     for row in log_history:
         if "reward" in row:
-            curve.append(
-                {
-                    "reward": row["reward"],
-                    "searches": row["turns/tool_mean"],
-                    "gains": gains_by_turn(row),
-                    "clip_shares": [],
-                }
-            )
+            curve.append({"reward": row["reward"], "searches": row["turns/tool_mean"], "gains": gains_by_turn(row)})
+            shares.append([])
         if curve and "clip_ratio/region_mean" in row:
-            curve[-1]["clip_shares"].append(row["clip_ratio/region_mean"])
-    for point in curve:
-        shares = point.pop("clip_shares")
-        point["clipped"] = sum(shares) / len(shares) if shares else math.nan
-    return curve
+            shares[-1].append(row["clip_ratio/region_mean"])
+    return [
+        point | {"clipped": sum(of_batch) / len(of_batch) if of_batch else math.nan}
+        for point, of_batch in zip(curve, shares, strict=True)
+    ]
 
 
 def plot_learning_curve(curve: Sequence[dict], before: dict, after: dict, path: Path) -> None:
@@ -64,52 +55,35 @@ def plot_learning_curve(curve: Sequence[dict], before: dict, after: dict, path: 
             `searches` each.
         path (`Path`): PNG file to write.
     """
-    batches = range(1, len(curve) + 1)
-    figure, axes = plt.subplots(2, 2, figsize=(10, 6.6), sharex=True, layout="constrained")
-    figure.suptitle("A²TGPO on two-hop questions; held-out questions are about countries never trained on")
-    ends = (0.5, len(curve) + 0.5)  # held-out points stand before the first and after the last batch
+    ends = [0.5, len(curve) + 0.5]  # held-out points stand before the first and after the last batch
 
-    rewards, searches, gains, clipped = axes.flat
-    rewards.plot(batches, [p["reward"] for p in curve], "o-", color=CURVE_COLOR, label="training, sampled")
-    _held_out(rewards, ends, before, after, "exact_match")
-    rewards.set(title="Exact match", ylim=(-0.03, 1.03))
-    searches.plot(batches, [p["searches"] for p in curve], "o-", color=CURVE_COLOR, label="training, sampled")
-    _held_out(searches, ends, before, after, "searches")
-    searches.set(title="Searches per question")
-    _from_zero(searches)
-    _plot_gains(gains, batches, curve)
-    clipped.plot(batches, [100 * p["clipped"] for p in curve], "o-", color=CURVE_COLOR)
-    clipped.set(title="Tokens at a binding clip (%)", xlabel="rollout batch")
-    _from_zero(clipped)
+    def chart(title: str, unit: str, lines: dict[str, list[float]], measured: str = "") -> Chart:
+        series = [_series(name, range(1, len(curve) + 1), values) for name, values in lines.items()]
+        if measured:
+            values = [evaluation["greedy"][measured] for evaluation in (before, after)]
+            series.append(Series(0, "held out, greedy", ends, values, is_evaluation=True))
+        return Chart("", "", title, "", BATCH, unit, "line", [one for one in series if one.x])
 
-    for axis in axes.flat:
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    turns = max((len(point["gains"]) for point in curve), default=0)
+    gains = {f"search {k + 1}": [_at(point["gains"], k) for point in curve] for k in range(turns)}
+    training = {name: {"training, sampled": [point[name] for point in curve]} for name in ("reward", "searches")}
+    charts = [
+        chart("Exact match", "share of questions", training["reward"], "exact_match"),
+        chart("Searches", "searches of a question", training["searches"], "searches"),
+        chart("Mean information gain", "nats per answer token", gains),
+        chart("Tokens at a binding clip", "share of tokens", {"training": [point["clipped"] for point in curve]}),
+    ]
+    title = "A²TGPO on two-hop questions; held-out questions are about countries never trained on"
+    write_sheet([chart for chart in charts if chart.series], [""], title, path)
 
 
-def _from_zero(axis) -> None:
-    axis.set_ylim(bottom=0, top=1.08 * max(axis.get_ylim()[1], 1e-3))
+def _series(name: str, x: Sequence[float], y: Sequence[float]) -> Series:
+    known = [(place, value) for place, value in zip(x, y, strict=True) if not math.isnan(value)]
+    return Series(0, name, [place for place, _ in known], [value for _, value in known])
 
 
-def _held_out(axis, ends: tuple[float, float], before: dict, after: dict, name: str) -> None:
-    values = [before["greedy"][name], after["greedy"][name]]
-    axis.plot(ends, values, "D--", color=HELD_OUT_COLOR, linewidth=1, label="held out, greedy")
-    axis.legend(frameon=False)
-
-
-def _plot_gains(axis, batches: range, curve: Sequence[dict]) -> None:
-    """One line for each turn that was measured in at least two batches."""
-    for k, color in enumerate(TURN_COLORS):
-        values = [p["gains"][k] if k < len(p["gains"]) else math.nan for p in curve]
-        if sum(not math.isnan(value) for value in values) > 1:
-            axis.plot(batches, values, "o-", color=color, label=f"search {k + 1}")
-    axis.axhline(0, color="black", linewidth=0.8)
-    axis.set(title="Mean information gain (nats per answer token)", xlabel="rollout batch")
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(frameon=False)
+def _at(values: Sequence[float], k: int) -> float:
+    return values[k] if k < len(values) else math.nan
 
 
 def format_table(before: dict, after: dict) -> str:
@@ -124,71 +98,25 @@ def format_table(before: dict, after: dict) -> str:
         `str`: lines of equal width.
     """
     rows = [
-        ("exact match, greedy", before["greedy"]["exact_match"], after["greedy"]["exact_match"]),
-        ("exact match, sampled", before["sampled"]["exact_match"], after["sampled"]["exact_match"]),
-        ("searches per question, greedy", before["greedy"]["searches"], after["greedy"]["searches"]),
-        ("searches per question, sampled", before["sampled"]["searches"], after["sampled"]["searches"]),
+        (f"{what}, {mode}", before[mode][name], after[mode][name])
+        for what, name in (("exact match", "exact_match"), ("searches per question", "searches"))
+        for mode in ("greedy", "sampled")
     ]
     first, second = before["sampled"]["gains"], after["sampled"]["gains"]
     for k in range(max(len(first), len(second))):
-        pair = [gains[k] if k < len(gains) else math.nan for gains in (first, second)]
-        rows.append((f"information gain of search {k + 1}, sampled", *pair))
+        rows.append((f"information gain of search {k + 1}, sampled", _at(first, k), _at(second, k)))
     lines = [f"{'held-out countries':<38}{'warm start':>12}{'trained':>10}{'change':>10}"]
     lines.append("-" * len(lines[0]))
-    lines += [f"{name:<38}{_number(a):>12}{_number(b):>10}{_number(b - a, '+'):>10}" for name, a, b in rows]
+    lines += [f"{name:<38}{fixed(a):>12}{fixed(b):>10}{signed(b - a):>10}" for name, a, b in rows]
     return "\n".join(lines)
 
 
-def _number(value: float | None, sign: str = "") -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:{sign}.2f}"
-
-
-def format_rollout(rollout: dict, epsilon: float, epsilon_high: float) -> str:
-    """
-    One rollout as Markdown: its text turn by turn, and a table of the credit that each turn got.
-
-    Args:
-        rollout (`dict`): `prompt`, `answer`, `reward`, and `turns`: dicts with `text`, `result` (what the tool returned,
-            `None` if no call followed), `information_gain`, `normalized_gain`, `advantage` and `clip_scale`, `None` where
-            a turn has no value.
-        epsilon, epsilon_high (`float`): The clip range before it is scaled.
-
-    Returns:
-        `str`: Markdown.
-    """
-    prompt = rollout["prompt"].strip()
-    lines = [
-        f"### {prompt}",
-        "",
-        f"True answer: **{rollout['answer']}** · reward {rollout['reward']:g}",
-        "",
-        "```text",
-    ]
-    for turn in rollout["turns"]:
-        lines.append(turn["text"].strip())
-        if turn["result"] is not None:
-            lines.append(f"<result>{turn['result']}</result>")
-    lines += ["```", "", "| turn | gain | normalised | advantage | clip range |", "|---|---|---|---|---|"]
-    for number, turn in enumerate(rollout["turns"], start=1):
-        credit = [_number(turn[name], "+") for name in ("information_gain", "normalized_gain", "advantage")]
-        lines.append(f"| {number} | {' | '.join(credit)} | {_clip_range(turn['clip_scale'], epsilon, epsilon_high)} |")
-    return "\n".join(lines)
-
-
-def _clip_range(scale: float | None, epsilon: float, epsilon_high: float) -> str:
-    scale = 1.0 if scale is None else scale
-    return f"[{1 - scale * epsilon:.4f}, {1 + scale * epsilon_high:.4f}]"
-
-
-def write_rollouts(
-    sections: Sequence[tuple[str, Sequence[dict]]], epsilon: float, epsilon_high: float, path: Path
-) -> None:
+def write_rollouts(sections: Sequence[tuple[str, Sequence[list[dict]]]], path: Path) -> None:
     """
     Write a page of rollouts.
 
     Args:
-        sections (`Sequence`): Heading and rollouts (see [`format_rollout`]) of each section.
-        epsilon, epsilon_high (`float`): The clip range before it is scaled.
+        sections (`Sequence`): Heading and rollouts, each as its turn records, of each section.
         path (`Path`): Markdown file to write.
     """
     parts = [
@@ -199,5 +127,5 @@ def write_rollouts(
     ]
     for heading, rollouts in sections:
         parts.append(f"## {heading}")
-        parts += [format_rollout(rollout, epsilon, epsilon_high) for rollout in rollouts]
+        parts += [as_markdown(shown_rollout(turns, turns[0]["prompt"].strip())) for turns in rollouts]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

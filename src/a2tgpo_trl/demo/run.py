@@ -125,7 +125,7 @@ def train_and_evaluate(settings: DemoSettings, model: Path, adapter: Path, folde
         ("Warm start: one held-out question, eight times", before["rollouts"]),
         ("Trained: the same question", after["rollouts"]),
     ]
-    write_rollouts(sections, trainer.args.epsilon, trainer.args.epsilon_high, folder / "rollouts.md")
+    write_rollouts(sections, folder / "rollouts.md")
     turns = read_turns(folder).to_pylist()
     last = [turn for turn in turns if turn["batch"] >= turns[-1]["batch"] // 2]
     draw_credit(most_telling(last), folder / "credit.png")

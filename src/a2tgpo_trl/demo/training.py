@@ -15,6 +15,7 @@ from transformers import PrinterCallback, TrainerCallback
 from .. import A2TGPOConfig, A2TGPOTrainer
 from ..data import load_atlas, split_by_entity, to_dataset
 from ..integrations.checkpoints import last_checkpoint
+from ..records.rows import turn_rows
 from ..rewards import exact_match_reward
 from ..rollout import Rollout
 from ..search import BM25Search
@@ -31,9 +32,6 @@ ROLLOUTS_PER_UPDATE = 4
 UPDATES_PER_BATCH = PROMPTS_PER_BATCH * GROUP_SIZE // ROLLOUTS_PER_UPDATE
 EPSILON, EPSILON_HIGH = 0.03, 0.04
 """Ten times the paper's: a clip range goes with the step size, and LoRA's is larger."""
-
-CREDIT = ("information_gain", "normalized_gain", "advantage", "clip_scale")
-"""Columns of the credit of turns that are kept for the page of rollouts."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ def evaluate(trainer: A2TGPOTrainer, task: Task, number: int) -> dict:
 
     Returns:
         `dict`: `"greedy"` and `"sampled"`, each with `exact_match`, `searches` and `gains` (by turn); and `"rollouts"`,
-        a sampled group of one question with the credit of each turn.
+        a sampled group of one question, each as its turn records.
     """
     torch.manual_seed(trainer.args.seed)
     questions = random.Random(0).sample(task.held_out, number)
@@ -164,7 +162,8 @@ def evaluate(trainer: A2TGPOTrainer, task: Task, number: int) -> dict:
             flush=True,
         )
     group = trainer.play(rows[:1], num_generations=GROUP_SIZE)
-    return result | {"rollouts": list(map(readable_rollout, group))}
+    decode = trainer._tokenizer.batch_decode
+    return result | {"rollouts": [turn_rows([rollout], 0, GROUP_SIZE, decode) for rollout in group]}
 
 
 def summarize(played: Sequence[Rollout]) -> dict:
@@ -177,15 +176,6 @@ def summarize(played: Sequence[Rollout]) -> dict:
         "searches": _mean([sum(turn.observation is not None for turn in rollout.turns) for rollout in played]),
         "gains": [_mean(column) for column in gains if column],
     }
-
-
-def readable_rollout(rollout: Rollout) -> dict:
-    """A rollout as `report.format_rollout` takes it: the turns, each with its result and credit."""
-    turns = [
-        {"text": turn.text, "result": turn.observation, **{name: turn.credit.get(name) for name in CREDIT}}
-        for turn in rollout.turns
-    ]
-    return {"prompt": rollout.prompt, "answer": rollout.answer, "reward": rollout.reward, "turns": turns}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,13 +2,14 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
-from .curves import CURVES, SECTIONS, STEP, Curve, Lines
-from .lines import MOST_LINES, band, histogram, line
+from .curves import CURVES, SECTIONS, STEP, Curve, Lines, own_curves
+from .lines import MOST_LINES, across, band, histogram, line
 from .measures import ROLLOUT, Measures
 from .runs import Run
 
@@ -19,11 +20,13 @@ class Series:
     A line of a chart, or its bars.
 
     Attributes:
-        run (`int`): Number of the run in the report.
+        run (`int`): Number of the run in the report; of runs that differ in their seed, the first.
         name (`str`): What of the run it shows; empty where a chart shows one thing.
         x (`list`): Numbers in ascending order, or the names of bars.
         y (`list[float]`): As many values.
-        low, high (`list[float]`, *optional*): Ends of a band around the line.
+        low, high (`list[float]`, *optional*): Ends of a band around the line: of the outer tenths of what was measured, or
+            of runs that differ in their seed.
+        is_evaluation (`bool`): Whether it was measured by evaluation: its line is dashed.
     """
 
     run: int
@@ -32,6 +35,7 @@ class Series:
     y: list[float]
     low: list[float] | None = None
     high: list[float] | None = None
+    is_evaluation: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Chart:
     A chart.
 
     Attributes:
-        key (`str`): Short name of letters, digits and dashes; a plot's file is called by it.
+        key (`str`): Short name that can be part of a file name: a plot's file is called by it.
         section (`str`): One of `SECTIONS`.
         title (`str`): What it shows.
         what (`str`): How to read it, in a sentence.
@@ -60,6 +64,73 @@ class Chart:
     series: list[Series]
     run: int | None = None
 
+    @property
+    def is_from_zero(self) -> bool:
+        """Whether the axis of the values begins at 0."""
+        return self.kind != "line" or self.y.startswith("share") or self.y == "seconds"
+
+
+@dataclass(frozen=True)
+class Look:
+    """
+    How a series looks, and what legends call it.
+
+    Attributes:
+        label (`str`): Its name.
+        color (`int`): Number of the colour; below 0, from the end.
+        dash (`int`): Number of the dashes.
+    """
+
+    label: str
+    color: int
+    dash: int
+
+
+SEED = re.compile(r"[-_/]?seed[-_=]?\d+")
+"""The part of a run's name that says its seed."""
+
+
+def seed_groups(names: Sequence[str]) -> dict[str, list[int]]:
+    """
+    Runs that are alike but for their seed.
+
+    Args:
+        names (`Sequence[str]`): Of the runs.
+
+    Returns:
+        `dict[str, list[int]]`: what they are called together → their numbers; a run by itself keeps its name.
+    """
+    groups: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        groups.setdefault(SEED.sub("", name).strip("/"), []).append(number)
+    called = {}
+    for name, numbers in groups.items():
+        several = ", ".join(filter(None, (name, f"{len(numbers)} seeds")))
+        called[several if len(numbers) > 1 else names[numbers[0]]] = numbers
+    return called
+
+
+def looks(chart: Chart, names: Sequence[str]) -> list[Look]:
+    """
+    How the series of a chart look: runs have the colours, and what is shown of them the dashes; with one run, what is shown
+    has the colours.
+
+    Args:
+        chart ([`Chart`]): The chart.
+        names (`Sequence[str]`): Of the runs.
+    """
+    called = {numbers[0]: (place, name) for place, (name, numbers) in enumerate(seed_groups(names).items())}
+    kinds = list(dict.fromkeys(series.name for series in chart.series))
+    if chart.kind == "shares":
+        return [Look(series.name, -1 - number, 0) for number, series in enumerate(chart.series)]
+    if len(called) == 1:
+        (_, name), *_ = called.values()
+        return [Look(one.name or name, number, int(one.is_evaluation)) for number, one in enumerate(chart.series)]
+    return [
+        Look(" · ".join(filter(None, (called[one.run][1], one.name))), called[one.run][0], kinds.index(one.name))
+        for one in chart.series
+    ]
+
 
 def make_charts(runs: Sequence[Run], measures: Sequence[Measures]) -> list[Chart]:
     """
@@ -69,8 +140,10 @@ def make_charts(runs: Sequence[Run], measures: Sequence[Measures]) -> list[Chart
         runs, measures (`Sequence`): Of each run of the report.
     """
     logs = [run.logged() for run in runs]
-    drawn = [_curve(curve, logs, measures) for curve in CURVES]
-    drawn += [_advantages(measures), _turn_credit(measures), _clip_scales(measures), _group_sizes(measures)]
+    groups = list(seed_groups([run.name for run in runs]).values())
+    drawn = [_curve(curve, logs, measures, groups) for curve in (*CURVES, *own_curves(measures))]
+    pooled = {numbers[0]: Measures.joined([measures[run] for run in numbers]) for numbers in groups}
+    drawn += [*(distribution.chart(pooled) for distribution in DISTRIBUTIONS), _group_sizes(pooled)]
     drawn += [_stop_reasons(run, *data) for run, data in enumerate(zip(logs, measures, strict=True))]
     return sorted((chart for chart in drawn if chart.series), key=lambda chart: SECTIONS.index(chart.section))
 
@@ -96,88 +169,98 @@ def _continued(logged: Lines, recorded: Lines) -> Lines:
     return lines
 
 
-def _curve(curve: Curve, logs: Sequence[Lines], measures: Sequence[Measures]) -> Chart:
+def _curve(curve: Curve, logs: Sequence[Lines], measures: Sequence[Measures], groups: Sequence[list[int]]) -> Chart:
+    found = [_lines(curve, log, measured) for log, measured in zip(logs, measures, strict=True)]
     series, what = [], curve.what
-    for run, (log, measured) in enumerate(zip(logs, measures, strict=True)):
-        logged = _matching(log, curve.logged)
-        recorded = curve.recorded(measured) if len(measured.turns) else {}
-        prefers_turns = bool(recorded) and (curve.prefers_turns or not logged)
-        lines = recorded if prefers_turns else _continued(logged, recorded)
-        for name, (steps, values) in list(lines.items())[:MOST_LINES]:
-            if prefers_turns and curve.has_band:
-                x, low, y, high = band(steps, values)
-                series.append(Series(run, name, x, y, low, high))
-            else:
-                series.append(Series(run, name, *line(steps, values)))
-        if len(lines) > MOST_LINES:
+    for numbers in groups:
+        names = list(dict.fromkeys(name for run in numbers for name in found[run]))
+        if len(names) > MOST_LINES:
             what = f"{curve.what} Drawn are the first {MOST_LINES}."
+        for name in names[:MOST_LINES]:
+            lines = [found[run][name] for run in numbers if name in found[run]]
+            series.append(_series(numbers[0], name, lines, curve.has_band and len(measures[numbers[0]].turns) > 0))
+    if any(len(numbers) > 1 for numbers in groups):
+        what = f"{what} Of several seeds: their mean, and the band from the lowest to the highest."
     series = [one for one in series if one.x]
     return Chart(curve.key, curve.section, curve.title, what, STEP, curve.unit, "line", series)
 
 
-def _distribution(samples: list[tuple[int, str, Sequence[float]]]) -> list[Series]:
-    samples = [(run, name, values) for run, name, values in samples if len(values)]
-    x, shares = histogram([values for _, _, values in samples])
-    return [Series(run, name, x, y) for (run, name, _), y in zip(samples, shares, strict=True)] if x else []
+def _lines(curve: Curve, log: Lines, measured: Measures) -> Lines:
+    """What a run's log and its turns tell: the log as far as it goes, unless the turns come first."""
+    logged = _matching(log, curve.logged)
+    recorded = curve.recorded(measured) if len(measured.turns) else {}
+    return recorded if recorded and (curve.prefers_turns or not logged) else _continued(logged, recorded)
 
 
-def _advantages(measures: Sequence[Measures]) -> Chart:
-    samples = []
-    for run, measured in enumerate(measures):
-        turns = measured.turns
-        samples += [
-            (run, "turns before the last", turns["advantage"][~turns["is_last"]]),
-            (run, "last turns", turns["advantage"][turns["is_last"]]),
+def _series(run: int, name: str, lines: Sequence[tuple], has_band: bool) -> Series:
+    is_evaluation = name.endswith("evaluation")
+    if len(lines) == 1 and not has_band:
+        return Series(run, name, *line(*lines[0]), is_evaluation=is_evaluation)
+    x, low, middle, high = across(lines) if len(lines) > 1 else band(*lines[0])
+    return Series(run, name, x, middle, low, high, is_evaluation)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A chart of how values are spread over a whole run: `samples` gives them, by what they show; the rest as in [`Chart`]."""
+
+    key: str
+    title: str
+    what: str
+    x: str
+    samples: Callable[[Measures], dict[str, pd.Series]]
+
+    def chart(self, measures: dict[int, Measures]) -> Chart:
+        """The chart of the runs whose numbers are given."""
+        samples = [
+            (run, name, values)
+            for run, measured in measures.items()
+            for name, values in self.samples(measured).items()
+            if values.notna().any()
         ]
-    return Chart(
+        x, shares = histogram([values for *_, values in samples])
+        series = [Series(run, name, x, y) for (run, name, _), y in zip(samples, shares, strict=True)] if x else []
+        return Chart(self.key, "Credit", self.title, self.what, self.x, "share of turns", "histogram", series)
+
+
+DISTRIBUTIONS = (
+    Distribution(
         "advantages",
-        "Credit",
         "Advantages, whole run",
         "What multiplies the tokens of a turn in the loss. The outermost bins hold what lies beyond.",
         "advantage of a turn",
-        "share of turns",
-        "histogram",
-        _distribution(samples),
-    )
-
-
-def _turn_credit(measures: Sequence[Measures]) -> Chart:
-    parts = [measured.scored["advantage"] - measured.scored["outcome_advantage"] for measured in measures]
-    return Chart(
+        lambda measures: {
+            "turns before the last": measures.turns["advantage"][~measures.turns["is_last"]],
+            "last turns": measures.turns["advantage"][measures.turns["is_last"]],
+        },
+    ),
+    Distribution(
         "turn-credit",
-        "Credit",
         "Turn credit, whole run",
         "What the gains add to the outcome's advantage, on turns that have a gain. All at 0: the gains of a group hardly "
         "differ.",
         "advantage − outcome advantage",
-        "share of turns",
-        "histogram",
-        _distribution([(run, "", part.dropna()) for run, part in enumerate(parts)]),
-    )
-
-
-def _clip_scales(measures: Sequence[Measures]) -> Chart:
-    return Chart(
+        lambda measures: {"": measures.turn_credit},
+    ),
+    Distribution(
         "clip-scales",
-        "Credit",
         "Clip scale, whole run",
         "How far gains widened (above 1) or narrowed the clip range, on turns that have a gain.",
         "factor of the clip range",
-        "share of turns",
-        "histogram",
-        _distribution([(run, "", measured.scored["clip_scale"].dropna()) for run, measured in enumerate(measures)]),
-    )
+        lambda measures: {"": measures.scored["clip_scale"]},
+    ),
+)
 
 
-def _group_sizes(measures: Sequence[Measures]) -> Chart:
-    counts = []
-    for measured in measures:
+def _group_sizes(measures: dict[int, Measures]) -> Chart:
+    counts = {}
+    for run, measured in measures.items():
         groups = measured.scored.drop_duplicates([*ROLLOUT[:2], "turn"])
-        counts.append(groups["turn_group_size"].dropna().astype(int).value_counts(normalize=True))
-    sizes = range(1, max([0, *(size for count in counts for size in count.index)]) + 1)
+        counts[run] = groups["turn_group_size"].dropna().astype(int).value_counts(normalize=True)
+    sizes = range(1, max([0, *(size for count in counts.values() for size in count.index)]) + 1)
     series = [
         Series(run, "", [str(size) for size in sizes], [round(float(count.get(size, 0)), 6) for size in sizes])
-        for run, count in enumerate(counts)
+        for run, count in counts.items()
         if len(count)
     ]
     return Chart(

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..records import SCHEMA
+from .formats import is_number
 
 TURNS = pa.schema([field.with_nullable(True) for field in SCHEMA])
 """As the schema of turn records; more of it can be missing."""
@@ -79,7 +80,8 @@ def _rollout(row: dict[str, Any], names: Collection[str]) -> list[dict]:
     given = [value for value in rewards.values() if is_number(value)]
     pieces = split_completion(_read(row["completion"]))
     numbers = {column: list(row[name]) for name, column in CREDIT.items() if row.get(name) is not None}
-    count = max([len(pieces), *map(len, numbers.values())])
+    own = {name: values for name, values in row.items() if name not in CREDIT and _is_numbers(values)}
+    count = max([len(pieces), *map(len, [*numbers.values(), *own.values()])])
     shared = {
         "num_turns": count,
         "prompt": _text(_read(row["prompt"])),
@@ -88,15 +90,15 @@ def _rollout(row: dict[str, Any], names: Collection[str]) -> list[dict]:
         "advantage": row.get("advantage"),
     }
     pieces += [{"text": ""}] * (count - len(pieces))
-    return [
-        shared | {"turn": k} | pieces[k] | {name: values[k] for name, values in numbers.items() if k < len(values)}
-        for k in range(count)
-    ]
+    return [shared | {"turn": k, "estimator_columns": _at(k, own)} | pieces[k] | _at(k, numbers) for k in range(count)]
 
 
-def is_number(value: float | None) -> bool:
-    """Whether it is neither missing nor NaN."""
-    return value is not None and not math.isnan(value)
+def _is_numbers(values: Any) -> bool:
+    return isinstance(values, list) and any(isinstance(value, float) for value in values)
+
+
+def _at(k: int, columns: dict[str, list]) -> dict[str, Any]:
+    return {name: values[k] for name, values in columns.items() if k < len(values)}
 
 
 def _read(cell: str | list[dict]) -> str | list[dict]:

@@ -1,119 +1,194 @@
-"""One rollout's credit as a picture."""
+"""A rollout and its credit as they are shown: each medium writes these texts, and draws these numbers."""
 
-import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-import numpy as np
+from .formats import MISSING, compact, count, fixed, is_number, pair, seconds, signed
+from .measures import ROLLOUT
 
-from ..integrations.plain import plain
-from .palette import LIGHT
+DRAWN = (
+    "belief_before",
+    "belief_after",
+    "advantage",
+    "outcome_advantage",
+    "clip_low",
+    "clip_high",
+    "clip_scale",
+)
+"""Columns of `records.SCHEMA` whose numbers are drawn."""
 
-TURN, OUTCOME, CLIP = LIGHT[0], LIGHT[-1], LIGHT[2]
 
-
-def draw_credit(turns: Sequence[dict[str, Any]], file: Path) -> None:
+@dataclass(frozen=True)
+class Call:
     """
-    Draw, turn by turn, what a rollout came to believe, its advantage and its clip range.
+    A tool call.
+
+    Attributes:
+        name, arguments (`str`): The tool, and the arguments as JSON.
+        result (`str`, *optional*): What the tool returned.
+        outcome (`str`): `"failed"` or `"done"`; empty where it is not known.
+        seconds (`str`): How long it ran.
+    """
+
+    name: str
+    arguments: str
+    result: str | None
+    outcome: str
+    seconds: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """
+    A turn.
+
+    Attributes:
+        kind (`str`): Its tool calls by their number, or `"answer"`, or nothing.
+        text (`str`): What the model wrote.
+        tokens, observation_tokens (`str`): How long that is, and what it read then.
+        calls (`list[Call]`): Its tool calls.
+        observation (`str`, *optional*): What the model read after it.
+        credit (`dict[str, str]`): Its credit, the estimator's own columns last: name → number, written. What no turn of the
+            rollout has is left out.
+        drawn (`dict[str, float]`): Numbers of `DRAWN`, `None` where there is none.
+    """
+
+    kind: str
+    text: str
+    tokens: str
+    calls: list[Call]
+    observation: str | None
+    observation_tokens: str
+    credit: dict[str, str]
+    drawn: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """
+    A rollout.
+
+    Attributes:
+        question (`str`): The line of the prompt that tells it from others.
+        prompt (`str`): All of it.
+        shared (`dict[str, str]`): What all rollouts of its group share: true answer and place in the run.
+        facts (`dict[str, str]`): Its number in the group, its reward, and why it ended, as far as they are known.
+        turns (`list[Turn]`): Its turns.
+    """
+
+    question: str
+    prompt: str
+    shared: dict[str, str]
+    facts: dict[str, str]
+    turns: list[Turn]
+
+
+def shown_rollout(turns: Sequence[dict[str, Any]], question: str) -> Rollout:
+    """
+    What is shown of a rollout.
 
     Args:
-        turns (`Sequence[dict]`): The turn records of one rollout, in their order.
-        file (`Path`): PNG file.
-
-    Raises:
-        ImportError: If matplotlib is missing.
+        turns (`Sequence[dict]`): Its turn records, in their order; columns may be missing.
+        question (`str`): What its prompt asks, in a line.
     """
-    import matplotlib
+    first = turns[0]
+    place = ", ".join(f"{name} {first[name]}" for name in ("step", "batch", "group") if first.get(name) is not None)
+    rewards = [f"{name} {compact(value)}" for name, value in dict(first.get("rewards") or {}).items()]
+    shared = {"true answer": first.get("answer"), "place": place}
+    facts = {
+        "rollout": first.get("generation"),
+        "reward": " · ".join([compact(first.get("reward")), *rewards]),
+        "ended": first.get("stop_reason"),
+    }
+    answered = first.get("stop_reason") == "answered"
+    credits = [_credit(turn) for turn in turns]
+    known = {name for credit in credits for name, value in credit.items() if value != MISSING} | {"advantage"}
+    return Rollout(
+        question,
+        first["prompt"] or "",
+        *({name: str(value) for name, value in said.items() if value not in (None, "")} for said in (shared, facts)),
+        [
+            _turn(turn, answered and turn is turns[-1], {name: credit[name] for name in credit if name in known})
+            for turn, credit in zip(turns, credits, strict=True)
+        ],
+    )
 
-    matplotlib.use("Agg")  # before pyplot is imported, so that no display is asked for
-    import matplotlib.pyplot as plt
 
-    with matplotlib.rc_context({"text.parse_math": False}):
-        figure, axes = plt.subplots(
-            3, 1, figsize=(8, 6.4), layout="constrained", sharex=True, height_ratios=(1.4, 1, 0.8)
-        )
-        _beliefs(axes[0], turns)
-        _advantages(axes[1], turns)
-        _clip_ranges(axes[2], turns)
-        for axis in axes:
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.grid(alpha=0.3, axis="y")
-            axis.set_axisbelow(True)
-        labels = [textwrap.fill(plain(turn["text"]).strip(), 26)[:90] for turn in turns]
-        axes[2].set_xticks(range(len(turns)), [f"turn {k}\n{label}" for k, label in enumerate(labels)], fontsize=8)
-        axes[2].set_xlim(-0.6, len(turns) - 0.4)
-        prompt = textwrap.shorten(plain(turns[0]["prompt"]), 105, placeholder=" …")
-        title = f"{prompt}\nTrue answer: {plain(turns[0]['answer'] or '–')}"
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-        figure.savefig(file, dpi=110)
-        plt.close(figure)
+def _turn(turn: dict[str, Any], is_answer: bool, credit: dict[str, str]) -> Turn:
+    calls = [_call(call) for call in turn.get("calls") or []]
+    return Turn(
+        count(len(calls), "tool call") if calls else "answer" if is_answer else "",
+        turn["text"] or "",
+        count(turn.get("num_tokens"), "token"),
+        calls,
+        turn.get("observation"),
+        count(turn.get("num_observation_tokens"), "token"),
+        credit,
+        {name: float(f"{turn[name]:.6g}") if is_number(turn.get(name)) else None for name in DRAWN},
+    )
+
+
+def _credit(turn: dict[str, Any]) -> dict[str, str]:
+    outcome, advantage, scale = (turn.get(name) for name in ("outcome_advantage", "advantage", "clip_scale"))
+    parts, size = MISSING, turn.get("turn_group_size")
+    if is_number(outcome) and is_number(advantage):
+        part = advantage - outcome
+        parts = f"{signed(outcome)} {'−' if part < 0 else '+'} {fixed(abs(part))}"
+    known = {
+        "advantage": signed(advantage),
+        "outcome + turn": parts,
+        "turn reward": signed(turn.get("turn_reward")),
+        "belief": pair([turn.get("belief_before"), turn.get("belief_after")], " → "),
+        "gain": signed(turn.get("information_gain")),
+        "normalised": signed(turn.get("normalized_gain")),
+        "turn group": MISSING if size is None else str(size),
+        "clip range": pair([turn.get("clip_low"), turn.get("clip_high")], " – ", digits=4),
+        "clip scale": f"×{fixed(scale)}" if is_number(scale) else MISSING,
+    }
+    rewards = dict(turn.get("turn_rewards") or {})
+    if len(rewards) > 1:  # one is the turn reward, but for its weight
+        known |= {f"reward {name}": signed(value) for name, value in rewards.items()}
+    return known | {name: signed(value) for name, value in dict(turn.get("estimator_columns") or {}).items()}
+
+
+def _call(call: dict[str, Any]) -> Call:
+    outcome = {None: "", True: "failed", False: "done"}[call.get("failed")]
+    ran = seconds(call["seconds"]) if is_number(call.get("seconds")) else outcome and "did not run"
+    return Call(str(call["name"]), call["arguments"] or MISSING, call.get("result"), outcome, ran)
+
+
+def spread(advantages: Sequence[float | None]) -> float:
+    """By how much the advantages of a rollout's turns differ."""
+    known = [advantage for advantage in advantages if is_number(advantage)]
+    return max(known) - min(known) if known else 0.0
+
+
+def telling(batch: int, advantages: Sequence[float | None]) -> tuple[bool, int, float]:
+    """How telling a rollout is, to compare: a spread of its turns' advantages, the latest batch, the largest spread."""
+    return spread(advantages) > 0, batch, spread(advantages)
 
 
 def most_telling(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """
-    The rollout whose turns earned the most different advantages, the latest of equals.
+    The rollout whose turns earned the most different advantages, of the last batch in which any differ.
 
     Args:
         turns (`Sequence[dict]`): Turn records, rollout by rollout.
 
     Returns:
-        `list[dict]`: those of one rollout.
+        `list[dict]`: those of one rollout, the latest of equals.
     """
-    rollouts = [list(rows) for _, rows in groupby(turns, key=lambda t: (t["batch"], t["group"], t["generation"]))]
-
-    def spread(rollout):
-        advantages = [turn["advantage"] for turn in rollout if turn["advantage"] is not None]
-        return max(advantages, default=0.0) - min(advantages, default=0.0)
-
-    return max(reversed(rollouts), key=spread)
-
-
-def _beliefs(axis, turns: Sequence[dict[str, Any]]) -> None:
-    """s(k) before each turn and after its observation, and the gain between them."""
-    for k, turn in enumerate(turns):
-        before, after = turn["belief_before"], turn["belief_after"]
-        if before is not None:
-            axis.plot([k - 0.45, k - 0.15], [before] * 2, color=TURN, linewidth=2.5)
-        if before is not None and after is not None:
-            axis.plot([k + 0.15, k + 0.45], [after] * 2, color=TURN, linewidth=2.5)
-            axis.annotate("", (k + 0.15, after), (k - 0.15, before), arrowprops={"arrowstyle": "->", "color": TURN})
-            axis.annotate(
-                f"gain {turn['information_gain']:+.2f}",
-                (k, (before + after) / 2),
-                textcoords="offset points",
-                xytext=(6, -10),
-                fontsize=8,
-            )
-    axis.margins(y=0.15)
-    axis.set_ylabel("belief in the answer")
+    rollouts = [list(rows) for _, rows in groupby(turns, key=lambda turn: tuple(turn[name] for name in ROLLOUT))]
+    return max(
+        reversed(rollouts),
+        key=lambda rows: telling(rows[0]["batch"], [turn["advantage"] for turn in rows]),
+        default=[],
+    )
 
 
-def _advantages(axis, turns: Sequence[dict[str, Any]]) -> None:
-    """What the rewards gave, what the gains added, and their sum."""
-    known = {k: turn for k, turn in enumerate(turns) if turn["advantage"] is not None}
-    outcome = np.array([turn["outcome_advantage"] for turn in known.values()])
-    whole = np.array([turn["advantage"] for turn in known.values()])
-    k = np.array(list(known))
-    axis.bar(k - 0.18, outcome, 0.3, color=OUTCOME, label="outcome")
-    axis.bar(k + 0.18, whole - outcome, 0.3, color=TURN, label="turn credit")
-    axis.hlines(whole, k - 0.4, k + 0.4, color="black", label="advantage")
-    axis.axhline(0, color="black", linewidth=0.6)
-    axis.set_ylabel("advantage")
-    axis.legend(frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
-
-
-def _clip_ranges(axis, turns: Sequence[dict[str, Any]]) -> None:
-    """The range of each turn's importance ratio, against the one that a turn without a gain has."""
-    for k, turn in enumerate(turns):
-        if turn["clip_scale"] is None:
-            continue
-        low, high = turn["clip_low"] - 1, turn["clip_high"] - 1
-        axis.bar(k, high - low, 0.5, bottom=low, color=CLIP, alpha=0.75)
-        for end in (low / turn["clip_scale"], high / turn["clip_scale"]):
-            axis.plot([k - 0.35, k + 0.35], [end] * 2, color="black", linewidth=0.9, linestyle="--")
-        axis.annotate(f"× {turn['clip_scale']:.2f}", (k, 0), ha="center", va="center", fontsize=8)
-    axis.use_sticky_edges = False
-    axis.margins(y=0.15)
-    axis.set_ylabel("clip range of\nthe ratio, − 1")
+def excerpt(text: str, most: int) -> str:
+    """The beginning of a text, without the empty lines around it."""
+    text = text.strip()
+    return text if len(text) <= most else f"{text[:most]} … ({len(text):,} characters)"

@@ -1,5 +1,6 @@
 """The charts of lines over steps: where each finds its values, in the trainer's log and in the turns."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from .measures import ROLLOUT, Measures
 
 STEP = "optimizer step"
 SECTIONS = ("Learning", "Credit", "Rollouts", "Tools")
+ALL_TURNS, ALL_TOOLS = "all turns", "all tools"
 _UNITS = 'Nats per answer token; probability with belief_measure="prob".'
 Lines = dict[str, tuple[Sequence[float], Sequence[float]]]
 """Steps and values, by what they show."""
@@ -48,14 +50,36 @@ def _rewards(measures: Measures) -> Lines:
 
 
 def _turns(measures: Measures) -> Lines:
-    return {"all turns": (measures.rollouts["step"], measures.rollouts["num_turns"])}
+    return {ALL_TURNS: (measures.rollouts["step"], measures.rollouts["num_turns"])}
 
 
 def _gains(measures: Measures) -> Lines:
-    return {
-        f"turn {turn}": line
-        for turn, line in _by(measures.scored.astype({"turn": int}), "turn", "information_gain").items()
-    }
+    scored = measures.scored.astype({"turn": int})
+    by_turn = _by(scored, "turn", "information_gain")
+    whole = {ALL_TURNS: (scored["step"], scored["information_gain"])} if len(scored) else {}
+    return whole | {f"turn {turn}": line for turn, line in by_turn.items()}
+
+
+def _failures(measures: Measures) -> Lines:
+    by_tool, calls = _by(measures.calls, "name", "failed"), measures.calls.dropna(subset="failed")
+    return by_tool | {ALL_TOOLS: (calls["step"], calls["failed"])} if len(by_tool) > 1 else by_tool
+
+
+def own_curves(measures: Sequence[Measures]) -> list[Curve]:
+    """A chart for each of the columns that the estimators of some runs name."""
+
+    def curve(name: str) -> Curve:
+        what = "A column of the advantage estimator: the mean over the turns that have a value."
+        key = re.sub(r"\W+", "-", f"own-{name}")
+        logged = {f"{re.escape(name)}/mean": ALL_TURNS}
+        return Curve(key, "Credit", name, what, name, logged, lambda measured: _own(measured, name))
+
+    return [curve(name) for name in dict.fromkeys(name for measured in measures for name in measured.own["name"])]
+
+
+def _own(measures: Measures, name: str) -> Lines:
+    values = measures.own[measures.own["name"] == name].dropna(subset="value")
+    return {ALL_TURNS: (values["step"], values["value"])} if len(values) else {}
 
 
 def _beliefs(measures: Measures) -> Lines:
@@ -94,7 +118,7 @@ CURVES = (
         "Turns of a rollout",
         "How often the model acts. An observation follows a tool turn.",
         "turns",
-        {"turns/mean": "all turns", "turns/tool_mean": "tool turns"},
+        {"turns/mean": ALL_TURNS, "turns/tool_mean": "tool turns"},
         _turns,
     ),
     Curve(
@@ -143,7 +167,7 @@ CURVES = (
         "Information gain by turn index",
         f"How much the turns at an index raised the belief in the true answer. {_UNITS}",
         "gain",
-        {r"information_gain/turn_(\d+)": r"turn \1"},
+        {"information_gain/mean": ALL_TURNS, r"information_gain/turn_(\d+)": r"turn \1"},
         _gains,
     ),
     Curve(
@@ -174,6 +198,15 @@ CURVES = (
         has_band=True,
     ),
     Curve(
+        "turn-credit-by-step",
+        "Credit",
+        "Turn credit by step",
+        "Mean magnitude of what the gains add to the outcome's advantage.",
+        "|advantage − outcome advantage|",
+        {"advantages/turn_part_abs_mean": ""},
+        lambda measures: {"": (measures.scored["step"], measures.turn_credit.abs())},
+    ),
+    Curve(
         "clip-scale-by-step",
         "Credit",
         "Clip scale by step",
@@ -200,8 +233,8 @@ CURVES = (
         "Failed calls by tool",
         "Errors of a tool, arguments that it does not take, and calls that ran out of time.",
         "share of calls",
-        {"tools/failure_frequency": "all tools"},
-        lambda measures: _by(measures.calls, "name", "failed"),
+        {"tools/failure_frequency": ALL_TOOLS},
+        _failures,
         prefers_turns=True,
     ),
 )

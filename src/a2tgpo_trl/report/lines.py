@@ -32,17 +32,18 @@ def step_bins(steps: Sequence[float], most: int) -> pd.Series:
     return ranks * most // count if count > most else ranks
 
 
-def line(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
+def line(steps: Sequence[float], values: Sequence[float], most: int = POINTS) -> tuple[list[float], list[float]]:
     """
     The mean at each step.
 
     Args:
         steps, values (`Sequence[float]`): In any order; NaN values are left out.
+        most (`int`): Points that there may be.
 
     Returns:
-        `tuple`: steps, ascending and at most `POINTS`, and means.
+        `tuple`: steps, ascending, and means.
     """
-    groups, x = _at_steps(steps, values)
+    groups, x = _at_steps(steps, values, most)
     return x, _rounded(groups.mean())
 
 
@@ -52,9 +53,20 @@ def band(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], 
     return x, *(_rounded(groups.quantile(q)) for q in QUANTILES)
 
 
-def _at_steps(steps: Sequence[float], values: Sequence[float]):
+def across(runs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[list[float], ...]:
+    """As [`band`], of the steps and values of several runs: the lowest of the runs' means, their mean, the highest."""
+    steps, values = (np.concatenate([np.asarray(run[part], dtype=float) for run in runs]) for part in (0, 1))
+    number = np.repeat(np.arange(len(runs)), [len(run[0]) for run in runs])
+    frame = pd.DataFrame({"step": steps, "value": values, "run": number}).dropna()
+    frame["bin"] = step_bins(frame["step"], POINTS).to_numpy()
+    x = _rounded(frame.groupby("bin")["step"].mean())
+    means = frame.groupby(["bin", "run"])["value"].mean().groupby("bin")
+    return x, *(_rounded(values) for values in (means.min(), means.mean(), means.max()))
+
+
+def _at_steps(steps: Sequence[float], values: Sequence[float], most: int = POINTS):
     frame = pd.DataFrame({"step": np.asarray(steps, dtype=float), "value": np.asarray(values, dtype=float)}).dropna()
-    bins = step_bins(frame["step"], POINTS).to_numpy()
+    bins = step_bins(frame["step"], most).to_numpy()
     return frame["value"].groupby(bins), _rounded(frame["step"].groupby(bins).mean())
 
 

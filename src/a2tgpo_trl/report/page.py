@@ -6,21 +6,30 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from .charts import Chart, make_charts
+from .charts import Chart, looks, make_charts, seed_groups
+from .credit import Rollout, spread, telling
+from .curves import SECTIONS
+from .formats import compact, fixed, is_number
 from .measures import Measures
-from .palette import DARK, LIGHT
-from .rollouts import Rollout, choose_groups, read_rollouts
+from .palette import DARK, DASHES, LIGHT
+from .rollouts import choose_groups, read_rollouts
 from .runs import Run
-from .summary import PROGRESS, by_tool, notes, progress
+from .summary import PROGRESS, notes, progress, tables
 
+INDEX = (
+    *("run", "step", "batch", "group", "generation", "stop_reason", "answer", "question"),
+    *("reward", "written", "advantages", "credits", "largest", "spread"),
+)
+"""Columns of the list of rollouts, see [`_entry`]."""
 SCRIPTS = ("dom", "data", "theme", "charts", "overview", "filter", "list", "turns", "rollout", "main")
+STYLES = ("base", "style")
 """Files of `assets/`, in the order in which they are put together."""
 PART = 200
 """Rollouts whose texts are unpacked together."""
@@ -48,67 +57,102 @@ def write_page(
     Returns:
         `int`: rollouts in the browser.
     """
-    index: dict[str, list] = {name: [] for name in _entry(None)}
-    parts = []
-    chosen = [choose_groups(measured, limit) for measured in measures]
-    for part in _parts(rollout for i, run in enumerate(runs) for rollout in read_rollouts(run, i, chosen[i])):
-        for rollout in part:
-            for name, value in _entry(rollout).items():
+    index: dict[str, list] = {name: [] for name in INDEX}
+    packed = []
+    for part in _parts(_rollouts(runs, measures, limit)):
+        for entry, _ in part:
+            for name, value in entry.items():
                 index[name].append(value)
-        parts.append(_data(f"part-{len(parts)}", _texts(part)))
+        packed.append(_data(f"part-{len(packed)}", _texts([rollout for _, rollout in part])))
     charts = make_charts(runs, measures) if charts is None else charts
-    overview = _overview(runs, measures, charts, index["run"])
-    _write(file, [_data("overview", overview), _data("index", index), *parts])
+    overview = _overview(runs, measures, charts, index)
+    _write(file, [_data("overview", overview), _data("index", index), *packed])
     return len(index["run"])
 
 
-def _entry(rollout: Rollout | None) -> dict[str, Any]:
-    """What the list of rollouts shows of one, without its texts."""
-    names = ("run", "step", "batch", "group", "generation", "question", "answer", "reward", "stop_reason")
-    entry = {name: rollout and getattr(rollout, name) for name in names}
-    return entry | {"advantages": rollout and [turn["advantage"] for turn in rollout.turns]}
+def _rollouts(runs: Sequence[Run], measures: Sequence[Measures], limit: int | None) -> Iterator[tuple[dict, Rollout]]:
+    for number, (run, measured) in enumerate(zip(runs, measures, strict=True)):
+        for turns, rollout in read_rollouts(run, choose_groups(measured, limit)):
+            yield _entry(number, turns[0], rollout), rollout
+
+
+def _entry(run: int, first: dict[str, Any], rollout: Rollout) -> dict[str, Any]:
+    """What the list shows of a rollout, and filters and sorts it by."""
+    reward = first["reward"] if is_number(first["reward"]) else None
+    advantages = [turn.drawn["advantage"] for turn in rollout.turns]
+    return {
+        "run": run,
+        **{name: first[name] for name in ("step", "batch", "group", "generation", "stop_reason", "answer")},
+        "question": rollout.question,
+        "reward": reward and float(f"{reward:.6g}"),
+        "written": compact(reward),
+        "advantages": advantages,
+        "credits": [turn.credit["advantage"] for turn in rollout.turns],
+        "largest": max((abs(advantage) for advantage in advantages if advantage is not None), default=0),
+        "spread": spread(advantages),
+    }
 
 
 def _texts(part: Sequence[Rollout]) -> dict[str, Any]:
     """The rest; a prompt once for all rollouts that have it."""
     prompts = {prompt: number for number, prompt in enumerate(dict.fromkeys(rollout.prompt for rollout in part))}
-    rollouts = [{"prompt": prompts[one.prompt], "rewards": one.rewards, "turns": one.turns} for one in part]
-    return {"prompts": list(prompts), "rollouts": rollouts}
+    return {
+        "prompts": list(prompts),
+        "rollouts": [
+            {
+                "prompt": prompts[rollout.prompt],
+                "shared": rollout.shared,
+                "facts": rollout.facts,
+                "turns": rollout.turns,
+            }
+            for rollout in part
+        ],
+    }
 
 
-def _parts(rollouts: Iterator[Rollout]) -> Iterator[list[Rollout]]:
-    part: list[Rollout] = []
-    for rollout in rollouts:
-        part.append(rollout)
-        if len(part) == PART:
-            yield part
-            part = []
-    if part:
+def _parts(rollouts: Iterator[Any]) -> Iterator[list[Any]]:
+    while part := list(islice(rollouts, PART)):
         yield part
 
 
 def _overview(
-    runs: Sequence[Run], measures: Sequence[Measures], charts: Sequence[Chart], shown: list[int]
+    runs: Sequence[Run], measures: Sequence[Measures], charts: Sequence[Chart], index: dict[str, list]
 ) -> dict[str, Any]:
+    names = [run.name for run in runs]
+    colors = {run: place for place, numbers in enumerate(seed_groups(names).values()) for run in numbers}
+    scale = credit_scale(measures)
+    places = range(len(index["run"]))
     return {
-        "palette": {"light": LIGHT, "dark": DARK},
+        "palette": {"light": LIGHT, "dark": DARK, "dashes": DASHES},
         "part": PART,
-        "scale": credit_scale(measures),
-        "progress": PROGRESS,
-        "charts": [asdict(chart) for chart in charts],
+        "scale": scale,
+        "scale_ends": [fixed(-scale), fixed(scale, sign="+")],
+        "telling": max(
+            reversed(places), key=lambda i: telling(index["batch"][i], index["advantages"][i]), default=None
+        ),
+        "progress": ["Steps", *PROGRESS],
+        "sections": SECTIONS,
+        "charts": [_chart(chart, names) for chart in charts],
         "runs": [
             {
                 "name": run.name,
+                "color": colors[number],
                 "source": run.source,
                 "rollouts": len(measured.rollouts),
-                "shown": shown.count(number),
+                "shown": index["run"].count(number),
                 "notes": notes(run, measured),
-                "progress": progress(run, measured, 8),
-                "tools": by_tool(measured),
+                "progress": progress(run, measured),
+                "tables": tables(measured),
             }
             for number, (run, measured) in enumerate(zip(runs, measures, strict=True))
         ],
     }
+
+
+def _chart(chart: Chart, names: Sequence[str]) -> dict[str, Any]:
+    pairs = zip(chart.series, looks(chart, names), strict=True)
+    series = [vars(series) | vars(look) for series, look in pairs]
+    return vars(chart) | {"series": series, "is_from_zero": chart.is_from_zero}
 
 
 def credit_scale(measures: Sequence[Measures]) -> float:
@@ -118,7 +162,7 @@ def credit_scale(measures: Sequence[Measures]) -> float:
 
 
 def _data(name: str, content: Any) -> str:
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=vars)
     packed = base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), compresslevel=6, mtime=0)).decode()
     return f'<script type="text/plain" id="data-{name}">{packed}</script>\n'
 
@@ -128,7 +172,7 @@ def _write(file: Path, data: Sequence[str]) -> None:
     library = _read(resources.files(__package__) / "vendor" / "chart.umd.min.js")
     library = library.partition("//# sourceMappingURL")[0]
     own = '"use strict";\n' + "\n".join(_read(assets / f"{name}.js") for name in SCRIPTS)
-    style = _read(assets / "style.css")
+    style = "\n".join(_read(assets / f"{name}.css") for name in STYLES)
     allowed = f"script-src {_digest(library)} {_digest(own)}; style-src {_digest(style)}"
     pieces = {
         "policy": f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'",

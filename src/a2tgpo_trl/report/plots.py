@@ -1,15 +1,16 @@
-"""The charts as PNG files, by matplotlib."""
+"""Charts as PNG files, by matplotlib."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..integrations.plain import plain
-from .charts import Chart, Series
-from .palette import LIGHT
+from .charts import Chart, Look, Series, looks
+from .formats import compact
+from .palette import DASHES, LIGHT
 
-DASHES = ("-", "--", ":", "-.", (0, (1, 4)), (0, (8, 4)), (0, (4, 6)), (0, (9, 2, 2, 2)))
 SIZE = (6.4, 4.2)
-"""Inches."""
+"""Inches of a chart."""
 
 
 def write_plots(charts: Sequence[Chart], names: Sequence[str], folder: Path) -> list[Path]:
@@ -27,69 +28,115 @@ def write_plots(charts: Sequence[Chart], names: Sequence[str], folder: Path) -> 
     Raises:
         ImportError: If matplotlib is missing.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("--png needs matplotlib: pip install 'a2tgpo-trl[report]'.") from error
-    matplotlib.use("Agg")  # before pyplot is imported, so that no display is asked for
-    import matplotlib.pyplot as plt
-
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for chart in charts:
-        with matplotlib.rc_context({"text.parse_math": False}):  # names of runs and tools are no formulas
-            figure, axis = plt.subplots(figsize=SIZE, layout="constrained")
-            _draw(axis, chart, [plain(name) for name in names])
-            files.append(folder / f"{chart.key}.png")
-            figure.savefig(files[-1], dpi=130)
-            plt.close(figure)
+        files.append(folder / f"{chart.key}.png")
+        with figure(files[-1], figsize=SIZE) as axis:
+            draw(axis, chart, names)
     return files
 
 
-def _draw(axis, chart: Chart, names: Sequence[str]) -> None:
-    is_by_run = len(names) > 1 and chart.run is None
-    kinds = list(dict.fromkeys(series.name for series in chart.series))
+def write_sheet(charts: Sequence[Chart], names: Sequence[str], title: str, file: Path) -> None:
+    """
+    Draw charts into one file, two in a row.
+
+    Args:
+        charts (`Sequence[Chart]`): What to draw.
+        names (`Sequence[str]`): Of the runs.
+        title (`str`): Above them.
+        file (`Path`): PNG file.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
+    rows = (len(charts) + 1) // 2
+    with figure(file, nrows=rows, ncols=2, squeeze=False, figsize=(10, 3.3 * rows)) as axes:
+        axes[0, 0].figure.suptitle(title)
+        for axis in axes.flat[len(charts) :]:
+            axis.remove()
+        for axis, chart in zip(axes.flat, charts, strict=False):
+            draw(axis, chart, names)
+
+
+@contextmanager
+def figure(file: Path, dpi: int = 130, **layout) -> Iterator:
+    """
+    A figure's axes, to draw on; then it is written to a file.
+
+    Args:
+        file (`Path`): PNG file.
+        dpi (`int`): Dots per inch.
+        layout: Arguments of `pyplot.subplots`.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("Pictures need matplotlib: pip install 'a2tgpo-trl[report]'.") from error
+    matplotlib.use("Agg")  # before pyplot is imported, so that no display is asked for
+    import matplotlib.pyplot as plt
+
+    with matplotlib.rc_context({"text.parse_math": False, "axes.axisbelow": True}):  # names are no formulas
+        drawn, axes = plt.subplots(layout="constrained", **layout)
+        try:
+            yield axes
+            drawn.savefig(file, dpi=dpi)
+        finally:
+            plt.close(drawn)
+
+
+def tidy(axis, grid: str = "both") -> None:
+    """What all axes have in common: a light grid and no frame."""
+    axis.grid(alpha=0.3, axis=grid)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def draw(axis, chart: Chart, names: Sequence[str]) -> None:
+    """
+    Draw a chart.
+
+    Args:
+        axis: Of matplotlib.
+        chart (`Chart`): What to draw.
+        names (`Sequence[str]`): Of the runs.
+    """
     below = [0.0] * len(chart.series[0].x)
-    for number, series in enumerate(chart.series):
-        style = {"color": LIGHT[(series.run if is_by_run else number) % len(LIGHT)]}
-        style["label"] = _label(series, names, is_by_run)
+    has_bars = chart.kind in ("bars", "shares")
+    for number, (series, look) in enumerate(zip(chart.series, looks(chart, names), strict=True)):
+        style = {"color": LIGHT[look.color % len(LIGHT)], "label": _label(look)}
         if chart.kind == "bars":
             _bars(axis, series, number, len(chart.series), style)
         elif chart.kind == "shares":
-            style["color"] = LIGHT[(-1 - number) % len(LIGHT)]
             axis.bar(range(len(series.x)), series.y, width=0.94, bottom=below, **style)
             below = [low + share for low, share in zip(below, series.y, strict=True)]
         else:
-            _line(
-                axis, series, chart.kind, DASHES[kinds.index(series.name) % len(DASHES)] if is_by_run else "-", style
-            )
-    if chart.kind in ("bars", "shares"):
+            _line(axis, series, chart.kind, style | {"linestyle": (0, DASHES[look.dash % len(DASHES)] or None)})
+    if has_bars:
         _name_bars(axis, chart.series[0].x)
-    title = chart.title if chart.run is None or len(names) == 1 else f"{chart.title}, {names[chart.run]}"
-    axis.set_title(title, loc="left", fontweight="bold")
-    axis.set(xlabel=chart.x, ylabel=chart.y)
-    axis.grid(alpha=0.3, axis="both" if chart.kind in ("line", "histogram") else "y")
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    if chart.kind == "histogram":
-        axis.set_ylim(bottom=0)
-    columns = 2 if len(chart.series) > 1 else 1
-    axis.figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize="small")
-
-
-def _label(series: Series, names: Sequence[str], is_by_run: bool) -> str:
-    name = plain(series.name)
-    label = (
-        (f"{names[series.run]} · {name}" if name else names[series.run]) if is_by_run else name or names[series.run]
+    title = chart.title if chart.run is None or len(names) == 1 else f"{chart.title}, {plain(names[chart.run])}"
+    axis.set_title(plain(title), loc="left", fontweight="bold")
+    axis.set(xlabel=chart.x, ylabel=plain(chart.y))
+    tidy(axis, "y" if has_bars else "both")
+    if chart.kind == "line":
+        axis.xaxis.get_major_locator().set_params(integer=True)  # there is no step between steps
+    if chart.is_from_zero:
+        axis.set_ylim(bottom=0, top=max(axis.get_ylim()[1], 1e-3))
+    columns = min(len(chart.series), 3)
+    axis.legend(
+        loc="upper left", bbox_to_anchor=(0, -0.2), ncols=columns, handlelength=3, frameon=False, fontsize="small"
     )
+
+
+def _label(look: Look) -> str:
+    label = plain(look.label)
     return f"\N{ZERO WIDTH SPACE}{label}" if label.startswith("_") else label  # matplotlib hides those
 
 
-def _line(axis, series: Series, kind: str, dash, style: dict) -> None:
+def _line(axis, series: Series, kind: str, style: dict) -> None:
     if kind == "histogram":
-        axis.step(series.x, series.y, where="mid", linestyle=dash, **style)
+        axis.step(series.x, series.y, where="mid", **style)
         return
-    axis.plot(series.x, series.y, linestyle=dash, marker="o" if len(series.x) <= 30 else None, markersize=3, **style)
+    axis.plot(series.x, series.y, marker="o" if len(series.x) <= 30 else None, markersize=3, **style)
     if series.low is not None:
         axis.fill_between(series.x, series.low, series.high, color=style["color"], alpha=0.15, linewidth=0)
 
@@ -102,6 +149,5 @@ def _bars(axis, series: Series, number: int, count: int, style: dict) -> None:
 
 def _name_bars(axis, names: Sequence) -> None:
     every = max(1, len(names) // 10)
-    axis.set_xticks(
-        range(0, len(names), every), [f"{name:g}" if isinstance(name, float) else name for name in names[::every]]
-    )
+    shown = names[::every]
+    axis.set_xticks(range(0, len(names), every), [name if isinstance(name, str) else compact(name) for name in shown])

@@ -1,128 +1,118 @@
-"""Runs in a few numbers: over steps, by turn index, by tool, by stop reason."""
+"""Runs in a few numbers, as tables that every medium writes as they are."""
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
-import pandas as pd
-
-from .lines import step_bins
+from .charts import Chart, Series, make_charts
+from .formats import compact, fixed, percent, seconds, signed
+from .lines import line
 from .measures import Measures
 from .runs import Run
 
+PARTS = 8
+"""A run goes from the first of so many parts to its last."""
 PROGRESS = {
-    "reward": "Reward",
-    "turns": "Turns",
-    "gain": "Gain",
-    "turn_credit": "Turn credit",
-    "answered": "Answered",
-    "failed": "Calls failed",
+    "Reward": ("reward", 0),
+    "Turns": ("turns", 0),
+    "Gain": ("gain", 0),
+    "Turn credit": ("turn-credit-by-step", 0),
+    "Answered": ("stop-reasons-1", 0),
+    "Calls failed": ("failures", -1),
 }
-"""Columns of [`progress`] after the steps, with their titles: means, and shares of rollouts and of tool calls."""
-_LOGGED = {
-    "reward": "reward",
-    "turns/mean": "turns",
-    "information_gain/mean": "gain",
-    "advantages/turn_part_abs_mean": "turn_credit",
-    "rollout/stop/answered": "answered",
-    "tools/failure_frequency": "failed",
-}
+"""What a run is summed up by: title → chart and which of its lines."""
 
 
-def progress(run: Run, measures: Measures, rows: int) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Table:
     """
-    How a run went, in a few rows.
+    A table.
+
+    Attributes:
+        section (`str`): One of `SECTIONS`.
+        title (`str`): What it shows.
+        head (`list[str]`): Titles of the columns; the first one names the rows.
+        rows (`list[list[str]]`): Cells.
+    """
+
+    section: str
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+def ends(chart: Chart, series: Series) -> tuple[str, str]:
+    """
+    Where a line began and where it ended.
+
+    Args:
+        chart ([`Chart`]), series ([`Series`]): The line.
+
+    Returns:
+        `tuple[str, str]`: its means in the first part of the run and in the last, with the ends of its band.
+    """
+
+    def end(part: int) -> str:
+        lines = [values for values in (series.y, series.low, series.high) if values is not None]
+        mean, *band = (written(line(series.x, values, most=PARTS)[1][part]) for values in lines)
+        return f"{mean} ({' to '.join(band)})" if band else mean
+
+    def written(value: float) -> str:
+        if chart.y == "seconds":
+            return seconds(value)
+        return percent(value) if chart.y.startswith("share") else compact(value, digits=3)
+
+    return end(0), end(-1)
+
+
+def progress(run: Run, measures: Measures) -> dict[str, tuple[str, str]]:
+    """
+    How a run went.
 
     Args:
         run ([`Run`]), measures ([`Measures`]): The run.
-        rows (`int`): Most rows.
 
     Returns:
-        `list[dict]`: `first` and `last` step, and `PROGRESS`: `gain` is the mean information gain of scored turns,
-        `turn_credit` the mean magnitude of what gains add to an advantage; `None` where nothing was measured.
+        `dict`: `"Steps"` and titles of `PROGRESS` → values at both ends of the run; without those that nothing is known of.
     """
-    measured = _measured(measures) if len(measures.turns) else _logged(run)
-    if not len(measured):
-        return []
-    measured["bin"] = step_bins(measured["step"], rows).to_numpy()
-    table = measured.pivot_table("value", "bin", "name").reindex(columns=list(PROGRESS))
-    steps = measured.groupby("bin")["step"]
-    table.insert(0, "first", steps.min().astype(int))
-    table.insert(1, "last", steps.max().astype(int))
-    return _rows(table)
+    charts = {chart.key: chart for chart in make_charts([run], [measures])}
+    found = {
+        title: (charts[key], charts[key].series[line]) for title, (key, line) in PROGRESS.items() if key in charts
+    }
+    if not found:
+        return {}
+    steps = [step for _, series in found.values() for step in series.x]
+    return {"Steps": (compact(min(steps)), compact(max(steps)))} | {title: ends(*one) for title, one in found.items()}
 
 
-def _measured(measures: Measures) -> pd.DataFrame:
-    rollouts, scored, calls = measures.rollouts, measures.scored, measures.calls
-    ended = rollouts.dropna(subset="stop_reason")
-    return _long(
-        {
-            "reward": (rollouts["step"], rollouts["reward"]),
-            "turns": (rollouts["step"], rollouts["num_turns"]),
-            "gain": (scored["step"], scored["information_gain"]),
-            "turn_credit": (scored["step"], (scored["advantage"] - scored["outcome_advantage"]).abs()),
-            "answered": (ended["step"], ended["stop_reason"] == "answered"),
-            "failed": (calls["step"], calls["failed"]),
-        }
-    )
+def tables(measures: Measures) -> list[Table]:
+    """Credit by turn index, and tools, where there is anything of them."""
+    return [table for table in (_by_turn(measures), _by_tool(measures)) if table.rows]
 
 
-def _logged(run: Run) -> pd.DataFrame:
-    return _long({_LOGGED[name]: values for name, values in run.logged().items() if name in _LOGGED})
-
-
-def _long(columns: dict[str, tuple[Sequence, Sequence]]) -> pd.DataFrame:
-    parts = [
-        pd.DataFrame({"step": np.asarray(steps, float), "value": np.asarray(values, float), "name": name})
-        for name, (steps, values) in columns.items()
-        if len(steps)
-    ]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["step", "value", "name"])
-
-
-def by_turn(measures: Measures) -> list[dict[str, Any]]:
-    """
-    Credit by turn index: `turn`, `count` of scored turns, mean `gain`, share of `positive` gains, mean `advantage` and mean
-    `clip_scale`.
-    """
+def _by_turn(measures: Measures) -> Table:
     scored = measures.scored.assign(positive=measures.scored["information_gain"] > 0).astype({"turn": int})
-    table = scored.groupby("turn").agg(
-        count=("step", "size"),
-        gain=("information_gain", "mean"),
-        positive=("positive", "mean"),
-        advantage=("advantage", "mean"),
-        clip_scale=("clip_scale", "mean"),
-    )
-    return _rows(table.reset_index())
-
-
-def by_tool(measures: Measures) -> list[dict[str, Any]]:
-    """Calls by tool: `name`, `calls`, share `failed`, and `median`, `p95` and `max` of their seconds."""
-    seconds = measures.calls.groupby("name")["seconds"]
-    table = pd.DataFrame(
-        {
-            "calls": measures.calls.groupby("name").size(),
-            "failed": measures.calls.groupby("name")["failed"].mean(),
-            "median": seconds.median(),
-            "p95": seconds.quantile(0.95),
-            "max": seconds.max(),
-        }
-    )
-    return _rows(table.sort_values("calls", ascending=False).reset_index(names="name"))
-
-
-def stop_reasons(measures: Measures) -> dict[str, float]:
-    """Share of the rollouts by stop reason, the most frequent first; empty where none is known."""
-    shares = measures.rollouts["stop_reason"].value_counts(normalize=True)
-    return {str(reason): float(share) for reason, share in shares.items()}
-
-
-def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of plain numbers; `None` for NaN."""
-    return [
-        {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in row.items()}
-        for row in table.astype(object).to_dict("records")
+    groups = scored.groupby("turn")
+    means = groups[["information_gain", "positive", "advantage", "clip_scale"]].mean()
+    rows = [
+        [str(turn), f"{count:,}", signed(gain), percent(positive), signed(advantage), fixed(scale)]
+        for (turn, gain, positive, advantage, scale), count in zip(means.itertuples(), groups.size(), strict=True)
     ]
+    head = ["Turn", "Scored", "Gain", "Gain above 0", "Advantage", "Clip scale"]
+    return Table("Credit", "Credit by turn index", head, rows)
+
+
+def _by_tool(measures: Measures) -> Table:
+    rows = []
+    for name, calls in sorted(measures.calls.groupby("name"), key=lambda tool: -len(tool[1])):
+        ran = calls["seconds"]
+        times = [seconds(time) for time in (ran.median(), ran.quantile(0.95), ran.max())]
+        rows.append([str(name), f"{len(calls):,}", percent(calls["failed"].mean()), *times])
+    return Table("Tools", "Tools", ["Tool", "Calls", "Failed", "Median", "95 % below", "Longest"], rows)
+
+
+def stop_reasons(measures: Measures) -> str:
+    """Shares of the rollouts by stop reason, the most frequent first; empty where none is known."""
+    shares = measures.rollouts["stop_reason"].value_counts(normalize=True)
+    return ", ".join(f"{reason} {percent(share)}" for reason, share in shares.items())
 
 
 def notes(run: Run, measures: Measures) -> list[str]:

@@ -1,74 +1,73 @@
 """Runs in a terminal, by rich."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from ..integrations.plain import plain
+from .charts import Chart, Series, make_charts, seed_groups
+from .credit import Rollout, Turn, excerpt
+from .formats import MISSING
+from .lines import line
 from .measures import ROLLOUT, Measures
-from .rollouts import Rollout, read_rollouts
+from .rollouts import read_rollouts
 from .runs import Run
-from .summary import PROGRESS, by_tool, by_turn, notes, progress, stop_reasons
+from .summary import Table, ends, notes, stop_reasons, tables
 
-ROWS = 8
-"""Of the table over steps."""
 MOST_CHARACTERS = 600
 """Of a text that are shown."""
+BLOCKS = "▁▂▃▄▅▆▇█"
+WIDTH, CURVE = 20, "First step to last"
+"""Characters of a curve, and the title of its column."""
 
 
 def show(runs: Sequence[Run], measures: Sequence[Measures], console: Console) -> None:
     """
-    Print the essentials of each run: how it went, credit by turn index, stop reasons, tools, and two rollouts.
+    Print the essentials of each run: its curves, credit by turn index, stop reasons, tools, and two rollouts.
 
     Args:
         runs, measures (`Sequence`): Of each run.
         console (`Console`): Where to.
     """
-    for run, measured in zip(runs, measures, strict=True):
+    charts = make_charts(runs, measures)
+    names = [run.name for run in runs]
+    for number, (run, measured) in enumerate(zip(runs, measures, strict=True)):
         console.rule(_text(run.name, "bold"))
-        console.print(
-            _text(
-                f"{len(measured.rollouts):,} rollouts, {len(measured.turns):,} turns, from {run.source or 'no records'}"
-            )
-        )
+        source = run.source or "no records"
+        console.print(f"{len(measured.rollouts):,} rollouts, {len(measured.turns):,} turns, from {source}")
         for note in notes(run, measured):
             console.print(_text(note, "yellow"))
-        for table in _tables(run, measured):
+        for table in [_curves(charts, names, number), *tables(measured)]:
             if table.rows:
-                console.print(table)
+                console.print(_table(table))
         if reasons := stop_reasons(measured):
-            said = ", ".join(f"{reason} {share:.1%}" for reason, share in reasons.items())
-            console.print(_text(f"Rollouts ended: {said}"))
+            console.print(_text(f"Rollouts ended: {reasons}"))
         for title, rollout in _best_and_worst(run, measured):
             _show_rollout(title, rollout, console)
 
 
-def _tables(run: Run, measures: Measures) -> Iterable[Table]:
-    went = _table("How it went", "Steps", *PROGRESS.values())
-    for row in progress(run, measures, ROWS):
-        shares = [_share(row[name]) for name in ("answered", "failed")]
-        numbers = [_number(row[name]) for name in PROGRESS if name not in ("answered", "failed")]
-        steps = str(row["first"]) if row["first"] == row["last"] else f"{row['first']} – {row['last']}"
-        went.add_row(steps, *numbers, *shares)
-    yield went
-    gains = _table("Credit by turn index", "Turn", "Scored", "Gain", "Gain above 0", "Advantage", "Clip scale")
-    for row in by_turn(measures):
-        numbers = [
-            _number(row["gain"]),
-            _share(row["positive"]),
-            _number(row["advantage"]),
-            _number(row["clip_scale"]),
-        ]
-        gains.add_row(str(row["turn"]), f"{row['count']:,}", *numbers)
-    yield gains
-    tools = _table("Tools", "Tool", "Calls", "Failed", "Median s", "95 % below", "Longest")
-    for row in by_tool(measures):
-        seconds = [_number(row[name]) for name in ("median", "p95", "max")]
-        tools.add_row(_text(row["name"]), f"{row['calls']:,}", _share(row["failed"]), *seconds)
-    yield tools
+def _curves(charts: Sequence[Chart], names: Sequence[str], run: int) -> Table:
+    """The lines over steps, a row each; those of several seeds stand with the first of them."""
+    rows = [
+        [", ".join(filter(None, (chart.title, series.name))), sparkline(series), *ends(chart, series)]
+        for chart in charts
+        if chart.kind == "line"
+        for series in chart.series
+        if series.run == run
+    ]
+    several = [name for name, numbers in seed_groups(names).items() if len(numbers) > 1 and numbers[0] == run]
+    return Table("Learning", ": ".join(["How it went", *several]), ["", CURVE, "First", "Last"], rows)
+
+
+def sparkline(series: Series) -> str:
+    """A line in one row of characters, from its lowest value to its highest."""
+    _, values = line(series.x, series.y, most=WIDTH)
+    low, high = min(values), max(values)
+    most = len(BLOCKS) - 1
+    return "".join(BLOCKS[round(most * (value - low) / (high - low)) if high > low else 0] for value in values)
 
 
 def _best_and_worst(run: Run, measures: Measures) -> Iterable[tuple[str, Rollout]]:
@@ -79,9 +78,10 @@ def _best_and_worst(run: Run, measures: Measures) -> Iterable[tuple[str, Rollout
     best = ranked.iloc[-1]
     worst = ranked[ranked["reward"] == ranked["reward"].iloc[0]].iloc[-1]
     places = [tuple(int(row[name]) for name in ROLLOUT) for row in (best, worst)]
-    rollouts = read_rollouts(run, 0, {place[:2] for place in places})
-    found = {place: one for one in rollouts if (place := (one.batch, one.group, one.generation)) in places}
-    for title, place in zip(("Best rollout", "Worst rollout"), places, strict=True):
+    rollouts = read_rollouts(run, {place[:2] for place in places})
+    found = {place: one for turns, one in rollouts if (place := tuple(turns[0][name] for name in ROLLOUT)) in places}
+    titles = ("Best rollout", "Worst rollout") if places[0] != places[1] else ("A rollout; all have this reward",)
+    for title, place in zip(titles, places, strict=False):
         if place in found:  # a run that is still training may have thinned its records out
             yield title, found[place]
 
@@ -89,63 +89,33 @@ def _best_and_worst(run: Run, measures: Measures) -> Iterable[tuple[str, Rollout
 def _show_rollout(title: str, rollout: Rollout, console: Console) -> None:
     console.print()
     console.print(_text(f"{title}: {rollout.question}", "bold"))
-    ended = f", {rollout.stop_reason}" if rollout.stop_reason else ""
-    place = f"step {rollout.step}, batch {rollout.batch}, group {rollout.group}, rollout {rollout.generation}"
-    console.print(
-        _text(f"true answer {rollout.answer or _number(None)}, reward {_number(rollout.reward)}{ended} ({place})")
-    )
-    own = list(dict.fromkeys(name for turn in rollout.turns for name in turn["estimator_columns"] or {}))
-    credit = _table("", "Turn", "Advantage", "Gain", "Normalised", "Belief", "Clip range", *own)
+    console.print(_text(", ".join(f"{name} {value}" for name, value in (rollout.shared | rollout.facts).items())))
     for k, turn in enumerate(rollout.turns):
-        credit.add_row(
-            str(k),
-            Text(_number(turn["advantage"], "+"), _style(turn["advantage"])),
-            *(_number(turn[name], "+") for name in ("information_gain", "normalized_gain")),
-            _pair(turn["belief_before"], "→", turn["belief_after"]),
-            _pair(turn["clip_low"], "–", turn["clip_high"], digits=4),
-            *(_number((turn["estimator_columns"] or {}).get(name), "+") for name in own),
-        )
-    console.print(credit)
-    for k, turn in enumerate(rollout.turns):
-        console.print(Text(f"Turn {k} {_number(turn['advantage'], '+')}", f"bold {_style(turn['advantage'])}"))
-        console.print(_text(_cut(turn["text"] or "")))
-        for call in turn["calls"] or []:
-            failed = ", failed" if call["failed"] else ""
-            console.print(
-                _text(_cut(f"{call['name']} {call['arguments']} ({_number(call['seconds'])} s{failed})"), "cyan")
-            )
-        if turn["observation"]:
-            console.print(_text(_cut(turn["observation"]), "dim"))
+        head = " · ".join(filter(None, (f"Turn {k}  {turn.credit['advantage']}", turn.kind)))
+        console.print(_text(head, f"bold {_style(turn)}"))
+        known = [f"{name} {value}" for name, value in list(turn.credit.items())[1:] if value != MISSING]
+        console.print(_text(", ".join(known), "italic"))
+        console.print(_text(excerpt(turn.text, MOST_CHARACTERS)))
+        for call in turn.calls:
+            said = ", ".join(filter(None, (call.outcome, call.seconds)))
+            console.print(_text(excerpt(f"{call.name} {call.arguments}  {said}", MOST_CHARACTERS), "cyan"))
+        if turn.observation:
+            console.print(_text(excerpt(turn.observation, MOST_CHARACTERS), "dim"))
 
 
-def _style(advantage: float | None) -> str:
+def _style(turn: Turn) -> str:
+    advantage = turn.drawn["advantage"]
     return "" if advantage is None else "blue" if advantage >= 0 else "dark_orange3"
 
 
-def _pair(first: float | None, between: str, second: float | None, digits: int = 2) -> str:
-    if first is None and second is None:
-        return _number(None)
-    return f"{_number(first, digits=digits)} {between} {_number(second, digits=digits)}"
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
-    return table
-
-
-def _cut(text: str) -> str:
-    text = text.strip()
-    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} … ({len(text):,} characters)"
-
-
-def _number(value: Any, sign: str = "", digits: int = 2) -> str:
-    return "–" if value is None else f"{value:{sign}.{digits}f}".replace("-", "−")
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
+def _table(table: Table) -> RichTable:
+    made = RichTable(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for number, column in enumerate(table.head):
+        is_left = number == 0 or column == CURVE
+        made.add_column(_text(column), justify="left" if is_left else "right", no_wrap=column == CURVE)
+    for row in table.rows:
+        made.add_row(*map(_text, row))
+    return made
 
 
 def _text(text: str, style: str = "") -> Text:

@@ -1,11 +1,15 @@
 """Keys and values kept between turns: the same tokens as when everything is read again, and each token read once."""
 
+import weakref
+
 import pytest
 import torch
 from transformers import DynamicCache, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 import tiny
 from a2tgpo_trl.rollout import HistoryCache, why_no_history
+from a2tgpo_trl.rollout.generation import history
 from histories import Player, greedy, padded, same_turns, turns_of
 
 ARCHITECTURES = ["llama", "qwen3", "gemma", "gpt2"]
@@ -152,6 +156,30 @@ def test_memory_of_finished_batches_is_given_back():
     player.history.drop([0, 1])
     assert not player.history._histories
     assert player.history._last is None
+
+
+def test_a_batch_is_given_back_layer_by_layer(monkeypatch):
+    """Also by the `DynamicLayer` of transformers 5.17, whose `reset` fills its tensors with zeros."""
+    monkeypatch.setattr(DynamicLayer, "reset", CacheLayerMixin.reset)
+    cache, held, most = DynamicCache(config=tiny.model().config), [], []
+    for number, layer in enumerate(cache.layers):
+        states = torch.full((2, 1, 6, 4), float(number))
+        layer.update(states, states)
+        held.append(weakref.ref(layer.keys))
+
+    class Places(torch.Tensor):
+        """Looks who is there at each copy."""
+
+        def to(self, *args, **kwargs):
+            most.append(sum(keys() is not None for keys in held))
+            return self.as_subclass(torch.Tensor)
+
+    del layer, states
+    places = torch.arange(3).as_subclass(Places)
+    histories = history._take(cache, [(0, [5, 6, 7], places)])
+    assert most == list(range(len(held), 0, -1)) and len(held) > 1
+    assert [keys[0, 0, 0].item() for keys, _ in histories[0].layers] == list(range(len(held)))
+    assert not any(keys() is not None for keys in held)
 
 
 @pytest.mark.parametrize(

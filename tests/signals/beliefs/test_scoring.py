@@ -41,26 +41,26 @@ def test_every_path_agrees_with_the_naive_loop(architecture, attention, template
     assert why_no_token_tree(model) is None
     scorer = make_scorer(model)
     trees = measured(scorer, model, rows)
-    rides = scorer.why_no_shared_forward(model) is None
+    can_share = scorer.why_no_shared_forward(model) is None
     scorer.why_prefixes = "as if"
     prefixes = measured(scorer, model, rows)
-    riding = with_shared_forward(scorer, model, rows) if rides else None
+    shared = with_shared_forward(scorer, model, rows) if can_share else None
     assert model.config._attn_implementation == attention
     expected = naive(tiny.model(architecture, attn_implementation=attention).eval(), rows)
     agree(trees, expected)
     agree(prefixes, expected)
-    assert (riding is None) == (architecture == "gpt2")
-    if riding is not None:
-        agree(riding, expected)
+    assert (shared is None) == (architecture == "gpt2")
+    if shared is not None:
+        agree(shared, expected)
 
 
-@pytest.mark.parametrize("path", ["trees", "prefixes", "riding"])
+@pytest.mark.parametrize("path", ["trees", "prefixes", "shared"])
 def test_agreement_is_not_a_matter_of_tolerance(path, monkeypatch):
     """The same in double precision, where what is left is rounding of the LM head, which TRL computes in float32."""
     rows, model = make_rows(), tiny.model(dtype=torch.float64).eval()
     scorer = make_scorer(model)
     scorer.why_prefixes = "as if" if path == "prefixes" else None
-    actual = with_shared_forward(scorer, model, rows) if path == "riding" else measured(scorer, model, rows)
+    actual = with_shared_forward(scorer, model, rows) if path == "shared" else measured(scorer, model, rows)
     agree(actual, naive(tiny.model(dtype=torch.float64).eval(), rows), atol=2e-6)
 
 

@@ -1,50 +1,33 @@
 // Charts by Chart.js, from series that Python worked out.
 
-const DASHES = [[], [6, 3], [2, 2], [8, 3, 2, 3], [1, 3], [12, 4], [4, 6], [10, 2, 2, 2]];
 const PAPER = { width: 340, height: 210, dots: 3 }; // size of a printed chart in pixels, and dots a pixel
 const drawn = new Map(); // canvas → [Chart.js chart, what it shows]
-
-const isByRun = (chart) => data.overview.runs.length > 1 && chart.run === null;
-
-/** What a legend calls a series. */
-function label(chart, series) {
-  const run = data.overview.runs[series.run].name;
-  if (!isByRun(chart)) return series.name || run;
-  return series.name ? `${run} · ${series.name}` : run;
-}
-
-/** Runs have colours and what they show has dashes; with one run, what it shows has the colours. */
-function look(chart, series, number) {
-  if (chart.kind === "shares") return { color: color(-1 - number), dash: [] };
-  if (!isByRun(chart)) return { color: color(number), dash: [] };
-  const names = [...new Set(chart.series.map((other) => other.name))];
-  return { color: color(series.run), dash: DASHES[names.indexOf(series.name) % DASHES.length] };
-}
 
 const points = (series, values) => series.x.map((x, i) => ({ x, y: values[i] }));
 
 function datasets(chart) {
-  return chart.series.flatMap((series, number) => {
-    const { color, dash } = look(chart, series, number);
-    const shared = { label: label(chart, series), borderColor: color, backgroundColor: color };
+  const { dashes } = data.overview.palette;
+  return chart.series.flatMap((series) => {
+    const ink = color(series.color);
+    const shared = { label: series.label, borderColor: ink, backgroundColor: ink };
     if (chart.kind === "shares") return [{ ...shared, data: series.y, barPercentage: 1, categoryPercentage: 0.94 }];
     if (chart.kind === "bars") return [{ ...shared, data: series.y, maxBarThickness: 36 }];
     const line = {
       ...shared,
       data: points(series, series.y),
-      borderDash: dash,
+      borderDash: dashes[series.dash % dashes.length],
       borderWidth: 1.8,
       pointRadius: chart.kind === "line" && series.x.length <= 30 ? 2.2 : 0,
       pointHoverRadius: 4,
       clip: 4, // points on the edge are whole
     };
-    if (chart.kind === "histogram") return [{ ...line, stepped: "middle", fill: chart.series.length < 3 && "origin", backgroundColor: `${color}22` }];
+    if (chart.kind === "histogram") return [{ ...line, stepped: "middle", fill: chart.series.length < 3 && "origin", backgroundColor: `${ink}22` }];
     if (!series.low) return [line];
     const edge = { ...shared, isEdge: true, borderWidth: 0, pointRadius: 0, pointHoverRadius: 0 };
     return [
       { ...line, series },
       { ...edge, data: points(series, series.low) },
-      { ...edge, data: points(series, series.high), fill: "-1", backgroundColor: `${color}26` },
+      { ...edge, data: points(series, series.high), fill: "-1", backgroundColor: `${ink}26` },
     ];
   });
 }
@@ -67,7 +50,7 @@ function options(chart) {
         type: isBar ? "category" : "linear",
         title: title(chart.x),
         grid: { ...grid, display: !isBar },
-        ticks: isBar ? ticks : { ...ticks, callback: compact },
+        ticks: isBar ? ticks : { ...ticks, callback: compact, precision: chart.kind === "line" ? 0 : undefined },
         stacked: isStacked,
       },
       y: {
@@ -76,7 +59,7 @@ function options(chart) {
         border: { display: false },
         ticks: { ...ticks, callback: compact, maxTicksLimit: 6 },
         stacked: isStacked,
-        beginAtZero: chart.kind !== "line" || chart.y.startsWith("share") || chart.y === "seconds",
+        beginAtZero: chart.is_from_zero,
         max: isStacked ? 1 : undefined,
       },
     },
@@ -99,9 +82,9 @@ function options(chart) {
         onClick: (_, item, legend) => toggle(legend.chart, item.datasetIndex),
       },
       tooltip: {
-        backgroundColor: cssColor("--tip"),
-        titleColor: cssColor("--tip-ink"),
-        bodyColor: cssColor("--tip-ink"),
+        backgroundColor: cssColor("--ink"),
+        titleColor: cssColor("--card"),
+        bodyColor: cssColor("--card"),
         usePointStyle: true,
         filter: (item) => !item.dataset.isEdge,
         callbacks: {
@@ -177,22 +160,22 @@ function chartCard(chart) {
   canvas.chart = chart;
   arriving.observe(canvas);
   const plot = el("div.plot", {}, canvas);
-  const table = el("div.numbers", { hidden: true, tabindex: 0, role: "region", "aria-label": `${chart.title}, as a table` });
+  const numbers = el("div.numbers", { hidden: true, tabindex: 0, role: "region", "aria-label": `${chart.title}, as a table` });
   const button = el("button.quiet", { type: "button", "aria-pressed": "false", "aria-label": `${chart.title}: show as a table` }, "Table");
   button.addEventListener("click", () => {
     const isTable = button.getAttribute("aria-pressed") === "false";
     button.setAttribute("aria-pressed", isTable);
-    if (isTable) table.replaceChildren(chartTable(chart));
-    table.hidden = !isTable;
+    if (isTable) numbers.replaceChildren(chartTable(chart));
+    numbers.hidden = !isTable;
     plot.hidden = isTable;
   });
   return el(
-    "article.card.chart",
+    "article.chart",
     { id: `chart-${chart.key}` },
-    el("header", {}, el("h3", {}, chart.title, run && el("span.of-run", {}, runTag(chart.run))), button),
+    el("header", {}, el("h3", {}, chart.title, run && el("small", {}, runTag(chart.run))), button),
     el("p.what", {}, chart.what),
     plot,
-    table,
+    numbers,
   );
 }
 
@@ -200,14 +183,10 @@ function chartTable(chart) {
   const xs = [...new Set(chart.series.flatMap((series) => series.x))];
   if (xs.every(isNumber)) xs.sort((a, b) => a - b);
   const columns = chart.series.flatMap((series) => {
-    const name = label(chart, series);
+    const name = series.label;
     const lines = series.low ? [[name, series.y], [`${name}, low`, series.low], [`${name}, high`, series.high]] : [[name, series.y]];
     return lines.map(([title, values]) => [title, new Map(series.x.map((x, i) => [x, values[i]]))]);
   });
-  return el(
-    "table",
-    {},
-    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, chart.x), columns.map(([title]) => el("th", { scope: "col" }, title)))),
-    el("tbody", {}, xs.map((x) => el("tr", {}, el("th", { scope: "row" }, isNumber(x) ? compact(x) : x), columns.map(([, values]) => el("td", {}, compact(values.get(x))))))),
-  );
+  const rows = xs.map((x) => [isNumber(x) ? compact(x) : x, ...columns.map(([, values]) => compact(values.get(x)))]);
+  return table([chart.x, ...columns.map(([title]) => title)], rows);
 }

@@ -67,7 +67,7 @@ async function loadTexts(progress) {
       const turns = rollout.turns.flatMap((turn) => [
         turn.text,
         turn.observation,
-        ...(turn.calls ?? []).flatMap((call) => [call.name, call.arguments, call.result]),
+        ...turn.calls.flatMap((call) => [call.name, call.arguments, call.result]),
       ]);
       data.texts.push([prompts[rollout.prompt], data.index.answer[start + i], ...turns].join("\n").toLowerCase());
     });

@@ -1,4 +1,4 @@
-// Elements and numbers. Texts become text nodes, never markup.
+// Elements. Texts become text nodes, never markup.
 
 /** An element: `el("p.note", {title: "…"}, "text", other)`. Children that are null or false are left out. */
 function el(what, properties = {}, ...children) {
@@ -25,15 +25,7 @@ const MISSING = "–";
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 const withMinus = (text) => text.replace("-", "−");
 
-/** A number with fixed digits, with its sign if asked for. */
-function fixed(value, digits = 2, signed = false) {
-  if (!isNumber(value)) return MISSING;
-  const text = value.toFixed(digits);
-  const isZero = Number(text) === 0;
-  return (signed && value > 0 && !isZero ? "+" : "") + withMinus(isZero ? text.replace("-", "") : text);
-}
-
-/** A number of any size: whole ones as they are, others with four significant digits. */
+/** A number on an axis or in a tooltip, as the report writes it elsewhere: whole ones as they are, others with four significant digits. */
 function compact(value) {
   if (!isNumber(value)) return MISSING;
   const size = Math.abs(value);
@@ -41,13 +33,6 @@ function compact(value) {
   return withMinus(String(Number.isInteger(value) ? value : Number(value.toPrecision(4))));
 }
 
-/** A duration. */
-function seconds(value) {
-  if (!isNumber(value)) return MISSING;
-  return value < 1e-3 ? "< 0.001 s" : `${Number(value.toPrecision(3))} s`;
-}
-
 const whole = (value) => value.toLocaleString("en");
-const percent = (value) => (isNumber(value) ? `${fixed(100 * value, 1)} %` : MISSING);
 const plural = (count, noun) => `${whole(count)} ${noun}${count === 1 ? "" : "s"}`;
 const tail = (text) => text.slice(text.lastIndexOf("/") + 1);

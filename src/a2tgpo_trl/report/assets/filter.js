@@ -3,20 +3,14 @@
 const FIELDS = ["text", "low", "high", "first", "last", "stop", "run", "sort"];
 const UNKNOWN = "?"; // the stop reason of rollouts that have none
 
-const largest = (numbers) => numbers.reduce((most, x) => (isNumber(x) ? Math.max(most, Math.abs(x)) : most), 0);
-const spread = (numbers) => {
-  const known = numbers.filter(isNumber);
-  return known.length ? Math.max(...known) - Math.min(...known) : -1;
-};
-
 const SORTS = {
   newest: ["newest first", (i) => -data.index.step[i]],
   oldest: ["oldest first", (i) => data.index.step[i]],
   best: ["highest reward", (i) => -(data.index.reward[i] ?? -Infinity)],
   worst: ["lowest reward", (i) => data.index.reward[i] ?? Infinity],
   turns: ["most turns", (i) => -data.index.advantages[i].length],
-  strongest: ["largest advantage", (i) => -largest(data.index.advantages[i])],
-  apart: ["turns most apart", (i) => -spread(data.index.advantages[i])],
+  strongest: ["largest advantage", (i) => -data.index.largest[i]],
+  apart: ["turns most apart", (i) => -data.index.spread[i]],
 };
 
 function initFilter(onChange) {

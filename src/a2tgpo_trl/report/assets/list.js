@@ -47,10 +47,8 @@ function showRows() {
 }
 
 function row(place, number) {
-  const { index } = data;
-  const advantages = index.advantages[place];
   return el(
-    "div.row",
+    "div.entry.row",
     {
       id: `row-${place}`,
       role: "option",
@@ -60,18 +58,26 @@ function row(place, number) {
       "aria-posinset": number + 1,
       style: { top: `${number * ROW}px` },
     },
-    rewardBadge(index.reward[place]),
+    rowContent(place),
+  );
+}
+
+/** A rollout at a glance. */
+function rowContent(place) {
+  const { index } = data;
+  return [
+    el("span.reward", { title: "reward" }, el("span.unseen", {}, "reward "), index.written[place]),
     el("div.question", {}, el("bdi", {}, index.question[place] || "(empty prompt)")),
     el(
       "div.meta",
       {},
       el("span", {}, `step ${index.step[place]}`),
-      el("span", {}, plural(advantages.length, "turn")),
+      el("span", {}, plural(index.advantages[place].length, "turn")),
       el("span", {}, index.stop_reason[place] ?? ""),
       data.overview.runs.length > 1 && runTag(index.run[place]),
     ),
-    creditStrip(advantages),
-  );
+    creditStrip(place),
+  ];
 }
 
 function select(place) {

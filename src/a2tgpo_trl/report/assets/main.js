@@ -47,14 +47,15 @@ async function show() {
     await applyFilter();
     if (mine !== drawing) return;
   }
-  if (address.places.length) select(address.places[0]);
-  const wanted = [address.view, ...address.places].join("/");
+  const places = address.places.length ? address.places : chosen();
+  if (places.length) select(places[0]);
+  const wanted = [address.view, ...places].join("/");
   if (wanted === detail) return;
-  if (!address.places.length) {
+  if (!places.length) {
     detail = wanted;
     return showNothing();
   }
-  const content = await (address.view === "compare" ? showComparison : showRollout)(...address.places);
+  const content = await (address.view === "compare" ? showComparison : showRollout)(...places);
   if (mine !== drawing) return;
   const hadFocus = byId("detail").contains(document.activeElement);
   detail = wanted;
@@ -62,6 +63,15 @@ async function show() {
   byId("detail").scrollTop = 0;
   if (hadFocus || address.view === "compare") byId("question").focus({ preventScroll: true });
 }
+
+/** The rollout that is shown beside the list while the address names none: the selected one, or the most telling. */
+function chosen() {
+  if (!isDetailSeen()) return [];
+  const { telling } = data.overview;
+  return [list.selected ?? (list.found.includes(telling) ? telling : list.found[0])].filter((place) => place !== undefined);
+}
+
+const isDetailSeen = () => getComputedStyle(byId("detail")).display !== "none"; // it is not beside the list on a narrow screen
 
 async function applyFilter() {
   const mine = (applyFilter.latest = (applyFilter.latest ?? 0) + 1);
@@ -89,7 +99,7 @@ function open(place) {
 
 function moveBy(count) {
   const place = move(count);
-  if (place !== null && shown.view === "rollouts" && shown.places.length) go(linkTo("rollouts", place), true);
+  if (place !== null && shown.view === "rollouts" && isDetailSeen()) go(linkTo("rollouts", place), true);
 }
 
 function compare() {

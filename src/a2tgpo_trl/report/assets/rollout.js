@@ -22,45 +22,19 @@ function groupChips(place, isCurrent, href, title) {
         "a.chip",
         { href: href(other), "aria-current": isCurrent(other) ? "true" : false, title: `rollout ${data.index.generation[other]} of the group` },
         `${data.index.generation[other]}`,
-        el("b", {}, compact(data.index.reward[other])),
+        el("b", {}, data.index.written[other]),
       ),
     ),
   );
 }
 
 function showNothing() {
-  fill(
-    byId("detail"),
-    el(
-      "div.nothing",
-      {},
-      el("span.mark.large", { "aria-hidden": "true" }, el("i"), el("i"), el("i")),
-      el("p", {}, data.size ? "Choose a rollout to see which of its turns earned what." : "There are no rollouts: the runs have neither turn records nor completions tables."),
-      data.size > 0 && el("p", {}, el("kbd", {}, "j"), " ", el("kbd", {}, "k"), " move, ", el("kbd", {}, "Enter"), " opens, ", el("kbd", {}, "c"), " compares, ", el("kbd", {}, "/"), " filters"),
-    ),
-  );
+  const why = data.size ? "No rollout is found." : "There are no rollouts: the runs have neither turn records nor completions tables.";
+  fill(byId("detail"), el("div.nothing", {}, el("p", {}, why)));
 }
-
-const facts = (...items) => el("dl.facts", {}, items.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
 
 /** What holds for all rollouts of a group. */
-function groupFacts(rollout) {
-  const isOneRun = data.overview.runs.length === 1;
-  return [
-    ...(isOneRun ? [] : [["run", runTag(rollout.run)]]),
-    ["true answer", el("bdi.answer", {}, rollout.answer ?? MISSING)],
-    ["place", `step ${rollout.step}, batch ${rollout.batch}, group ${rollout.group}`],
-  ];
-}
-
-function ownFacts(rollout) {
-  const rewards = Object.entries(rollout.rewards ?? {}).map(([name, value]) => el("small", {}, ` · ${name} ${compact(value)}`));
-  return [
-    ["rollout", String(rollout.generation)],
-    ["reward", [el("b", {}, compact(rollout.reward)), rewards]],
-    ["ended", rollout.stop_reason ?? MISSING],
-  ];
-}
+const groupFacts = (rollout) => (data.overview.runs.length === 1 ? rollout.shared : { run: runTag(rollout.run), ...rollout.shared });
 
 function promptOf(rollout) {
   return el(
@@ -85,37 +59,34 @@ async function showRollout(place) {
         : el("a.button", { href: linkTo("compare", place, partner), title: "c" }, "Compare"),
     ),
     promptOf(rollout),
-    facts(...groupFacts(rollout), ...ownFacts(rollout)),
+    facts({ ...groupFacts(rollout), ...rollout.facts }),
     membersOf(place).length > 1 && groupChips(place, (other) => other === place, (other) => linkTo("rollouts", other), "Group"),
-    el("div.turns", {}, turnCards(rollout, beliefRange(rollout.turns))),
+    el("div.turns", {}, cards(rollout, beliefRange(rollout.turns))),
   ];
 }
 
 async function showComparison(left, right) {
   const pair = await Promise.all([left, right].map(loadRollout));
   const range = beliefRange(pair.flatMap((rollout) => rollout.turns));
-  const cards = pair.map((rollout) => turnCards(rollout, range));
-  const count = Math.max(...cards.map((column) => column.length));
+  const columns = pair.map((rollout) => cards(rollout, range));
+  const count = Math.max(...columns.map((column) => column.length));
   const head = (rollout, side, href) =>
-    el("div.side", {}, groupChips(rollout.place, (other) => other === rollout.place, href, side), facts(...ownFacts(rollout)), creditStrip(data.index.advantages[rollout.place]));
+    el("div.side", {}, groupChips(rollout.place, (other) => other === rollout.place, href, side), facts(rollout.facts), creditStrip(rollout.place));
   return [
     el("div.bar", {}, el("a.back.always", { href: linkTo("rollouts", left) }, "← One rollout"), copyButton(), el("span.scale", {}, scaleLegend())),
     promptOf(pair[0]),
-    facts(...groupFacts(pair[0])),
+    facts(groupFacts(pair[0])),
     el(
       "div.pair",
       {},
       head(pair[0], "Left", (other) => linkTo("compare", other, right)),
       head(pair[1], "Right", (other) => linkTo("compare", left, other)),
-      Array.from({ length: count }, (_, k) => cards.map((column) => column[k] ?? el("div.absent", {}, "no such turn"))),
+      Array.from({ length: count }, (_, k) => columns.map((column) => column[k] ?? el("div.absent", {}, "no such turn"))),
     ),
   ];
 }
 
-function turnCards(rollout, range) {
-  const answer = rollout.stop_reason === "answered" ? rollout.turns.length - 1 : null; // number of that turn
-  return rollout.turns.map((turn, number) => turnCard(turn, number, number === answer, range));
-}
+const cards = (rollout, range) => rollout.turns.map((turn, number) => turnCard(turn, number, range));
 
 function copyButton() {
   const button = el("button.quiet", { type: "button", title: "The address of this page with what it shows" }, "Copy link");

@@ -39,7 +39,7 @@ function initTheme() {
   showTheme();
 }
 
-/** The colour of a run, or of a line where there is one run; those after the last begin again, below 0 from the end. */
+/** A colour by its number; those after the last begin again, below 0 from the end. */
 function color(number) {
   const colors = data.overview.palette[isDark() ? "dark" : "light"];
   return colors.at(number % colors.length);

@@ -1,44 +1,30 @@
-// A turn and its credit.
+// A turn and its credit, as Python wrote them.
 
 const FOLD = 1200; // characters of a text that are shown at once
 
 /** Colour by advantage: class and strength, full at the scale of the report. */
-function tint(advantage) {
-  if (!isNumber(advantage)) return { side: "none", share: 0 };
-  return { side: advantage < 0 ? "down" : "up", share: Math.min(Math.abs(advantage) / data.overview.scale, 1) };
-}
-
 function tinted(what, advantage, properties = {}, ...children) {
-  const { side, share } = tint(advantage);
+  const side = !isNumber(advantage) ? "none" : advantage < 0 ? "down" : "up";
+  const share = Math.min(Math.abs(advantage ?? 0) / data.overview.scale, 1);
   return el(`${what}.tint.${side}`, { ...properties, style: { "--share": `${Math.round(share * 100)}%` } }, ...children);
 }
 
-const sign = (value) => (!isNumber(value) ? MISSING : Math.abs(value) < 0.005 ? "0" : value > 0 ? "+" : "−");
-
 /** A square for each turn, with the sign of its advantage. */
-function creditStrip(advantages, most = 14) {
-  const text = `advantages ${advantages.map((value) => fixed(value, 2, true)).join(", ")}`;
+function creditStrip(place, most = 14) {
+  const [advantages, credits] = [data.index.advantages[place], data.index.credits[place]];
+  const text = `advantages ${credits.join(", ")}`;
   return el(
     "div.strip",
     { role: "img", "aria-label": text, title: text },
-    advantages.slice(0, most).map((value) => tinted("i", value, {}, sign(value))),
+    advantages.slice(0, most).map((value, k) => tinted("i", value, {}, credits[k][0])),
     advantages.length > most && el("small", {}, `+${advantages.length - most}`),
   );
 }
 
 /** What the colours say. */
 function scaleLegend() {
-  const end = compact(data.overview.scale);
-  return [
-    el("span", {}, "advantage"),
-    el("b", {}, `−${end}`),
-    el("i.ramp", { role: "img", "aria-label": `from −${end}, orange, over 0, grey, to +${end}, blue` }),
-    el("b", {}, `+${end}`),
-  ];
-}
-
-function rewardBadge(reward) {
-  return el("span.reward", { title: "reward" }, el("span.unseen", {}, "reward "), compact(reward));
+  const [low, high] = data.overview.scale_ends;
+  return ["advantage", el("b", {}, low), el("i.ramp", { role: "img", "aria-label": `from ${low}, orange, over 0, grey, to ${high}, blue` }), el("b", {}, high)];
 }
 
 /** A text, folded if it is long, without the empty lines around it. */
@@ -60,81 +46,53 @@ function longText(given, kind) {
 
 /** The lowest and the highest belief of turns. */
 function beliefRange(turns) {
-  const beliefs = turns.flatMap((turn) => [turn.belief_before, turn.belief_after]).filter(isNumber);
-  return beliefs.length ? [Math.min(...beliefs), Math.max(...beliefs)] : [0, 1];
+  const beliefs = turns.flatMap(({ drawn }) => [drawn.belief_before, drawn.belief_after]).filter(isNumber);
+  return [Math.min(...beliefs), Math.max(...beliefs)];
 }
 
-function turnCard(turn, number, isAnswer, [lowest, highest]) {
-  const calls = turn.calls ?? [];
-  const kind = calls.length ? plural(calls.length, "tool call") : isAnswer ? "answer" : "";
+const facts = (entries, kind = "facts") => el(`dl.${kind}`, {}, Object.entries(entries).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+
+function turnCard(turn, number, range) {
+  const { advantage, belief, ...credit } = turn.credit;
   return tinted(
     "article",
-    turn.advantage,
-    { "aria-label": `Turn ${number}, advantage ${fixed(turn.advantage, 2, true)}` },
+    turn.drawn.advantage,
+    { "aria-label": `Turn ${number}, advantage ${advantage}` },
     el(
       "header",
       {},
-      el("h4", {}, `Turn ${number}`, kind && el("small", {}, kind)),
-      el("span.advantage", { title: "advantage: what multiplies the turn's tokens in the loss" }, el("small", {}, "advantage "), fixed(turn.advantage, 2, true)),
+      el("h4", {}, `Turn ${number}`, turn.kind && el("small", {}, turn.kind)),
+      el("span.advantage", { title: "advantage: what multiplies the turn's tokens in the loss" }, el("small", {}, "advantage "), advantage),
     ),
-    credit(turn, lowest, highest),
-    el("h5", {}, "Model", el("small", {}, isNumber(turn.num_tokens) ? plural(turn.num_tokens, "token") : "")),
+    facts({ ...(belief && { belief: [belief, beliefTrack(turn.drawn, range)] }), ...credit }, "credit"),
+    el("h5", {}, "Model", el("small", {}, turn.tokens)),
     turn.text ? longText(turn.text, "model") : el("p.empty", {}, "nothing"),
-    calls.map(callCard),
-    turn.observation !== null && [
-      el("h5", {}, "Read then", el("small", {}, isNumber(turn.num_observation_tokens) ? plural(turn.num_observation_tokens, "token") : "")),
-      longText(turn.observation, "observation"),
-    ],
+    turn.calls.map(callCard),
+    turn.observation !== null && [el("h5", {}, "Read then", el("small", {}, turn.observation_tokens)), longText(turn.observation, "observation")],
   );
 }
 
-function credit(turn, lowest, highest) {
-  const part = isNumber(turn.outcome_advantage) && isNumber(turn.advantage) ? turn.advantage - turn.outcome_advantage : null;
-  const hasRange = isNumber(turn.clip_low) && isNumber(turn.clip_high);
-  const items = [
-    ["belief", belief(turn, lowest, highest)],
-    ["gain", fixed(turn.information_gain, 2, true)],
-    ["normalised", [fixed(turn.normalized_gain, 2, true), isNumber(turn.turn_group_size) && el("small", {}, ` turn group of ${turn.turn_group_size}`)]],
-    ["outcome + turn", part === null ? MISSING : `${fixed(turn.outcome_advantage, 2, true)} ${part < 0 ? "−" : "+"} ${fixed(Math.abs(part), 2)}`],
-    ["clip range", [hasRange ? `${fixed(turn.clip_low, 4)} – ${fixed(turn.clip_high, 4)}` : MISSING, isNumber(turn.clip_scale) && el("small", {}, ` ×${fixed(turn.clip_scale, 2)}`)]],
-    ...Object.entries(turn.estimator_columns ?? {}).map(([name, value]) => [name, fixed(value, 2, true)]),
-  ];
-  return el("dl.credit", {}, items.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
-}
-
-/** Belief before and after, as numbers and on the scale of the rollout. */
-function belief({ belief_before: before, belief_after: after }, lowest, highest) {
-  if (!isNumber(before) && !isNumber(after)) return MISSING;
-  const numbers = `${fixed(before)} → ${fixed(after)}`;
-  if (!isNumber(before) || !isNumber(after)) return numbers;
+/** Belief before and after on the scale of the rollout. */
+function beliefTrack({ belief_before: before, belief_after: after }, [lowest, highest]) {
+  if (!isNumber(before) || !isNumber(after)) return null;
   const place = (value) => (highest > lowest ? (100 * (value - lowest)) / (highest - lowest) : 50);
   const [from, to] = [place(before), place(after)];
-  return [
-    el("span", {}, numbers),
-    el(
-      `span.track.${to < from ? "fell" : "rose"}`,
-      { "aria-hidden": "true" },
-      el("i.way", { style: { left: `${Math.min(from, to)}%`, width: `${Math.abs(to - from)}%` } }),
-      el("i.start", { style: { left: `${from}%` } }),
-      el("i.end", { style: { left: `${to}%` } }),
-    ),
-  ];
+  return el(
+    `span.track.${to < from ? "fell" : "rose"}`,
+    { "aria-hidden": "true" },
+    el("i.way", { style: { left: `${Math.min(from, to)}%`, width: `${Math.abs(to - from)}%` } }),
+    el("i.start", { style: { left: `${from}%` } }),
+    el("i.end", { style: { left: `${to}%` } }),
+  );
 }
 
 function callCard(call) {
-  const outcome = call.failed === null ? "" : call.failed ? "failed" : "done";
-  const isRun = isNumber(call.seconds);
+  const isFailed = call.outcome === "failed";
   return el(
-    `div.call${call.failed ? ".failed" : ""}`,
+    `div.call${isFailed ? ".failed" : ""}`,
     {},
-    el(
-      "div.head",
-      {},
-      el("code.tool", {}, call.name),
-      el("span.outcome", {}, outcome),
-      el("span.seconds", {}, isRun ? seconds(call.seconds) : outcome && "did not run"),
-    ),
-    el("code.arguments", { dir: "auto" }, call.arguments ?? MISSING),
-    call.result !== null && el("details", { open: Boolean(call.failed) }, el("summary", {}, "Result of the tool"), longText(call.result, "result")),
+    el("div.head", {}, el("code.tool", {}, call.name), el("small.outcome", {}, call.outcome), el("small.seconds", {}, call.seconds)),
+    el("code.arguments", { dir: "auto" }, call.arguments),
+    call.result !== null && el("details", { open: isFailed }, el("summary", {}, "Result of the tool"), longText(call.result, "result")),
   );
 }

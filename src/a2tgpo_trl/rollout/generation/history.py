@@ -200,11 +200,11 @@ class HistoryCache:
 def _take(cache: DynamicCache, rows: list[tuple[int, list[int], Tensor]]) -> list[_History]:
     """Histories out of a batch's cache, which is emptied: for each its row, its tokens and their places."""
     histories = [_History(ids, []) for _, ids, _ in rows]
-    for layer in cache.layers:
+    while cache.layers:
+        layer = cache.layers.pop(0)  # given back after its copies, so that memory does not hold everything twice
         for (row, _, places), history in zip(rows, histories, strict=True):
             places = places.to(layer.keys.device)  # a model may be spread over several
             history.layers.append((layer.keys[row].index_select(1, places), layer.values[row].index_select(1, places)))
-        layer.reset()  # one layer after the other, so that memory does not hold everything twice
     return histories
 
 

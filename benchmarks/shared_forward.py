@@ -1,13 +1,13 @@
 """
 Claim: where the old log-probabilities are computed anyway, information gain adds at most 15 % to that forward.
 
-TRL's forward over a generation batch, as `A2TGPOTrainer` makes it: alone, and with the beliefs that ride on it. Two settings:
+TRL's forward over a generation batch, as `A2TGPOTrainer` makes it: alone, and with the beliefs that share it. Two settings:
 two completions of 2,000 tokens with eight tool turns, float32, on a random model of the demo's shape (135 M parameters), which
 share nothing; and a batch of the demo, 32 traces of one and two searches in four groups, bfloat16, with its model and adapter.
 Memory is the peak of the process above what it held before, for one completion of 8,000 tokens with eight tool turns.
 
-    python benchmarks/riding_probes.py
-    python benchmarks/riding_probes.py --device cuda --bf16 --random
+    python benchmarks/shared_forward.py
+    python benchmarks/shared_forward.py --device cuda --bf16 --random
 
 Writes the figures as JSON beside itself.
 """
@@ -118,14 +118,14 @@ def logps(setting: Setting, with_beliefs: bool) -> tuple[torch.Tensor, SharedFor
 
 
 def compare(setting: Setting, rounds: int) -> dict:
-    methods = {"alone": partial(logps, setting, False), "riding": partial(logps, setting, True)}
-    alone, riding = (method() for method in methods.values())
-    fed = [len(query.ids) - query.context_length + 1 for query in queries(riding[1].plan.rows)]
+    methods = {"alone": partial(logps, setting, False), "shared": partial(logps, setting, True)}
+    alone, shared = (method() for method in methods.values())
+    fed = [len(query.ids) - query.context_length + 1 for query in queries(shared[1].plan.rows)]
     mask = setting.inputs[1].float()
     seconds = in_turn(methods, rounds)
     return {
-        "log_probabilities_are_trls_to_the_bit": torch.equal(alone[0], riding[0]),
-        "riding_over_alone": ratio(seconds, "riding", "alone"),
+        "log_probabilities_are_trls_to_the_bit": torch.equal(alone[0], shared[0]),
+        "shared_over_alone": ratio(seconds, "shared", "alone"),
         "probes": len(fed),
         "probe_tokens_over_tokens": round(sum(fed) / mask.sum().item(), 3),
         "padding_share_of_the_forward": round(1 - mask.mean().item(), 3),
@@ -154,7 +154,7 @@ def measure(options: argparse.Namespace) -> dict:
     longest = long_setting(trainer, [(200, options.long - 200)], 8)
     figures["megabytes of a long completion"] = {
         name: peak_megabytes(partial(logps, longest, with_beliefs))
-        for name, with_beliefs in (("alone", False), ("riding", True))
+        for name, with_beliefs in (("alone", False), ("shared", True))
     }
     return figures
 
