@@ -22,24 +22,33 @@ class SharedForward:
     A model that, whenever TRL runs it over completions, scores their probes on the keys and values that it computed.
 
     Args:
-        model (`nn.Module`): The policy.
+        model (`nn.Module`): Who is asked.
         plan ([`~signals.beliefs.BeliefPlan`]): What to score, its rows in the order in which TRL will run them.
-        base (`PreTrainedModel`): The policy without its adapters and wrappers.
+        base (`PreTrainedModel`): The model without its adapters and wrappers.
         score (`Callable`): Runs the model, and returns the log-probabilities of `shift_labels`.
+        table (`Callable`): Of beliefs of queries, the queries, and how many rows and contexts there are, see
+            [`~signals.beliefs.probes.belief_table`].
         skip_empty (`bool`): Whether nothing is run where a micro-batch has no probe. Where other processes may have one,
             all are to make the same forwards.
 
     Attributes:
-        beliefs (`list[Tensor]`): Of each micro-batch so far, `(b, K + 1)`, as [`~signals.beliefs.scoring.BeliefScorer.measure`] does.
+        beliefs (`list[Tensor]`): Of each micro-batch so far, `(b, E)`, as [`~signals.beliefs.scoring.BeliefScorer.measure`] does.
     """
 
     def __init__(
-        self, model: nn.Module, plan: BeliefPlan, base: PreTrainedModel, score: Callable[..., Tensor], skip_empty: bool
+        self,
+        model: nn.Module,
+        plan: BeliefPlan,
+        base: PreTrainedModel,
+        score: Callable[..., Tensor],
+        table: Callable[..., Tensor],
+        skip_empty: bool,
     ):
         self.model = model
         self.plan = plan
         self.base = base
         self.score = score
+        self.table = table
         self.skip_empty = skip_empty
         self.beliefs: list[Tensor] = []
         self._num_seen = 0
@@ -49,10 +58,10 @@ class SharedForward:
         size, width = inputs["input_ids"].shape
         rows = slice(self._num_seen, self._num_seen + size)
         self._num_seen += size
-        device, num_ends = inputs["input_ids"].device, self.plan.keys.size(1)
+        device, shape = inputs["input_ids"].device, (size, self.plan.num_ends)
         found = queries(self.plan.rows[rows])
         if self.skip_empty and not found:
-            self.beliefs.append(torch.full((size, num_ends), torch.nan, device=device))
+            self.beliefs.append(torch.full(shape, torch.nan, device=device))
             return self.model(**inputs)
         config = self.base.config.get_text_config()
         cache = DynamicCache(config=config)
@@ -71,8 +80,8 @@ class SharedForward:
                 past_key_values=cache,
                 shift_labels=torch.tensor([probes.labels], dtype=torch.long, device=device),
             )  # (1, M)
-        owner = torch.tensor([row * num_ends + end for row, end in probes.owners], dtype=torch.long, device=device)
-        self.beliefs.append(mean_logps(logps[0], owner, size * num_ends).view(size, num_ends))
+        owner = torch.tensor(probes.owners, dtype=torch.long, device=device)
+        self.beliefs.append(self.table(mean_logps(logps[0], owner, len(found)), found, shape))
         return outputs
 
 
@@ -86,14 +95,14 @@ class _Probes:
             that a token sees; `query`, which probe it belongs to, -1 for padding.
         rows, columns (`list[int]`, length `M`): Tokens that predict one of an answer.
         labels (`list[int]`, length `M`): What they predict.
-        owners (`list[tuple]`, length `M`): Row and context of the belief that it belongs to.
+        owners (`list[int]`, length `M`): Number of the probe that it belongs to.
     """
 
     tokens: dict[str, list[list[int]]]
     rows: list[int] = field(default_factory=list)
     columns: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
-    owners: list[tuple[int, int]] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
 
 
 _PADDING = {"ids": 0, "position": 0, "first": 0, "limit": 0, "query": -1}
@@ -109,7 +118,7 @@ def _lay_out(found: Sequence[Query], first_columns: Sequence[int]) -> _Probes:
         probes.rows += [query.row] * len(query.labels)
         probes.columns += [place + shift for place in query.predictors]
         probes.labels += query.labels
-        probes.owners += [(query.row, query.end)] * len(query.labels)
+        probes.owners += [number] * len(query.labels)
         lists["ids"] += fed
         lists["position"] += range(first + start, first + start + len(fed))
         lists["first"] += [first] * len(fed)
