@@ -42,7 +42,8 @@ SCHEMA = pa.schema(
         _column(
             "belief_before",
             pa.float32(),
-            "belief in the answer that the gain is measured from, see `gain_from`",
+            'belief in the answer that the gain is measured from: before the turn, s(k); with `gain_from="turn_end"` at the '
+            "end of its own text",
             nullable=True,
         ),
         _column("belief_after", pa.float32(), "belief after its observation, s(k + 1)", nullable=True),
