@@ -32,7 +32,7 @@ from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.batch import GenerationBatch
 from a2tgpo_trl.demo.model import load_model, load_tokenizer
 from a2tgpo_trl.rollout import Rollout, Turn
-from a2tgpo_trl.signals.beliefs import queries
+from a2tgpo_trl.signals.beliefs import Query, queries
 from a2tgpo_trl.signals.beliefs.shared_forward import SharedForward
 
 ANSWER = "Paris, or so"
@@ -133,17 +133,26 @@ def logps(setting: Setting, with_beliefs: bool) -> tuple[torch.Tensor, SharedFor
 def compare(setting: Setting, rounds: int) -> dict:
     methods = {"alone": partial(logps, setting, False), "riding": partial(logps, setting, True)}
     alone, riding = (method() for method in methods.values())
-    fed = [len(query.ids) - query.context_length + 1 for query in queries(riding[1].plan.rows)]
+    found = queries(riding[1].plan.rows)
     mask = setting.inputs[1].float()
     seconds = in_turn(methods, rounds)
     return {
         "log_probabilities_are_trls_to_the_bit": torch.equal(alone[0], riding[0]),
         "riding_over_alone": ratio(seconds, "riding", "alone"),
-        "probes": len(fed),
-        "probe_tokens_over_tokens": round(sum(fed) / mask.sum().item(), 3),
+        "probes": len(found),
+        "probe_tokens_over_tokens": round(tokens_fed(found) / mask.sum().item(), 3),
         "padding_share_of_the_forward": round(1 - mask.mean().item(), 3),
         "seconds": seconds,
     }
+
+
+def tokens_fed(found: list[Query]) -> int:
+    """Tokens that probes are read in: what aliases begin with alike once, with the last token of their context."""
+    beginnings = set()
+    for query in found:
+        fed = tuple(query.ids[query.context_length - 1 :])
+        beginnings |= {(query.row, query.end, fed[:length]) for length in range(1, len(fed) + 1)}
+    return len(beginnings)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -90,6 +90,22 @@ def test_all_aliases_agree_with_the_naive_loop(path, aliases):
     assert (expected >= first)[known].all() and (expected > first)[known].any()
 
 
+def test_aliases_share_what_they_begin_with(monkeypatch):
+    """Along with TRL's forward too: the last token of the context, and the template before the answer."""
+    rows, model = make_rows_with_aliases()[:1], tiny.model().eval()
+    scorer = make_scorer(model, aliases="max")
+    score = Mock(wraps=scorer._score)
+    monkeypatch.setattr(scorer, "_score", score)
+    with_shared_forward(scorer, model, rows)
+    fed = {
+        (q.end, tuple(q.ids[q.context_length - 1 : n]))
+        for q in queries(rows)
+        for n in range(q.context_length, len(q.ids) + 1)
+    }
+    assert score.call_args.kwargs["input_ids"].shape == (1, len(fed))
+    assert len(fed) < sum(len(q.ids) - q.context_length + 1 for q in queries(rows)) / 2
+
+
 @pytest.mark.parametrize("path", ["trees", "riding"])
 def test_all_aliases_are_scored_in_as_many_forwards_as_one(path, monkeypatch):
     model, rows = tiny.model().eval(), make_rows_with_aliases()

@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ...integrations.replaced import replaced
 from .head import predicting_at
+from .packing import TokenTree
 from .probes import BeliefPlan, Query, mean_logps, queries
 
 
@@ -88,11 +89,12 @@ class SharedForward:
 @dataclass
 class _Probes:
     """
-    The probes of `b` rows, each led by the last token of its context, which predicts its first.
+    The probes of `b` rows. Those of a context are a [`~signals.beliefs.packing.TokenTree`]: they begin with the last token of
+    the context, which predicts their first, and aliases that begin alike share that too.
 
     Attributes:
         tokens (`dict`): Lists of `b` rows of `P` numbers: `ids`; `position`; `first` and `limit`, the columns of the context
-            that a token sees; `query`, which probe it belongs to, -1 for padding.
+            that a token sees; `end`, one past the last token of the probes that sees it.
         rows, columns (`list[int]`, length `M`): Tokens that predict one of an answer.
         labels (`list[int]`, length `M`): What they predict.
         owners (`list[int]`, length `M`): Number of the probe that it belongs to.
@@ -105,29 +107,42 @@ class _Probes:
     owners: list[int] = field(default_factory=list)
 
 
-_PADDING = {"ids": 0, "position": 0, "first": 0, "limit": 0, "query": -1}
+_PADDING = {"ids": 0, "position": 0, "first": 0, "limit": 0, "end": 2**62}
+"""A padding token sees itself, for the mean of nothing is NaN, and the padding before it."""
 
 
 def _lay_out(found: Sequence[Query], first_columns: Sequence[int]) -> _Probes:
     probes = _Probes({name: [[] for _ in first_columns] for name in _PADDING})
+    contexts: dict[tuple[int, int], list[int]] = {}
     for number, query in enumerate(found):
-        start, first = query.context_length - 1, first_columns[query.row]
-        fed = query.ids[start:]
-        lists = {name: rows[query.row] for name, rows in probes.tokens.items()}
-        shift = len(lists["ids"]) - start
-        probes.rows += [query.row] * len(query.labels)
-        probes.columns += [place + shift for place in query.predictors]
-        probes.labels += query.labels
-        probes.owners += [number] * len(query.labels)
-        lists["ids"] += fed
-        lists["position"] += range(first + start, first + start + len(fed))
-        lists["first"] += [first] * len(fed)
-        lists["limit"] += [first + start] * len(fed)
-        lists["query"] += [number] * len(fed)
+        contexts.setdefault((query.row, query.end), []).append(number)
+    for (row, _), numbers in contexts.items():
+        _add_context(probes, {number: found[number] for number in numbers}, row, first_columns[row])
     width = max(1, *map(len, probes.tokens["ids"]))
     for name, fill in _PADDING.items():
         probes.tokens[name] = [row + [fill] * (width - len(row)) for row in probes.tokens[name]]
     return probes
+
+
+def _add_context(probes: _Probes, found: dict[int, Query], row: int, first: int) -> None:
+    """Add the probes of one context of a row, whose first token is in the column `first`."""
+    start = next(iter(found.values())).context_length - 1
+    tree = TokenTree()
+    for number in sorted(found, key=lambda number: found[number].ids):
+        tree.add(number, found[number].ids[start:])
+    lists = {name: rows[row] for name, rows in probes.tokens.items()}
+    shift, size = len(lists["ids"]), len(tree.ids)
+    for number, branch in tree.branches.items():
+        query = found[number]
+        probes.rows += [row] * len(query.labels)
+        probes.columns += [shift + branch.place(place - start) for place in query.predictors]
+        probes.labels += query.labels
+        probes.owners += [number] * len(query.labels)
+    lists["ids"] += tree.ids
+    lists["position"] += [first + start + depth for depth in tree.positions]
+    lists["first"] += [first] * size
+    lists["limit"] += [first + start] * size
+    lists["end"] += [shift + end for end in tree.ends]
 
 
 def _mask(tokens: dict[str, Tensor], width: int) -> Tensor:
@@ -135,5 +150,5 @@ def _mask(tokens: dict[str, Tensor], width: int) -> Tensor:
     column = torch.arange(width, device=tokens["ids"].device)
     context = (column >= tokens["first"].unsqueeze(2)) & (column < tokens["limit"].unsqueeze(2))
     index = torch.arange(tokens["ids"].size(1), device=column.device)
-    own = (tokens["query"].unsqueeze(2) == tokens["query"].unsqueeze(1)) & (index.unsqueeze(1) >= index)
+    own = (index <= index.unsqueeze(1)) & (index.unsqueeze(1) < tokens["end"].unsqueeze(1))
     return torch.cat([context, own], dim=2).unsqueeze(1)
