@@ -36,6 +36,10 @@ OVERRIDDEN = {
     "_log_completion_extra": "self column values",
 }
 CALLED = {
+    "_get_per_token_logps_and_entropies": "self model input_ids attention_mask logits_to_keep batch_size=None "
+    "compute_entropy=False compute_aux_loss=False pixel_values=None image_grid_thw=None num_images=None "
+    "pixel_attention_mask=None spatial_shapes=None num_tiles=None image_sizes=None token_type_ids=None "
+    "mm_token_type_ids=None image_position_ids=None",
     "_get_tool_suffix_ids": "self tool_messages",
 }
 FUNCTIONS = {
@@ -110,7 +114,11 @@ FACTS = {
                 "self.args.gradient_accumulation_steps % generate_every != 0",
                 "self.use_vllm and self.vllm_importance_sampling_correction",
                 "old_per_token_logps, _, _ = self._get_per_token_logps_and_entropies(",
+                "self.model,\n                    prompt_completion_ids,\n                    attention_mask,\n                    logits_to_keep,",
                 "ref_per_token_logps, _, _ = self._get_per_token_logps_and_entropies(",
+                "self.ref_model,",
+                'use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None)',
+                "self.model,",
             ],
         ),
         (

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "config": {"credit"},
     "rollout": {"integrations"},
     "batch": {"credit", "functional", "rollout"},
-    "signals": {"batch", "config", "functional", "integrations", "records", "rollout"},
+    "signals": {"batch", "config", "functional", "integrations", "rollout"},
     "records": {"batch", "credit", "functional", "rollout"},
     "callbacks": {"batch", "config", "records"},
     "checks": {"config", "credit", "records", "rollout", "signals"},

@@ -15,6 +15,7 @@ from trl import GRPOConfig
 
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.batch import GenerationBatch
 from a2tgpo_trl.callbacks.skip_updates import SkipUpdates
 from a2tgpo_trl.credit import GRPO
 from a2tgpo_trl.functional import spread_turns, turn_ids, turn_log_ratio
@@ -255,10 +256,12 @@ def test_beliefs_share_forward_whatever_else_trl_does(score, options):
     torch.testing.assert_close(*gains, atol=1e-4, rtol=0, equal_nan=True)
 
 
-def test_beliefs_share_forward_on_the_rollouts_of_a_rollout_func(build, rows):
+@pytest.mark.parametrize("leading", [[], [("What is known: nothing.\n", 0)]], ids=["", "read before the first turn"])
+def test_beliefs_share_forward_on_the_rollouts_of_a_rollout_func(build, rows, leading):
     """Its `env_mask` says where observations end."""
     tokenizer = tiny.tokenizer()
     pieces = [
+        *leading,
         ("<search>Lyon</search>", 1),
         ("\n<result>Lyon is in France.</result>\n", 0),
         ("<answer>Paris</answer>", 1),
@@ -281,6 +284,70 @@ def test_beliefs_share_forward_on_the_rollouts_of_a_rollout_func(build, rows):
     shared, alone = gains(), gains(gradient_accumulation_steps=2)
     assert (~shared.isnan()).sum(1).tolist() == [1] * 4
     torch.testing.assert_close(shared, alone, atol=1e-4, rtol=0, equal_nan=True)
+
+
+def test_the_copy_of_an_adapter_that_is_trained_on_carries_no_beliefs(tmp_path, config, rows, monkeypatch):
+    """An adapter that is given goes on as the policy; TRL keeps a copy of it, "ref", as the reference."""
+    model = get_peft_model(tiny.model(), adapter(init_lora_weights=False))
+    tiny.Script(GROUP).install(monkeypatch)
+    trainer = A2TGPOTrainer(
+        model, correct, config(beta=0.1), Dataset.from_list(rows), processing_class=tiny.tokenizer(), tools=[search]
+    )
+    assert "ref" in trainer.model.peft_config
+    for name, parameter in trainer.model.named_parameters():
+        if ".ref." in name:
+            parameter.data.mul_(-3.0)  # so that a look at the reference would show
+    trainer.model.train()
+    tiny.Script(GROUP).install(monkeypatch)
+    shared = trainer._generate_and_score_completions([dict(row) for row in rows[:4]])["information_gain"]
+    monkeypatch.setattr(trainer.signals["beliefs"], "_shares_forward", lambda: False)
+    tiny.Script(GROUP).install(monkeypatch)
+    alone = trainer._generate_and_score_completions([dict(row) for row in rows[:4]])["information_gain"]
+    torch.testing.assert_close(shared, alone, atol=1e-4, rtol=0, equal_nan=True)
+
+
+def test_a_reward_function_may_play(build, rows):
+    """As a judge that samples may."""
+    seen = []
+
+    def judge(completions, log_extra, **kwargs):
+        if not seen:
+            seen.append(None)
+            seen.append(trainer.play([{"prompt": QUESTION, "answer": "Paris"}], num_generations=4))
+        log_extra("length", [len(text) for text in completions])
+        return correct(completions, [["Paris"]] * len(completions))
+
+    trainer = build(GROUP * 2, reward=judge, per_device_eval_batch_size=4)
+    trainer.model.train()
+    trainer._generate_and_score_completions([dict(row) for row in rows[:4]])
+    assert len(seen[1]) == 4 and trainer._batch is None
+    (played, *_) = trainer.play(rows[:1], num_generations=4)
+    assert played.extra == {"length": len(played.completion)}
+
+
+@pytest.mark.parametrize("loop", ["a2tgpo", "trl", "none"])
+def test_a_completion_that_a_limit_cut_is_no_answer(build, config, monkeypatch, loop):
+    call = '<tool_call>\n{"name": "search", "arguments": {"query": "Lyon"}}\n</tool_call><|im_end|>'
+    group = [
+        ["<answer>Paris</answer><|im_end|>"],
+        ["on and on"],
+        [call, "<answer>Rome</answer><|im_end|>"],
+        [call, "on"],
+    ]
+    if loop == "none":
+        group = [["Paris<|im_end|>"], ["on and on"]] * 2
+    tiny.Script(group).install(monkeypatch)
+    options = {"tool_loop": loop} if loop != "none" else {}
+    trainer = A2TGPOTrainer(
+        tiny.model(), chat_correct, config(advantage_estimator="grpo", **options), Dataset.from_list(CHAT_ROWS),
+        processing_class=tiny.chat_tokenizer(), tools=[search] if loop != "none" else None,
+    )  # fmt: skip
+    batches = []
+    read = GenerationBatch.read_turns
+    monkeypatch.setattr(GenerationBatch, "read_turns", lambda batch, *a: (read(batch, *a), batches.append(batch)))
+    trainer.model.train()
+    trainer._generate_and_score_completions([dict(row) for row in CHAT_ROWS[:4]])
+    assert batches[0].turns.answered.tolist() == [True, False, True, False]
 
 
 def test_an_error_leaves_nothing_behind(build, rows, monkeypatch):

@@ -1,7 +1,7 @@
 """[`GenerationBatch`]: all that lives for one batch of rollouts."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,13 +69,16 @@ class GenerationBatch:
         weighted = self.rewards * weights.to(self.rewards.device)
         return weighted.nansum(dim=1).masked_fill(self.unscored, math.nan)
 
-    def read_turns(self, signals: Mapping[str, Any], reward_weights: Tensor, exact_zeros: bool) -> None:
+    def read_turns(
+        self, signals: Mapping[str, Any], reward_weights: Tensor, last_tokens: Collection[int], exact_zeros: bool
+    ) -> None:
         """
         Find the turns of all processes' completions, for a group may span processes, and measure their signals.
 
         Args:
             signals (`Mapping[str, Signal]`): By the name under which the estimator reads them.
             reward_weights (`Tensor`, shape `(F,)`): Of the reward functions.
+            last_tokens (`Collection[int]`): Those with which a completion ends that no limit cut.
             exact_zeros (`bool`): Whether outcome advantages of groups of equal rewards are cleared of rounding.
         """
         masks = self.tensors["completion_mask"], self.tensors.get("tool_mask")
@@ -85,8 +88,8 @@ class GenerationBatch:
         for signal in signals.values():
             measured |= signal.measure(self, ends)
         num_turns, num_tool_turns = ids.amax(dim=1) + 1, (ends >= 0).sum(dim=1)
-        ended = [rollout.stop_reason in (None, StopReason.ANSWERED) for rollout in self.rollouts]
-        answered = (num_turns > num_tool_turns) & torch.tensor(ended, device=ids.device)
+        answered = torch.tensor([_is_answered(rollout, last_tokens) for rollout in self.rollouts], device=ids.device)
+        answered &= num_turns > num_tool_turns
         local = self.tensors["advantages"], num_turns, num_tool_turns, answered
         outcome, num_turns, num_tool_turns, answered = self.accelerator.gather(local)
         rewards = self.total_rewards(reward_weights)
@@ -126,6 +129,13 @@ class GenerationBatch:
             rollout.rewards = dict(zip(names, rewards[i], strict=True))
             for k, turn in enumerate(rollout.turns):
                 turn.credit = {name: _number(rows[i], k) for name, rows in numbers.items()}
+
+
+def _is_answered(rollout: Rollout, last_tokens: Collection[int]) -> bool:
+    """Whether the model itself ended a rollout: the loop says so, or its last token."""
+    if rollout.stop_reason is not None:
+        return rollout.stop_reason == StopReason.ANSWERED
+    return bool(rollout.turns) and rollout.turns[-1].ids[-1] in last_tokens
 
 
 def _number(values: list[float], turn: int) -> float | None:

@@ -16,7 +16,7 @@ from .config import LOOP_OPTIONS, A2TGPOConfig
 from .credit import ESTIMATORS, Estimator
 from .records import SCHEMA
 from .records.tables import TABLE_COLUMNS
-from .rollout import TagProtocol, ToolProtocol, choose_protocol, why_no_chat_calls
+from .rollout import STATE_KEY, TagProtocol, ToolProtocol, choose_protocol, why_no_chat_calls
 from .signals.beliefs import scored_answers
 
 logger = logging.get_logger(__name__)
@@ -308,17 +308,24 @@ def checked_protocol(
     return protocol
 
 
-def check_context_for_trls_loop(config: PretrainedConfig) -> None:
+def check_trls_loop(args: A2TGPOConfig, config: PretrainedConfig, tools: list[Callable]) -> None:
     """
-    Refuse models whose length of context TRL's own loop does not find.
+    Refuse what TRL's own loop cannot do.
 
     Args:
+        args ([`A2TGPOConfig`]): The options.
         config (`PretrainedConfig`): Of the model.
+        tools (`list[Callable]`): All that a model may call.
 
     Raises:
         ValueError: If the configuration itself has no `max_position_embeddings`: models for pictures have it in the part for
-            text, models without attention often nowhere.
+            text, models without attention often nowhere. Or if states are to be read of environments.
     """
+    if "states" in args.signals and any(tool.__name__ == STATE_KEY for tool in tools or []):
+        raise ValueError(
+            f"tool_loop='trl' asks no environment for its {STATE_KEY}(), and advantage_estimator={args.advantage_estimator!r} "
+            "compares states: choose tool_loop='a2tgpo'."
+        )
     if not hasattr(config, "max_position_embeddings"):
         raise ValueError(
             f"tool_loop='trl' cannot play {config.model_type}: TRL reads max_position_embeddings from the model's configuration, "

@@ -22,12 +22,14 @@ from .config import A2TGPOConfig
 from .credit import check_credit
 from .functional import turn_level_old_logps
 from .integrations.checkpoints import checkpoint_to_resume, steps_of
+from .integrations.names import distinct
 from .integrations.plain import print_plainly
 from .integrations.replaced import replaced
 from .integrations.tokenizers import load_tokenizer
-from .records.metrics import RolloutRecord, log_credit, rollout_metrics
+from .records.logs import log_credit
+from .records.metrics import RolloutRecord, rollout_metrics
 from .records.rows import credit_columns, recorded_answer
-from .records.tables import TABLE_COLUMNS, completions_table, distinct
+from .records.tables import TABLE_COLUMNS, completions_table
 from .rollout import (
     Rollout,
     TagProtocol,
@@ -174,15 +176,16 @@ class A2TGPOTrainer(GRPOTrainer):
 
     def _make_player(self, protocol: str | None, conversational: bool) -> RolloutPlayer | None:
         """Who plays rollouts with tools; `None` where TRL does, or there are none."""
-        for name, tools in getattr(self, "_env_tools", {}).items():
-            self._env_tools[name] = without_state_keys(tools)
-            checks.check_tool_names(self._env_tools[name])
-        self.tools = without_state_keys(self.tools or []) or self.tools
+        for tools in getattr(self, "_env_tools", {}).values():
+            checks.check_tool_names(tools)
         if protocol is None:
             return None
         if self.args.tool_loop == "trl":
-            checks.check_context_for_trls_loop(self.model.config)
+            checks.check_trls_loop(self.args, self.model.config, self.tools)
             return None
+        for name, tools in getattr(self, "_env_tools", {}).items():
+            self._env_tools[name] = without_state_keys(tools, self._standalone_tools)
+        self.tools = without_state_keys(self.tools or [], self._standalone_tools)
         player = RolloutPlayer(self, make_protocol(self, protocol, conversational))
         if self.tools and self.args.max_observation_tokens is not None:
             checks.check_observation_limit(self.args.max_observation_tokens, player.protocol, self.tools[0].__name__)
@@ -291,12 +294,16 @@ class A2TGPOTrainer(GRPOTrainer):
                     played += gather_object(batch.rollouts)
         finally:
             self.model.train(is_training)
+        for column in logs["extra"].keys() - {*self._table_columns}:
+            if len(logs["extra"][column]) == len(played):  # one that is logged now and then belongs to no row
+                for rollout, value in zip(played, logs["extra"][column], strict=True):
+                    rollout.extra[column] = value
         return played
 
     # ---- rewards, signals and credit ---------------------------------------------------------------------------
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        checks.check_reward_columns(inputs[0], "What rollout_func returned")
+        checks.check_reward_columns(inputs[0], "The batch, or what rollout_func returned for it,")
         inputs = [row | {"turns": rollout.turns} for row, rollout in zip(inputs, self._batch.rollouts, strict=True)]
         with replaced(self, reward_funcs=list(map(marking_nan, self.reward_funcs))):
             rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -317,17 +324,20 @@ class A2TGPOTrainer(GRPOTrainer):
         """Everything that becomes of rows before the loss."""
         training = self.model.training  # generation may change it
         num_generations = self.num_generations if training else self.num_generations_eval
-        self._batch = batch = GenerationBatch(rows, training, num_generations, self.accelerator)
+        outer, batch = self._batch, GenerationBatch(rows, training, num_generations, self.accelerator)
+        self._batch = batch
         try:
             with ExitStack() as stack:
                 for signal in self.signals.values():
                     stack.enter_context(signal.while_scoring(batch))
                 batch.tensors = super()._generate_and_score_completions(batch.rows)
         finally:
-            self._batch = None
+            self._batch = outer  # a reward function may play rollouts of its own
         args = self.args
         exact_zeros = args.skip_empty_updates and args.multi_objective_aggregation == "sum_then_normalize"
-        batch.read_turns(self.signals, self.reward_weights, exact_zeros)
+        batch.read_turns(
+            self.signals, self.reward_weights, {*self.eos_token_ids, self._tokenizer.pad_token_id}, exact_zeros
+        )
         credit = self.estimator.credit(batch.turns, args.options_for(self.estimator))
         check_credit(self.estimator, batch.turns, credit)
         batch.take_credit(credit)

@@ -8,8 +8,8 @@ from datasets import Dataset
 
 import tiny
 from a2tgpo_trl import A2TGPOTrainer
+from a2tgpo_trl.integrations.names import distinct
 from a2tgpo_trl.records import read_turns
-from a2tgpo_trl.records.tables import distinct
 from a2tgpo_trl.search import BM25Search
 from conftest import GROUP, QUESTION, correct, search
 

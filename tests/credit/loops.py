@@ -175,6 +175,9 @@ def returns(turns, o):
     else:
         rows = counted(turns, o.turn_credit_groups)
         rewards = {cell: value for cell, value in numbers(turns.turn_rewards).items() if cell[0] in rows}
+        if o.turn_aggregation == "sum_then_standardize" and o.turn_gamma > 0:
+            last = {i: max(k for j, k in rewards if j == i) for i, _ in rewards}
+            rewards = {(i, k): rewards.get((i, k), 0.0) for i in last for k in range(last[i] + 1)}
     states = turns.signals["states"].tolist()
     set_of = {
         "prompt": lambda i, k: i // turns.num_generations,

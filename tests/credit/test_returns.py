@@ -1,13 +1,14 @@
 """The family `"returns"`: each switch by hand, and who belongs to it."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from loops import NAN, credited, group, random_turns
 from torch.testing import assert_close
 
-from a2tgpo_trl.credit import A2TGPO, IGPO, Returns
+from a2tgpo_trl.credit import A2TGPO, IGPO, Returns, Turns
 from a2tgpo_trl.functional import information_gain
 
 
@@ -134,3 +135,20 @@ def test_bad_options(config, options, message):
     with pytest.raises(ValueError) as error:
         config(**options)
     assert message in str(error.value)
+
+
+def test_a_reward_reaches_the_turns_before_it():
+    """Turns without a reward of their own; the last one of the second rollout has nothing to come."""
+    nan = float("nan")
+    turns = Turns(
+        torch.zeros(2), torch.zeros(2), torch.tensor([3, 3]), torch.tensor([2, 2]), 2,
+        {"turn_rewards": torch.tensor([[nan, 1.0, nan], [nan, 0.0, nan]])},
+    )  # fmt: skip
+    options = SimpleNamespace(
+        turn_advantage_coef=1.0, turn_gamma=1.0, turn_comparison="turn", turn_aggregation="sum_then_standardize",
+        turn_baseline="mean", turn_scale=False, turn_outcome="added", turn_credit_groups="all",
+    )  # fmt: skip
+    advantages = Returns().credit(turns, options).advantages
+    assert advantages.tolist() == [[0.5, 0.5, 0.0], [-0.5, -0.5, 0.0]]
+    options.turn_gamma = 0.0
+    assert Returns().credit(turns, options).advantages.tolist() == [[0.0, 0.5, 0.0], [0.0, -0.5, 0.0]]

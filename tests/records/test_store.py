@@ -106,3 +106,17 @@ def test_bad_records(store, tmp_path):
     (store.folder / "00000001-0000001.parquet").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"00000001-0000001\.parquet holds no turn records"):
         read_turns(tmp_path / "run")
+
+
+def test_records_of_before_a_column_was_added_are_read(store, tmp_path):
+    store.append([row(0, 0)])
+    (file,) = store.folder.glob("*.parquet")
+    pq.write_table(pq.read_table(file).drop_columns(["turn_reward", "turn_rewards"]), file)
+    store.append([row(1, 1, turn_reward=0.5, turn_rewards={"a": 0.5})])
+    table = read_turns(tmp_path / "run")
+    assert table["turn_reward"].to_pylist() == [None, 0.5]
+    assert table["turn_rewards"].to_pylist() == [None, [("a", 0.5)]]
+    assert read_turns(tmp_path / "run", ["step", "turn_reward"])["turn_reward"].to_pylist() == [None, 0.5]
+    pq.write_table(pq.read_table(file).drop_columns(["text"]), file)  # which no version lacks
+    with pytest.raises(ValueError, match="holds no turn records of this version"):
+        read_turns(tmp_path / "run")

@@ -104,3 +104,51 @@ def test_states_and_rewards_of_two_prompts_never_meet(build):
     trainer.model.train()
     batch = trainer._generate_and_score_completions(rows)
     assert torch.equal(batch["advantages"][:4], batch["advantages"][4:])
+
+
+def test_a_tool_of_that_name_is_a_tool(build):
+    def state_key(query: str) -> str:
+        """
+        Look up a key.
+
+        Args:
+            query: Which one.
+        """
+        return f"key of {query}"
+
+    group = [["<state_key>a</state_key>", "<answer>Paris</answer><|im_end|>"]] * 4
+    trainer = build(group, tools=[state_key], advantage_estimator="grpo", per_device_eval_batch_size=4)
+    assert trainer.tools == [state_key]
+    assert trainer.play([{"prompt": QUESTION, "answer": "Paris"}])[0].turns[0].observation == "key of a"
+
+
+class Broken(Rooms):
+    def state_key(self):
+        raise KeyError("room")
+
+
+class Waiting(Rooms):
+    async def state_key(self):
+        return "room"
+
+
+@pytest.mark.parametrize(
+    ("environment", "error", "message"),
+    [(Broken, RuntimeError, "Broken.state_key failed: KeyError"), (Waiting, TypeError, "is a coroutine function")],
+)
+def test_a_state_that_cannot_be_told_is_an_error(config, monkeypatch, environment, error, message):
+    tiny.Script([["<answer>Paris</answer><|im_end|>"]] * 4).install(monkeypatch)
+    trainer = A2TGPOTrainer(
+        tiny.model(), exact_match_reward, config(advantage_estimator="gigpo"), Dataset.from_list([{"answer": "Paris"}] * 8),
+        processing_class=tiny.chat_tokenizer(), environment_factory=environment,
+    )  # fmt: skip
+    with pytest.raises(error, match=message):
+        trainer.train()
+
+
+def test_trls_loop_asks_no_environment(config):
+    with pytest.raises(ValueError, match=r"tool_loop='trl' asks no environment for its state_key\(\)"):
+        A2TGPOTrainer(
+            tiny.model(), exact_match_reward, config(advantage_estimator="gigpo", tool_loop="trl"),
+            Dataset.from_list([{"answer": "Paris"}] * 8), processing_class=tiny.chat_tokenizer(), environment_factory=Rooms,
+        )  # fmt: skip

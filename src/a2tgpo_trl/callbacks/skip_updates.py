@@ -16,7 +16,6 @@ class SkipUpdates(TrainerCallback):
     """
     Skips optimizer steps that can only do harm, and counts them.
 
-
     - Empty ones, whose gradient is exactly zero: when every group of a batch has equal rewards and gains, Adam's momentum and
       weight decay move the weights all the same; with sparse rewards, a run of such steps can undo what was learned.
     - Those whose gradient holds NaN or infinity, one of which makes NaN of all weights.

@@ -1,5 +1,6 @@
 """Returns of turns, compared within a set: the family that GTPO and MT-GRPO belong to."""
 
+from math import nan
 from typing import Any
 
 from torch import Tensor
@@ -42,7 +43,7 @@ class Returns(Estimator):
         if inside:
             rewards = with_outcome(options.turn_advantage_coef * rewards, turns.rewards, turns.num_turns)
         if options.turn_aggregation == "sum_then_standardize":
-            returns = accumulate(rewards, options.turn_gamma, rescale=False)  # D
+            returns = accumulate(_without_gaps(rewards, options.turn_gamma), options.turn_gamma, rescale=False)  # D
             compared = _compare(returns, turns, options)
         else:
             compared = returns = accumulate(_compare(rewards, turns, options), options.turn_gamma, rescale=False)
@@ -51,6 +52,12 @@ class Returns(Estimator):
         else:
             advantages = turn_advantages(turns.outcome, compared, options.turn_advantage_coef)
         return TurnCredit(advantages, columns={"turn_return": returns})
+
+
+def _without_gaps(rewards: Tensor, gamma: float) -> Tensor:
+    """Rewards, 0 for a turn that has none itself and is followed by one that counts."""
+    follows = rewards.isnan().logical_not().flip(1).cumsum(1).flip(1) > 0
+    return rewards.nan_to_num().where(follows, nan) if gamma > 0 else rewards
 
 
 def _compare(values: Tensor, turns: Turns, options: Any) -> Tensor:

@@ -39,7 +39,7 @@ def why_no_free_layout(model: PreTrainedModel) -> str | None:
     if "position_ids" not in inspect.signature(type(base_model(model)).forward).parameters:
         return f"{config.model_type} takes no position_ids"
     adapters = getattr(model, "peft_config", {}).values()
-    if any(adapter.is_prompt_learning for adapter in adapters):
+    if any(adapter.is_prompt_learning or adapter.peft_type == "ADAPTION_PROMPT" for adapter in adapters):
         return "a prompt-learning adapter adds virtual tokens"
     if any(getattr(adapter, "alora_invocation_tokens", None) for adapter in adapters):
         return "an activated LoRA looks for its tokens in the input"

@@ -106,8 +106,21 @@ def read_batches(run: str | Path, columns: Iterable[str] | None = None) -> Itera
     names = SCHEMA.names if columns is None else list(columns)
     for file in files:
         try:
-            yield pq.read_table(file, columns=names).cast(pa.schema([SCHEMA.field(name) for name in names]))
+            there = pq.read_schema(file).names
+            yield _with_schema(pq.read_table(file, columns=[name for name in names if name in there]), names)
         except FileNotFoundError:  # a run that is still training has thinned its records out
             continue
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError, KeyError) as error:
             raise ValueError(f"{file} holds no turn records of this version ({error}).") from error
+
+
+def _with_schema(table: pa.Table, names: list[str]) -> pa.Table:
+    """Columns of a table by [`SCHEMA`]; null where records of an earlier version lack one that may be."""
+    fields = [SCHEMA.field(name) for name in names]
+    columns = [
+        table[field.name]
+        if field.name in table.column_names or not field.nullable
+        else pa.nulls(len(table), field.type)
+        for field in fields
+    ]
+    return pa.table(columns, names=names).cast(pa.schema(fields))

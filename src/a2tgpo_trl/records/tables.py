@@ -1,8 +1,7 @@
 """Cells of typed tables (Parquet, wandb, trackio): values whose type may vary are stored as text."""
 
 import json
-from collections.abc import Collection, Iterable, Sequence
-from itertools import count
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -26,34 +25,6 @@ def completions_table(logs: dict[str, Any]) -> dict[str, Any]:
     """
     texts = {name: [_text(cell) for cell in logs[name]] for name in ("prompt", "completion")}
     return logs | texts | {"extra": {name: _column(cells) for name, cells in logs["extra"].items()}}
-
-
-def distinct(names: Sequence[str], taken: Collection[str] = ()) -> list[str]:
-    """
-    Names that can be keys: where one is there already, a number is appended.
-
-    Args:
-        names (`Sequence[str]`): Such as those of reward functions, of which lambdas and partials often share one.
-        taken (`Collection[str]`): Names that are something else's.
-
-    Returns:
-        `list[str]`: in their order; the first of a name keeps it, unless it is taken.
-
-    Example:
-
-    ```python
-    >>> distinct(["format", "format", "format_2"])
-    ['format', 'format_3', 'format_2']
-
-    ```
-    """
-    free, found = {name for name in names if name not in taken}, []
-    for name in names:
-        if name not in free:
-            name = next(other for k in count(2) if (other := f"{name}_{k}") not in {*names, *taken, *found})
-        free.discard(name)
-        found.append(name)
-    return found
 
 
 def as_json(value: Any) -> str:

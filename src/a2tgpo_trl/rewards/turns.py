@@ -38,7 +38,8 @@ def format_penalty(turns: list[list[Any]], penalty: float = -0.1, **columns: Any
             The dataset's columns, which are not used.
 
     Returns:
-        `list[list[float | None]]`: the penalty or 0 for each turn.
+        `list[list[float | None]]`: the penalty or 0 for each turn; `None` where a turn was answered and nobody tells what it
+        called, as with a `rollout_func` that gives text.
 
     Example:
         >>> from a2tgpo_trl.rollout import ToolCall, Turn
@@ -47,11 +48,11 @@ def format_penalty(turns: list[list[Any]], penalty: float = -0.1, **columns: Any
         >>> format_penalty([[searches, answers], [answers]])
         [[0.0, 0.0], [-0.1]]
     """
-    return [
-        [penalty if _breaks_the_format(turn, is_first=k == 0) else 0.0 for k, turn in enumerate(rollout)]
-        for rollout in turns
-    ]
+    return [[_penalty(turn, k == 0, penalty) for k, turn in enumerate(rollout)] for rollout in turns]
 
 
-def _breaks_the_format(turn: Any, is_first: bool) -> bool:
-    return (is_first and not turn.calls) or any(call.error is not None for call in turn.calls)
+def _penalty(turn: Any, is_first: bool, penalty: float) -> float | None:
+    if not turn.calls and turn.observed:
+        return None
+    breaks_format = (is_first and not turn.calls) or any(call.error is not None for call in turn.calls)
+    return penalty if breaks_format else 0.0

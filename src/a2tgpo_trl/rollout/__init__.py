@@ -8,10 +8,11 @@ from .protocols.parsing import raising_value_errors
 from .protocols.tags import TagProtocol
 from .rollout import Rollout, StopReason, Turn, read_rollouts
 from .tools.calls import EndRollout, ToolCall, ToolResult, ToolReward
-from .tools.environments import add_answers, with_named_resets, without_state_keys
+from .tools.environments import STATE_KEY, add_answers, with_named_resets, without_state_keys
 from .tools.executor import ToolExecutor, not_thread_safe
 
 __all__ = [
+    "STATE_KEY",
     "ChatProtocol",
     "EndRollout",
     "HistoryCache",

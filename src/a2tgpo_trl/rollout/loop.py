@@ -9,6 +9,7 @@ from typing import Any
 from .protocols.base import ToolProtocol
 from .rollout import Rollout, StopReason
 from .tools.calls import ToolResult
+from .tools.environments import state_of
 from .tools.executor import ToolExecutor
 
 
@@ -21,13 +22,13 @@ class Toolbox:
         tools (`dict[str, Callable]`): By name.
         schemas (`list`): The tools as they were shown to the model, which types the arguments of its calls.
         environment (`Any`, *optional*): The rollout's own environment, whose methods run in the order of their calls.
-        state_key (`Callable`, *optional*): Says what state the environment is in, after each observation.
+        tells_state (`bool`): Whether the environment is asked what state it is in, after each observation.
     """
 
     tools: dict[str, Callable]
     schemas: list
     environment: Any = None
-    state_key: Callable[[], Any] | None = None
+    tells_state: bool = False
 
 
 @dataclass(frozen=True)
@@ -212,13 +213,18 @@ class ToolLoop:
                 rollout.stop_reason = StopReason.OVERLONG_OBSERVATION
             else:
                 rollout.add_observation(messages, ids)
-                if self.toolboxes[index].state_key:
-                    rollout.turns[-1].state = str(self.toolboxes[index].state_key())
+                rollout.turns[-1].state = self._state(self.toolboxes[index])
                 if self.limits.room(rollout):
                     self._ready.append(index)
                 else:
                     rollout.stop_reason = StopReason.LENGTH
         self._report()
+
+    def _state(self, toolbox: Toolbox) -> str | None:
+        """What a rollout's environment says of its state, unless a call that was abandoned is still in it."""
+        if not toolbox.tells_state or self.executor.is_busy(toolbox.environment):
+            return None
+        return state_of(toolbox.environment)
 
     def _take_turns(self, batch_size: int) -> None:
         indices, self._ready = sorted(self._ready), []

@@ -15,7 +15,7 @@ from .protocols.base import ToolProtocol
 from .protocols.chat import ChatProtocol
 from .protocols.tags import TagProtocol
 from .rollout import Rollout
-from .tools.environments import STATE_KEY
+from .tools.environments import STATE_KEY, state_of
 from .tools.executor import ToolExecutor
 
 Generate = Callable[..., tuple[list[list[int]], list[list[float]] | None]]
@@ -106,7 +106,7 @@ class RolloutPlayer:
         """
         toolboxes = [self._toolbox(i) for i in range(len(prompt_ids))]
         rollouts = [
-            Rollout(ids, state=str(toolbox.state_key()) if toolbox.state_key else None)
+            Rollout(ids, state=state_of(toolbox.environment) if toolbox.tells_state else None)
             for ids, toolbox in zip(prompt_ids, toolboxes, strict=True)
         ]
         for i, rollout in enumerate(rollouts):
@@ -132,12 +132,13 @@ class RolloutPlayer:
     def _toolbox(self, row: int) -> Toolbox:
         trainer = self.trainer
         tools = {**trainer._sync_tool_dicts[row], **trainer._async_tool_dicts[row]}
-        tools.pop(STATE_KEY, None)
         if not trainer.environments:
             return Toolbox(tools, trainer.tools)
         environment = trainer.environments[row]
-        state_key = getattr(environment, STATE_KEY, None) if "states" in trainer.signals else None
-        return Toolbox(tools, trainer._env_tools[trainer._batch_environments[row]], environment, state_key)
+        schemas = trainer._env_tools[trainer._batch_environments[row]]
+        names = {tool.__name__ for tool in schemas}
+        tells_state = "states" in trainer.signals and hasattr(environment, STATE_KEY)
+        return Toolbox({name: tools[name] for name in tools if name in names}, schemas, environment, tells_state)
 
     def _replace_busy_environments(self) -> None:
         """TRL uses environments again; one that an abandoned call is still in is left to that call."""

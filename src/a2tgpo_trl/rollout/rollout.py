@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import groupby
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -34,9 +35,11 @@ class Turn:
     Attributes:
         ids (`list[int]`): Tokens of the turn.
         message (`dict`): The turn as an assistant message.
-        calls (`list[ToolCall]`): What it wants to call, among them what cannot be read.
+        calls (`list[ToolCall]`): What it wants to call, among them what cannot be read; empty where a `rollout_func` gave
+            text, which does not say.
         results (`list[ToolResult]`): What its calls gave, in their order; empty if they were not executed.
-        observed (`list[dict]`): The results as tool messages, as the model reads them; empty if there was no room.
+        observed (`list[dict]`): The results as tool messages, as the model reads them or, after [`EndRollout`], would; empty
+            if there was no room.
         observation_ids (`list[int]`): Tokens that the model reads after the turn.
         state (`str`, *optional*): What the environment's `state_key()` said then, where states are asked for.
         rewards (`dict[str, float | None]`): By turn reward function.
@@ -44,24 +47,24 @@ class Turn:
             beliefs `information_gain`, the estimator's own columns; `None` where the turn has no value.
     """
 
-    ids: list[int]
+    ids: list[int] = field(repr=False)
     message: Message
     calls: list[ToolCall] = field(default_factory=list)
     results: list[ToolResult] = field(default_factory=list)
-    observed: list[Message] = field(default_factory=list)
-    observation_ids: list[int] = field(default_factory=list)
+    observed: list[Message] = field(default_factory=list, repr=False)
+    observation_ids: list[int] = field(default_factory=list, repr=False)
     state: str | None = None
     rewards: dict[str, float | None] = field(default_factory=dict)
     credit: dict[str, float | None] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
-        """What the model wrote, without the calls of a chat template."""
+        """What the model wrote, without what a chat template's parser takes out: calls, and thinking."""
         return text_of(self.message)
 
     @property
     def observation(self) -> str | None:
-        """What the model read, without the markup around it; `None` if it read nothing."""
+        """What `observed` says, without the markup around it; `None` if there is nothing."""
         return "\n".join(map(text_of, self.observed)) if self.observed else None
 
 
@@ -73,6 +76,7 @@ class Rollout:
     Attributes:
         prompt_ids (`list[int]`): The prompt.
         turns (`list[Turn]`): What was written and read.
+        leading_ids (`list[int]`): Tokens that the model read before its first turn, as a `rollout_func` may have it.
         logprobs (`list[float]`, *optional*): Sampling log-probabilities of the completion, 0 on observations.
         stop_reason (`StopReason`, *optional*): Why the rollout is over; `None` where nobody tells.
         state (`str`, *optional*): What the environment's `state_key()` said before the first turn.
@@ -80,10 +84,12 @@ class Rollout:
         answer (`str`, *optional*): The true answer: the first alias.
         rewards (`dict[str, float]`): By reward function; NaN where it gave none.
         reward (`float`): Their weighted sum; NaN if none gave any.
+        extra (`dict[str, Any]`): What reward functions logged of the completion by `log_extra`, by column.
     """
 
     prompt_ids: list[int]
     turns: list[Turn] = field(default_factory=list)
+    leading_ids: list[int] = field(default_factory=list)
     logprobs: list[float] | None = None
     stop_reason: StopReason | None = None
     state: str | None = None
@@ -92,10 +98,12 @@ class Rollout:
     answer: str | None = None
     rewards: dict[str, float] = field(default_factory=dict)
     reward: float = float("nan")
+    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def completion_ids(self) -> list[int]:
-        return [token for turn in self.turns for ids in (turn.ids, turn.observation_ids) for token in ids]
+        pieces = [ids for turn in self.turns for ids in (turn.ids, turn.observation_ids)]
+        return [token for ids in (self.leading_ids, *pieces) for token in ids]
 
     @property
     def context_ids(self) -> list[int]:
@@ -104,17 +112,13 @@ class Rollout:
     @property
     def completion_length(self) -> int:
         """Tokens of the completion."""
-        return sum(len(turn.ids) + len(turn.observation_ids) for turn in self.turns)
+        return len(self.leading_ids) + sum(len(turn.ids) + len(turn.observation_ids) for turn in self.turns)
 
     @property
     def tool_mask(self) -> list[int]:
         """1 on the model's tokens, 0 on observations."""
-        return [
-            on
-            for turn in self.turns
-            for on, ids in ((1, turn.ids), (0, turn.observation_ids))
-            for _ in range(len(ids))
-        ]
+        pieces = [(on, ids) for turn in self.turns for on, ids in ((1, turn.ids), (0, turn.observation_ids))]
+        return [on for on, ids in [(0, self.leading_ids), *pieces] for _ in ids]
 
     @property
     def messages(self) -> list[Message]:
@@ -173,31 +177,34 @@ def read_rollouts(
     """
     rollouts = []
     for i, completion in enumerate(completions):
-        pieces = split_turns(completion_ids[i], tool_masks[i] if tool_masks else None)
+        leading_ids, pieces = split_turns(completion_ids[i], tool_masks[i] if tool_masks else None)
         told = _by_turn(completion)
         if len(told) != len(pieces):
-            texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in pieces]
-            told = [({"role": "assistant", "content": text}, []) for text in texts]
-        turns = []
-        for (ids, read), (message, observed) in zip(pieces, told, strict=True):
-            results = [ToolResult(str(result.get("name")), result.get("content")) for result in observed]
-            turns.append(Turn(ids, message, _calls(message), results, observed, read))
-        rollouts.append(Rollout(prompt_ids[i], turns))
+            told = [_decoded(tokenizer, written, read) for written, read in pieces]
+        turns = [
+            Turn(written, message, _calls(message), list(map(_result, observed)), observed, read)
+            for (written, read), (message, observed) in zip(pieces, told, strict=True)
+        ]
+        rollouts.append(Rollout(prompt_ids[i], turns, leading_ids))
     return rollouts
 
 
-def split_turns(completion_ids: list[int], tool_mask: list[int] | None) -> list[tuple[list[int], list[int]]]:
+def split_turns(
+    completion_ids: list[int], tool_mask: list[int] | None
+) -> tuple[list[int], list[tuple[list[int], list[int]]]]:
     """
-    The tokens of each turn, and those of the observation after it.
+    The tokens before the first turn; and those of each turn, and of the observation after it.
 
     Args:
         completion_ids (`list[int]`): Tokens of a completion.
         tool_mask (`list[int]`, *optional*): 1 on the model's tokens; `None` if all of them are.
 
     Returns:
-        `list[tuple]`: for each turn what the model wrote and what it read then, which may be nothing.
+        `tuple`: what the model read before its first turn; and a list, for each turn what it wrote and what it read then, which
+        may be nothing.
     """
-    mask = tool_mask or [1] * len(completion_ids)
+    mask = [1] * len(completion_ids) if tool_mask is None else tool_mask
+    leading: list[int] = []
     turns: list[tuple[list[int], list[int]]] = []
     for written, tokens in groupby(zip(mask, completion_ids, strict=True), key=lambda pair: pair[0]):
         ids = [token for _, token in tokens]
@@ -205,7 +212,22 @@ def split_turns(completion_ids: list[int], tool_mask: list[int] | None) -> list[
             turns.append((ids, []))
         elif turns:
             turns[-1] = (turns[-1][0], ids)
-    return turns
+        else:
+            leading = ids
+    return leading, turns
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, written: list[int], read: list[int]) -> tuple[Message, list[Message]]:
+    """A turn and its observation as messages, from their tokens."""
+    text = tokenizer.decode(written, skip_special_tokens=True)
+    observed = [{"role": "tool", "content": tokenizer.decode(read, skip_special_tokens=True)}] if read else []
+    return {"role": "assistant", "content": text}, observed
+
+
+def _result(message: Message) -> ToolResult:
+    """What a tool message tells of its call; errors look like TRL's and ours."""
+    content = message.get("content")
+    return ToolResult(str(message.get("name")), content, failed=str(content).startswith("{'error': "))
 
 
 def _by_turn(completion: str | list[Message]) -> list[tuple[Message, list[Message]]]:

@@ -14,7 +14,7 @@ from trl.extras.profiling import profiling_context
 from trl.trainer.utils import is_async_callable, start_event_loop_in_daemon
 
 from ..batch import GenerationBatch
-from ..records.tables import distinct
+from ..integrations.names import distinct
 from .base import Signal, gather_turns
 from .process_reward_model import ProcessRewardModel
 

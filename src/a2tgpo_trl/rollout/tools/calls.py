@@ -38,6 +38,9 @@ class ToolReward:
     content: Any
     reward: float
 
+    def __str__(self) -> str:
+        return str(self.content)  # what TRL's own loop shows the model
+
 
 @dataclass(frozen=True)
 class ToolCall:

@@ -1,5 +1,6 @@
 """Environments: errors that name the row, and answers set by `reset`."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import wraps
@@ -54,9 +55,29 @@ STATE_KEY = "state_key"
 """A method of environments that is no tool: what state they are in, for methods that compare turns from the same state."""
 
 
-def without_state_keys(tools: list[Callable]) -> list[Callable]:
-    """The tools that a model may call."""
-    return [tool for tool in tools if tool.__name__ != STATE_KEY]
+def without_state_keys(tools: Sequence[Callable], standalone: Sequence[Callable]) -> list[Callable]:
+    """The tools that a model may call: the standalone ones, and the methods of environments but for `state_key`."""
+    return [tool for tool in tools if tool.__name__ != STATE_KEY or tool in standalone]
+
+
+def state_of(environment: Any) -> str:
+    """
+    What state an environment is in.
+
+    Args:
+        environment (`Any`): With a method `state_key`.
+
+    Raises:
+        RuntimeError: If that fails; names the environment.
+        TypeError: If it is a coroutine function.
+    """
+    name = f"{type(environment).__name__}.{STATE_KEY}"
+    if inspect.iscoroutinefunction(environment.state_key):
+        raise TypeError(f"{name} is a coroutine function, and is asked between turns: make it a plain method.")
+    try:
+        return str(environment.state_key())
+    except Exception as error:
+        raise RuntimeError(f"{name} failed: {type(error).__name__}: {error}") from error
 
 
 _ABSENT = object()

@@ -57,7 +57,8 @@ class Beliefs(Signal):
         """Where TRL runs the model that is asked, its forward scores beliefs too."""
         if not self._shares_forward():
             return nullcontext()
-        compute = self.trainer._get_per_token_logps_and_entropies
+        # The method itself: a batch inside of another, as a reward function may play one, shares no forward of that one
+        compute = partial(type(self.trainer)._get_per_token_logps_and_entropies, self.trainer)
         return replaced(self.trainer, _get_per_token_logps_and_entropies=partial(self._compute_logps, compute, batch))
 
     def measure(self, batch: GenerationBatch, ends: Tensor) -> dict[str, Tensor]:
