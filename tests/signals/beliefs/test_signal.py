@@ -19,12 +19,12 @@ def lora(**options):
     return peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **options)
 
 
-def tags(build, **options):
+def tags(build, rollouts=GROUP, **options):
     def reward(completions, **kwargs):
         return correct(completions, [["Paris"]] * len(completions))
 
     rows = [{"prompt": QUESTION, "answer": ALIASES}] * 8
-    return build(GROUP, dataset=Dataset.from_list(rows), reward=reward, **options), rows[:4]
+    return build(rollouts, dataset=Dataset.from_list(rows), reward=reward, **options), rows[:4]
 
 
 def chat(build, **options):
@@ -163,8 +163,17 @@ def test_records_tell_what_gains_were_measured_from(build, rows):
 
 @pytest.mark.parametrize("estimator", ["a2tgpo", "igpo", "a2tgpo_stop", "trace"])
 def test_every_method_that_reads_beliefs_measures_gains_from_there(build, estimator):
-    trainers = [tags(build, advantage_estimator=estimator, gain_from=start) for start in ("turn_start", "turn_end")]
-    plain, guarded = (roll_out(trainer, rows).tensors["advantages"] for trainer, rows in trainers)
+    queries = (
+        "Lyon",
+        "capital of France",
+        "Paris",
+        "more about it",
+    )  # z-scores of two, or of two equal ones and a third, are fixed
+    rollouts = [[f"<search>{query}</search>", "<answer>Paris</answer><|im_end|>"] for query in queries]
+    plain, guarded = (
+        roll_out(*tags(build, rollouts, advantage_estimator=estimator, gain_from=start)).tensors["advantages"]
+        for start in ("turn_start", "turn_end")
+    )
     assert (plain - guarded).abs().max() > 1e-3  # more than rounding
 
 
