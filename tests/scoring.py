@@ -42,7 +42,13 @@ def make_rows(template=TEMPLATE, seed=0):
 def make_rows_with_aliases(template=TEMPLATE):
     """The same with 3, 1, 2, 3 and 0 aliases, two of which begin alike, and contexts that end in the middle of a turn."""
     tokenizer = tiny.tokenizer()
-    aliases = [["Paris", "Paris, France", "x"], ["東京 12"], ["yen", "12345"], ["Paris", "Paris, France", "x"], []]
+    aliases = [
+        ["Paris, France", "x", "Paris, Texas"],
+        ["東京 12"],
+        ["yen", "12345"],
+        ["Paris, France", "x", "Paris, Texas"],
+        [],
+    ]
     between = [[11, 22, 35], [None] * 3, [30, 100, None], [11, 20, None], [5, None, None]]
     rows = []
     for row, texts, middles in zip(make_rows(template), aliases, between, strict=True):

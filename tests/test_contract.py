@@ -122,6 +122,14 @@ FACTS = {
             ],
         ),
         (
+            "the reference is its own model, or the policy without its adapters or with their frozen copy (what belief_model asks)",
+            [
+                "if self.beta != 0.0:",
+                "if self.ref_model is not None:",
+                'with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):',
+            ],
+        ),
+        (
             "advantages are the local part of all processes'",
             ["process_slice", "advantages = advantages[process_slice]"],
         ),

@@ -8,10 +8,10 @@ from datasets import Dataset
 
 import tiny
 from a2tgpo_trl.signals.beliefs import BeliefScorer, make_probe
-from conftest import CHAT_ROWS, GROUP, QUESTION, chat_correct, chat_rollouts, same, weights
+from conftest import CHAT_ROWS, GROUP, QUESTION, chat_correct, chat_rollouts, correct, same, weights
 from scoring import TEMPLATE, naive_belief
 
-ALIASES = ["Paris", "Lutetia", "paris ", "Ville Lumière"]
+ALIASES = ["Lutetia", "Paris", "lutetia ", "Ville Lumière"]
 
 
 def lora(**options):
@@ -19,9 +19,12 @@ def lora(**options):
     return peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **options)
 
 
-def tags(build, **options):
+def tags(build, rollouts=GROUP, **options):
+    def reward(completions, **kwargs):
+        return correct(completions, [["Paris"]] * len(completions))
+
     rows = [{"prompt": QUESTION, "answer": ALIASES}] * 8
-    return build(GROUP, dataset=Dataset.from_list(rows), **options), rows[:4]
+    return build(rollouts, dataset=Dataset.from_list(rows), reward=reward, **options), rows[:4]
 
 
 def chat(build, **options):
@@ -159,11 +162,19 @@ def test_records_tell_what_gains_were_measured_from(build, rows):
 
 
 @pytest.mark.parametrize("estimator", ["a2tgpo", "igpo", "a2tgpo_stop", "trace"])
-@pytest.mark.parametrize("options", [{"gain_from": "turn_end"}, {"answer_aliases": "max"}], ids=str)
-def test_every_method_that_reads_beliefs_has_the_options(build, estimator, options):
-    trainers = [tags(build, advantage_estimator=estimator, **chosen) for chosen in ({}, options)]
-    plain, chosen = (roll_out(trainer, rows).tensors["advantages"] for trainer, rows in trainers)
-    assert plain.shape == chosen.shape and not torch.equal(plain, chosen)
+def test_every_method_that_reads_beliefs_measures_gains_from_there(build, estimator):
+    queries = (
+        "Lyon",
+        "capital of France",
+        "Paris",
+        "more about it",
+    )  # z-scores of two, or of two equal ones and a third, are fixed
+    rollouts = [[f"<search>{query}</search>", "<answer>Paris</answer><|im_end|>"] for query in queries]
+    plain, guarded = (
+        roll_out(*tags(build, rollouts, advantage_estimator=estimator, gain_from=start)).tensors["advantages"]
+        for start in ("turn_start", "turn_end")
+    )
+    assert (plain - guarded).abs().max() > 1e-3  # more than rounding
 
 
 # ---- who is asked
@@ -174,12 +185,12 @@ def whole_model(tmp_path, beta):
     return dict(model=str(tmp_path / "model"), beta=beta)
 
 
-def trained_adapter(tmp_path, beta):
+def trained_adapter(tmp_path, beta, **options):
     """TRL keeps a frozen copy of it where `beta` is not 0."""
     import peft
 
     torch.manual_seed(0)
-    return dict(model=peft.get_peft_model(tiny.model(), lora(init_lora_weights=False)), beta=beta)
+    return dict(model=peft.get_peft_model(tiny.model(), lora(init_lora_weights=False, **options)), beta=beta)
 
 
 def new_adapter(tmp_path, beta):
@@ -249,10 +260,13 @@ def test_the_reference_in_chats_and_in_play(build, tmp_path):
 
 
 def test_with_dropout_a_reference_is_asked_in_forwards_of_its_own(build, monkeypatch):
+    """The copy of a trained adapter, not the model without one."""
+    pytest.importorskip("peft")
     monkeypatch.setattr(BeliefScorer, "share_forward", lambda *args: pytest.fail("dropout is on"))
-    trainer, rows = tags(build, belief_model="reference", peft_config=lora(lora_dropout=0.3), beta=0.1)
-    batch = roll_out(trainer, rows)
-    agree(batch.turns.signals["beliefs"], naive_tables(tiny.model(), batch.rollouts, JOINS["first"])[0])
+    trainer, rows = tags(build, belief_model="reference", **trained_adapter(None, 0.1, lora_dropout=0.3))
+    beliefs = (batch := roll_out(trainer, rows)).turns.signals["beliefs"]
+    agree(beliefs, naive_tables(reference_of(trained_adapter, 0.1), batch.rollouts, JOINS["first"])[0])
+    assert trainer.model.active_adapter == "default"
 
 
 def test_no_reference_is_an_error_that_says_what_makes_one(build, config):
