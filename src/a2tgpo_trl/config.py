@@ -87,8 +87,8 @@ class A2TGPOConfig(GRPOConfig):
     loss_type: str | None = field(
         default=None,
         metadata={
-            "help": "TRL's loss type. Default: the paper's 'grpo' (mean over tokens, then over completions) with 'a2tgpo', "
-            "'a2tgpo_stop' and 'igpo', TRL's 'dapo' with the others."
+            "help": "TRL's loss type. The paper's is 'grpo', a mean over tokens, then over completions. Default: 'grpo' with "
+            "'a2tgpo', 'a2tgpo_stop' and 'igpo', 'dapo' with the others."
         },
     )
     advantage_estimator: str = field(
