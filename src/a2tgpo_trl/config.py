@@ -94,9 +94,9 @@ class A2TGPOConfig(GRPOConfig):
     advantage_estimator: str = field(
         default="a2tgpo",
         metadata={
-            "help": "'a2tgpo'; 'igpo' (gains pooled per prompt, outcome as last term of the discounted sum, arXiv "
-            "2510.14967, whose importance ratio is per token); 'grpo' (TRL's outcome advantage alone: no information gain is "
-            "computed, and importance_sampling_level, epsilon, loss_type and skip_empty_updates default to what GRPOTrainer does); "
+            "help": "How turns get credit: 'a2tgpo' (arXiv 2605.06200); 'igpo' (gains pooled per prompt, with the outcome as last term of "
+            "their sum, arXiv 2510.14967, whose own importance ratio is per token); 'grpo' (TRL's outcome advantage alone: nothing is "
+            "measured, and importance_sampling_level, epsilon, loss_type and skip_empty_updates default to what GRPOTrainer does); "
             "'trace' (log-ratios of beliefs, arXiv 2607.13988); 'a2tgpo_stop' (credit for stopping too, in no paper); 'gtpo' "
             "(arXiv 2511.14846), 'mt_grpo' (arXiv 2505.11821) and their family 'returns'; or 'gigpo' (arXiv 2505.10978). "
             "In Python also a subclass of a2tgpo_trl.credit.Estimator of your own, or an object of one."
