@@ -29,6 +29,13 @@ def make_parser(script_doc: str, rounds: int, threads: int = 2) -> argparse.Argu
     return parser
 
 
+def add_demo_model(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Options of benchmarks of the demo's model."""
+    parser.add_argument("--model", type=Path, default=Path("outputs/demo/model"), help="the converted demo model")
+    parser.add_argument("--random", action="store_true", help="a random model of its shape, and a tokenizer made here")
+    return parser
+
+
 SMOLLM2 = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
 TOY = {"vocab_size": 1024, "hidden_size": 144, "intermediate_size": 144, "num_hidden_layers": 1}
 

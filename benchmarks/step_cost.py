@@ -16,11 +16,11 @@ Writes the figures as JSON beside itself.
 import argparse
 import random
 import tempfile
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from datasets import Dataset
-from measuring import demo_shape, in_turn, make_parser, peak_megabytes, ratio, report
+from measuring import add_demo_model, demo_shape, in_turn, make_parser, peak_megabytes, ratio, report
 from peft import LoraConfig
 from scripted import atlas_tokenizer
 from transformers import PrinterCallback
@@ -98,19 +98,22 @@ def make_trainer(trainer_class, config_class, model, rollouts: Rollouts, rows: l
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = make_parser(__doc__, rounds=4)
-    parser.add_argument("--model", type=Path, default=Path("outputs/demo/model"), help="the converted demo model")
-    parser.add_argument("--random", action="store_true", help="a random model of its shape, and a tokenizer made here")
-    return parser.parse_args(arguments)
+    return add_demo_model(make_parser(__doc__, rounds=4)).parse_args(arguments)
 
 
-def measure(options: argparse.Namespace) -> dict:
+def demo_setting(options: argparse.Namespace) -> tuple[Callable, list[dict], Rollouts]:
+    """A function that makes the model that options ask for, questions, and what is rolled out for them."""
     folder = None if options.random else prepare_model(options.model)
     rows, rollouts = demo_rollouts(load_tokenizer(folder) if folder else atlas_tokenizer())
 
     def model():
         return (load_model(folder) if folder else demo_shape(toy=options.toy).bfloat16()).to(options.device)
 
+    return model, rows, rollouts
+
+
+def measure(options: argparse.Namespace) -> dict:
+    model, rows, rollouts = demo_setting(options)
     trainers = {
         "trl": make_trainer(GRPOTrainer, GRPOConfig, model(), rollouts, rows),
         "ours": make_trainer(A2TGPOTrainer, A2TGPOConfig, model(), rollouts, rows),

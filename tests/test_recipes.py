@@ -19,11 +19,17 @@ from a2tgpo_trl.cli.main import main
 from a2tgpo_trl.cli.memory import LOGITS_TILE, _activation_bytes, key_value_bytes
 from a2tgpo_trl.cli.parser import find_recipe, parse, recipes
 from a2tgpo_trl.cli.train import TrainArguments
+from a2tgpo_trl.credit import ESTIMATORS, options_read
 from a2tgpo_trl.search import BM25Search
 from a2tgpo_trl.search.server import make_app
 from serving import serving
 
 COMPLETE = ("demo", "colab-t4", "paper-multihop", "paper-singlehop")
+METHODS = {  # the recipes are A²TGPO's themselves
+    name: f"baselines/{name}" if name in ("grpo", "igpo") else f"methods/{name}"
+    for name in ESTIMATORS
+    if name != "a2tgpo"
+}
 TOY = {  # what a recipe is run with here instead of a large model, and at its size
     "num_generations": "4",
     "per_device_train_batch_size": "4",
@@ -111,14 +117,18 @@ def assert_kept(recipe, trainer):
 
 
 def test_all_recipes_are_here():
-    assert set(COMPLETE) | {"baselines/grpo", "baselines/igpo", "vllm-colocate", "vllm-server"} == set(recipes())
+    assert {*COMPLETE, *METHODS.values(), "vllm-colocate", "vllm-server"} == set(recipes())
 
 
-@pytest.mark.parametrize("baseline", [None, "baselines/grpo", "baselines/igpo"])
-def test_demo_and_baselines_train_its_adapter_further(baseline, adapter, train):
-    recipe = ["--config", "demo"] + ["--config", baseline] * bool(baseline)
+@pytest.mark.parametrize("method", [None, *METHODS.values()])
+def test_the_demo_and_every_method_train_its_adapter_further(method, adapter, train):
+    recipe = ["--config", "demo"] + ["--config", method] * bool(method)
     trainer = train(*recipe, *flags(TOY), "--model_name_or_path", adapter)
-    assert_kept(baseline or "demo", trainer)
+    assert_kept(method or "demo", trainer)
+    columns = {f"{column}/mean" for column in trainer.estimator.columns} - {"normalized_gain/mean"}
+    assert columns <= trainer.state.log_history[0].keys()
+    rewarded = "turn_rewards/format_penalty/mean" in trainer.state.log_history[0]
+    assert rewarded == (method in ("methods/gtpo", "methods/mt_grpo"))
     assert trainer.train_dataset[0]["prompt"].startswith("Question: What")
     trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     assert trained and all("lora_" in name for name in trained)
@@ -144,6 +154,25 @@ def test_the_grpo_baseline_is_trls_whatever_the_recipe(recipe):
         assert getattr(config, name) == getattr(theirs, name), name
     assert config.epsilon_high == theirs.epsilon  # where TRL has none, it is epsilon
     assert config.skip_empty_updates is False
+
+
+@pytest.mark.parametrize("recipe", COMPLETE)
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"grpo", "igpo"}))
+def test_a_method_is_itself_whatever_the_recipe(method, recipe):
+    """All options that the method reads, or that its ratio goes with, are the ones it has alone, with its recipe's own."""
+
+    def config(*recipes):
+        words = [word for name in recipes for word in ("--config", name)]
+        words += ["--dataset", "atlas", "--model_name_or_path", "m", "--use_cpu", "--bf16", "false", "--fp16", "false"]
+        return parse("train", "", (TrainArguments, A2TGPOConfig, ModelConfig), words)[1]
+
+    alone, added = config(METHODS[method]), config(recipe, METHODS[method])
+    names = {*options_read(ESTIMATORS[method]), "importance_sampling_level", "loss_type", "skip_empty_updates"}
+    names |= {"epsilon", "epsilon_high"} if alone.importance_sampling_level == "token" else set()
+    assert {name: getattr(added, name) for name in names} == {name: getattr(alone, name) for name in names}
+    if method != "returns":  # whose recipe shows another choice than its defaults
+        default = A2TGPOConfig("unused", advantage_estimator=method, use_cpu=True, bf16=False)
+        assert {name: getattr(alone, name) for name in names} == {name: getattr(default, name) for name in names}
 
 
 class Options(Exception):
@@ -289,7 +318,10 @@ def test_launch_files_are_accelerates(name):
 
 def test_recipes_are_printed(capsys):
     assert main(["recipe"]) == 0
-    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    lines = capsys.readouterr().out.splitlines()
+    listed = {line.split()[0] for line in lines}
+    said = {re.match(r"\S+ +", line).end() for line in lines}
+    assert len(said) == 1  # in one column
     assert listed == {*recipes(), "launch/ddp", "launch/zero3", "launch/fsdp2"}
     for name in listed:
         assert main(["recipe", name]) == 0

@@ -99,7 +99,8 @@ class A2TGPOConfig(GRPOConfig):
             "measured, and importance_sampling_level, epsilon, loss_type and skip_empty_updates default to what GRPOTrainer does); "
             "'trace' (log-ratios of beliefs, arXiv 2607.13988); 'a2tgpo_stop' (credit for stopping too, in no paper); 'gtpo' "
             "(arXiv 2511.14846), 'mt_grpo' (arXiv 2505.11821) and their family 'returns'; or 'gigpo' (arXiv 2505.10978). "
-            "In Python also a subclass of a2tgpo_trl.credit.Estimator of your own, or an object of one."
+            "Or a subclass of a2tgpo_trl.credit.Estimator of your own: its dotted name on the command line, the class or an object of "
+            "it in Python."
         },
     )
     turn_advantage_coef: float | None = field(

@@ -21,6 +21,7 @@ TOY = {
     "report": "",
     "retriever": "",
     "recipe": "",
+    "methods": "",
 }
 
 
@@ -73,7 +74,7 @@ def test_command(words, workplace, tmp_path, capsys):
 
 def test_commands_are_found():
     found = {parameter.values[0][0] for parameter in commands()}
-    assert found == {"train", "eval", "report", "retriever", "recipe"}
+    assert found == {"train", "eval", "report", "retriever", "recipe", "methods"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

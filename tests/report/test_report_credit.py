@@ -22,7 +22,7 @@ from a2tgpo_trl.report import (
     shown_rollout,
     write_page,
 )
-from a2tgpo_trl.report.formats import seconds, signed
+from a2tgpo_trl.report.formats import MISSING, seconds, signed
 from a2tgpo_trl.report.text import show
 
 
@@ -41,6 +41,21 @@ def test_the_most_telling_rollout():
     next_batch = [turn(0, k, advantage) | {"batch": 1} for k, advantage in enumerate((0.5, 0.0))]
     last_batch = [turn(0, 0, 1.0) | {"batch": 2}]
     assert most_telling([*uneven, *next_batch, *last_batch]) == next_batch
+
+
+def test_turn_rewards_are_shown_where_there_are_any():
+    text = {"prompt": "?", "text": "x"}
+    rewarded = turn(0, 0, 1.0) | text | {"turn_reward": 0.4, "turn_rewards": [("a", 0.5), ("b", -0.2), ("c", None)]}
+    not_rewarded = (
+        turn(0, 1, 1.0) | text | {"turn_reward": None, "turn_rewards": [("a", None), ("b", None), ("c", None)]}
+    )
+    first, second = (one.credit for one in shown_rollout([rewarded, not_rewarded], "?").turns)
+    assert first == {"advantage": "+1.00", "turn reward": "+0.40", "reward a": "+0.50", "reward b": "−0.20"}
+    assert second == {"advantage": "+1.00"} | dict.fromkeys(("turn reward", "reward a", "reward b"), MISSING)
+    (only,) = shown_rollout([rewarded | {"turn_rewards": {"a": 0.4}}], "?").turns  # a mapping, from `play`
+    assert only.credit == {"advantage": "+1.00", "turn reward": "+0.40"}
+    (none,) = shown_rollout([turn(0, 0, 1.0) | text], "?").turns
+    assert none.credit == {"advantage": "+1.00"}
 
 
 def test_every_medium_writes_the_same(tmp_path):

@@ -6,7 +6,13 @@ import math
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaForTokenClassification, LlamaModel
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
+    LlamaModel,
+)
 
 import tiny
 from a2tgpo_trl import A2TGPOTrainer, ToolReward
@@ -194,7 +200,7 @@ def text_before(turns, k):
 def test_a_model_reads_each_turn_where_it_ends(build, cls, num_labels):
     judge = ProcessRewardModel(model(cls, num_labels=num_labels), tiny.tokenizer(), batch_size=3)
     trainer = build(advantage_estimator="mt_grpo", turn_reward_funcs=[judge], per_device_eval_batch_size=4)
-    (rollout,) = list(trainer.play([{"prompt": QUESTION, "answer": "Paris"}], num_generations=4))[2:3]
+    rollout = trainer.play([{"prompt": QUESTION, "answer": "Paris"}], num_generations=4)[2]
     tokenizer = tiny.tokenizer()
     for k, turn in enumerate(rollout.turns):
         pieces = text_before(rollout.turns, k)
@@ -218,3 +224,11 @@ def test_a_model_is_given_by_its_folder(build, tmp_path):
 def test_a_model_of_another_task_is_refused():
     with pytest.raises(ValueError, match="LlamaModel is neither"):
         ProcessRewardModel(model(LlamaModel), tiny.tokenizer())
+
+
+def test_a_folder_of_a_model_of_another_task_is_refused(tmp_path):
+    """transformers would give it a new head, whose rewards are random."""
+    model(LlamaForCausalLM).save_pretrained(tmp_path / "policy")
+    tiny.tokenizer().save_pretrained(tmp_path / "policy")
+    with pytest.raises(ValueError, match="sequence or token classification, and LlamaForCausalLM is neither"):
+        ProcessRewardModel(str(tmp_path / "policy"))

@@ -54,6 +54,7 @@ def _changed(args: Any) -> dict[str, Any]:
         default = option.default_factory() if option.default is dataclasses.MISSING else option.default
         value = getattr(args, option.name)
         value = value.value if isinstance(value, Enum) else value
+        value = f"{value.__module__}.{value.__qualname__}" if isinstance(value, type) else value
         is_told = value not in (default, [], {}) and isinstance(value, (str, int, float, bool, list, dict))
         if is_told and option.name not in DERIVED and not option.name.endswith("_token"):
             shown[option.name] = value

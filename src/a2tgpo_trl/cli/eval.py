@@ -236,7 +236,7 @@ def _build(
     from datasets import Dataset
 
     check_retrievers(arguments.search_url)
-    config.advantage_estimator = "grpo"  # answers are scored, turns are not
+    config.advantage_estimator, config.turn_reward_weights = "grpo", None  # answers are scored, turns are not
     config.model_init_kwargs = None  # the trainer gets a model that is loaded
     return A2TGPOTrainer(
         model=source.load(model),

@@ -15,6 +15,7 @@ COMMANDS = {
     "eval": "exact match and F1 of a model with its tools, on held-out questions",
     "report": "a page of what runs did, and which turns earned the credit",
     "retriever": "serve a corpus as a search tool over HTTP",
+    "methods": "the credit assignments: what each reads, its options, its paper",
     "recipe": "print a recipe or a launch file, to read it or keep it",
     "demo": "a real 135 M model learns to search twice, on a CPU",
 }

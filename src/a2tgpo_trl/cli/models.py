@@ -95,12 +95,12 @@ def find_model(model: ModelConfig, config: A2TGPOConfig) -> ModelSource:
     options = loading_options(model, config)
     adapter = _find(name, ADAPTER_CONFIG_NAME, options["revision"])
     if adapter is None:
-        _check(name, options["revision"], f"model_name_or_path is {name!r}")
+        check_model(name, options["revision"], f"model_name_or_path is {name!r}")
         return ModelSource(name, options)
     described = json.loads(Path(adapter).read_text(encoding="utf-8"))
     recorded, revision = described["base_model_name_or_path"], described.get("revision") or "main"
     base = _base_folder(Path(name), recorded)
-    _check(base, revision, f"model_name_or_path is {name!r}, an adapter of {recorded!r}")
+    check_model(base, revision, f"model_name_or_path is {name!r}, an adapter of {recorded!r}")
     return ModelSource(name, options, base, revision)
 
 
@@ -121,7 +121,18 @@ def _base_folder(adapter: Path, recorded: str) -> str:
     return str(next((place for place in places if (place / "config.json").is_file()), recorded))
 
 
-def _check(name: str, revision: str, what: str) -> None:
+def check_model(name: str, revision: str, what: str) -> None:
+    """
+    Refuse what is no model.
+
+    Args:
+        name (`str`): A folder, or a name on the Hub.
+        revision (`str`): Of it.
+        what (`str`): The option and its value, with which the error begins.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
     try:
         if cached_file(name, "config.json", revision=revision) is None:
             raise FileNotFoundError("it has no config.json")

@@ -8,13 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from .. import A2TGPOConfig
+from ..credit import ESTIMATORS, Estimator
 from ..data import load_atlas, load_questions, split_by_entity, to_dataset
-from ..rewards import exact_match_reward, f1_reward, format_reward
+from ..rewards import exact_match_reward, f1_reward, format_penalty, format_reward, tool_reward
 from ..tools import calculator, finish
+from .models import check_model
 from .searches import ATLAS, check_names, load_searches
 
 REWARDS = {"exact_match": exact_match_reward, "f1": f1_reward, "format": format_reward}
+TURN_REWARDS = {"format_penalty": format_penalty, "tool_reward": tool_reward}
 TOOLS = {"calculator": calculator, "finish": finish}
+KNOWN = {
+    "advantage_estimator": tuple(ESTIMATORS),
+    "rewards": tuple(REWARDS),
+    "tools": ("search", *TOOLS),
+    "turn_reward_funcs": tuple(TURN_REWARDS),
+}
+"""By option, the names that stand for something of this package; others are looked up in the user's modules."""
 ATLAS_SPLITS = ("train", "test")
 
 
@@ -143,24 +153,89 @@ def load_rewards(names: list[str]) -> list[Callable]:
     return [REWARDS[name] if name in REWARDS else named(name, "rewards") for name in names]
 
 
+def load_turn_rewards(names: list[str]) -> list[Callable | str]:
+    """
+    Turn reward functions by the names of this package or dotted names, and process reward models by theirs.
+
+    Raises:
+        ValueError: If there is no such function, or no such model.
+    """
+    return [_turn_reward(name) for name in names]
+
+
+def _turn_reward(name: str) -> Callable | str:
+    if name in TURN_REWARDS:
+        return TURN_REWARDS[name]
+    if ":" in name or not ("/" in name or Path(name).is_dir()):
+        return named(name, "turn_reward_funcs")
+    check_model(name, "main", f"turn_reward_funcs: {name!r}")
+    return name
+
+
+def load_estimator(name: str) -> str | type[Estimator]:
+    """
+    A name of `ESTIMATORS` as it is, and the class that a dotted name stands for.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if name in ESTIMATORS:
+        return name
+    found = imported(name, "advantage_estimator")
+    if not (isinstance(found, type) and issubclass(found, Estimator)):
+        raise ValueError(
+            f"advantage_estimator: {name!r} is a {type(found).__name__}: name a subclass of a2tgpo_trl.credit.Estimator."
+        )
+    return found
+
+
 def named(name: str, option: str) -> Callable:
     """
-    What a dotted name stands for, the working directory included.
+    The function that a name stands for, as [`imported`].
 
     Raises:
         ValueError: If its module cannot be imported, or has nothing of that name to call; names the option.
     """
-    module, _, attribute = name.replace(":", ".").rpartition(".")
+    found = imported(name, option)
+    if not callable(found):
+        raise ValueError(f"{option}: {name!r} is a {type(found).__name__}: name a function.")
+    return found
+
+
+def imported(name: str, option: str) -> Any:
+    """
+    What `my_module.thing`, `my_module:thing` or `my_file.py:thing` stands for, the working directory included.
+
+    Args:
+        name (`str`): As it was given. A file is in the working directory, or in a folder of it.
+        option (`str`): Whose value it is.
+
+    Raises:
+        ValueError: If its module cannot be imported, or has nothing of that name; names the option.
+    """
+    module, attribute = _module_and_attribute(name, option)
     if not module:
-        known = ", ".join(REWARDS) if option == "rewards" else ", ".join(["search", *TOOLS])
-        raise ValueError(f"{option}: {name!r} is none of {known}, and no dotted name such as my_module.{name}.")
+        raise ValueError(
+            f"{option}: {name!r} is none of {', '.join(KNOWN[option])}, and no dotted name such as my_module.{attribute}."
+        )
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        return getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # whatever a module does when it is imported
         raise ValueError(f"{option}: {name!r} cannot be imported ({type(error).__name__}: {error}).") from error
-    if not callable(found):
-        raise ValueError(f"{option}: {name!r} is a {type(found).__name__}: name a function.")
-    return found
+
+
+def _module_and_attribute(name: str, option: str) -> tuple[str, str]:
+    file, _, attribute = name.rpartition(":")
+    if not file.endswith(".py"):
+        module, _, attribute = name.replace(":", ".").rpartition(".")
+        return module, attribute
+    path = Path(file).resolve()
+    if not path.is_file() or not path.is_relative_to(Path.cwd()):
+        raise ValueError(
+            f"{option}: {name!r} names the file {file}, which is not in the working directory {Path.cwd()} or below: start the "
+            "command in its folder, or put that folder on PYTHONPATH and name my_module.my_function."
+        )
+    return ".".join(path.relative_to(Path.cwd()).with_suffix("").parts), attribute

@@ -12,6 +12,7 @@ import yaml
 from trl import TrlParser
 
 from .main import BadUsage, as_bad_usage
+from .names import load_estimator
 
 
 class Parser(TrlParser):
@@ -19,6 +20,12 @@ class Parser(TrlParser):
 
     def error(self, message: str) -> None:
         raise BadUsage(f"{message} ({self.prog} --help lists the options)")
+
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if isinstance(name := getattr(namespace, "advantage_estimator", None), str):
+            namespace.advantage_estimator = load_estimator(name)
+        return namespace, unknown
 
     def take_defaults(self, values: dict[str, Any]) -> None:
         """Take other defaults, by the names of options; one value of a list stands for a list, and text is converted."""
@@ -65,7 +72,8 @@ def parse(
     )
     values = defaults_of_this_machine()
     known = {field for cls in classes for field in cls.__dataclass_fields__} | set(ignored)
-    given, unknown = parser.parse_known_args(options)
+    with as_bad_usage():
+        given, unknown = parser.parse_known_args(options)
     if unknown:
         parser.error(f"unknown: {' '.join(unknown)}{_closest(unknown, vars(given))}")
     for name in given.config:
@@ -118,11 +126,9 @@ def read_config(name: str) -> dict[str, Any]:
 
 
 def recipes() -> list[str]:
-    """Names of the recipes in the package."""
+    """Names of the recipes in the package; launch files are none."""
     folder = resources.files("a2tgpo_trl") / "recipes"
-    inner = [
-        f"{part.name}/{file.name}" for part in folder.iterdir() if part.name == "baselines" for file in part.iterdir()
-    ]
+    inner = [f"{part}/{file.name}" for part in ("baselines", "methods") for file in (folder / part).iterdir()]
     names = [file.name for file in folder.iterdir() if file.name.endswith(".yaml")] + inner
     return sorted(name.removesuffix(".yaml") for name in names)
 

@@ -19,11 +19,15 @@ def run(options: list[str]) -> int:
     files = {file.relative_to(FOLDER).with_suffix("").as_posix(): file for file in sorted(FOLDER.rglob("*.yaml"))}
     texts = {known: file.read_text(encoding="utf-8") for known, file in files.items()}
     if name is None:
-        print(
-            *(f"{known:18}{text.partition(chr(10))[0].removeprefix('#')}" for known, text in texts.items()), sep="\n"
-        )
+        width = max(map(len, texts))
+        print(*(f"{known:{width}} {_first_line(text)}" for known, text in texts.items()), sep="\n")
     elif name in texts:
         print(texts[name], end="")
     else:
         raise BadUsage(f"{name!r} is no recipe; there are {', '.join(texts)}.")
     return 0
+
+
+def _first_line(text: str) -> str:
+    """What a file says of itself, in its first comment."""
+    return text.partition("\n")[0].removeprefix("#").strip()

@@ -11,7 +11,7 @@ from ..integrations.checkpoints import damage_of, last_checkpoint, steps_of
 from .dry_run import resolved, show
 from .main import INTERRUPTED, as_bad_usage
 from .models import ModelSource, find_model
-from .names import TaskArguments, load_rewards, tag_of_finish
+from .names import TaskArguments, load_rewards, load_turn_rewards, tag_of_finish
 from .parser import parse
 from .prompts import default_template
 from .searches import check_retrievers
@@ -39,7 +39,17 @@ class TrainArguments(TaskArguments):
     streaming: bool = field(default=False, metadata={"help": "Whether questions are read while training goes on."})
     rewards: list[str] = field(
         default_factory=lambda: ["exact_match"],
-        metadata={"help": "Reward functions: exact_match, f1, format, or dotted names. Weights: reward_weights."},
+        metadata={
+            "help": "Reward functions: exact_match, f1, format, or dotted names: my_module.my_reward, my_file.py:my_reward. Weights: "
+            "reward_weights."
+        },
+    )
+    turn_reward_funcs: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Rewards of turns: format_penalty, tool_reward, dotted names of functions, or process reward models, folders or "
+            "names on the Hub. Weights: turn_reward_weights."
+        },
     )
     dry_run: bool = field(
         default=False,
@@ -85,7 +95,7 @@ def run(options: list[str]) -> int:
 
 def build(arguments: TrainArguments, config: A2TGPOConfig, model: ModelConfig) -> A2TGPOTrainer:
     """The trainer that options ask for; raises what a bad one or a missing file raises."""
-    rewards = load_rewards(arguments.rewards)
+    rewards, turn_rewards = load_rewards(arguments.rewards), load_turn_rewards(arguments.turn_reward_funcs)
     source = find_model(model, config)
     _check_lora(model, source)
     tools, tokenizer = arguments.load_tools(), source.tokenizer()
@@ -109,6 +119,7 @@ def build(arguments: TrainArguments, config: A2TGPOConfig, model: ModelConfig) -
         quantization_config=None if source.base else get_quantization_config(model),
         peft_config=get_peft_config(model),
         tools=tools or None,
+        turn_reward_funcs=turn_rewards,
     )
 
 

@@ -18,6 +18,7 @@ from .base import Estimator, TurnCredit, Turns
 class A2TGPO(Estimator):
     """Information gain, normalised, accumulated and added to the outcome advantage; it moves the turn's clip range too."""
 
+    paper = "arXiv 2605.06200"
     options = (
         "turn_advantage_coef",
         "turn_clip_strength",

@@ -123,9 +123,10 @@ class Estimator:
     A method to give each turn its advantage: `advantage_estimator` of [`A2TGPOConfig`], by name, as a class, or as an object.
 
     Attributes:
+        paper (`str`): Where the method is from, such as `"arXiv 2605.06200"`; empty if it is in no paper.
         options (`tuple[str, ...]`): Options of [`A2TGPOConfig`] that `credit` reads. One that another method reads and this
             one does not is refused if it is set.
-        signals (`tuple[str, ...]`): What must be measured, of `"beliefs"`. Beliefs need true answers and a fast tokenizer.
+        signals (`tuple[str, ...]`): What must be measured, of `SIGNALS`. Beliefs need true answers and a fast tokenizer.
         optional_signals (`tuple[str, ...]`): What `credit` reads where it is measured.
         columns (`tuple[str, ...]`): Keys of [`TurnCredit`]`.columns`.
         defaults (`Mapping[str, Any]`): What options are that nobody set, of those whose default in the configuration is
@@ -133,6 +134,7 @@ class Estimator:
         off_policy (`bool`): Whether the method needs several updates per batch of rollouts: it is warned of settings without.
     """
 
+    paper: ClassVar[str] = ""
     options: ClassVar[tuple[str, ...]] = ()
     signals: ClassVar[tuple[str, ...]] = ()
     optional_signals: ClassVar[tuple[str, ...]] = ()

@@ -11,6 +11,7 @@ from .base import Estimator, TurnCredit, Turns
 class IGPO(Estimator):
     """Information gain, normalised over all turns of a prompt; the outcome is discounted by the tool turns before it."""
 
+    paper = "arXiv 2510.14967"
     options = ("turn_gamma", "turn_credit_groups", "gain_noise_floor")
     signals = ("beliefs",)
     columns = ("normalized_gain",)

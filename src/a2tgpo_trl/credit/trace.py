@@ -19,6 +19,7 @@ class TRACE(Estimator):
         fill (`float`, default 2.0): Weight of the outcome in turns whose window reaches the last tool turn.
     """
 
+    paper = "arXiv 2607.13988"
     options = ("turn_advantage_coef", "turn_gamma", "turn_credit_groups", "belief_measure")
     signals = ("beliefs",)
     columns = ("belief_progress",)

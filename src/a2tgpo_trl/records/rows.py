@@ -56,9 +56,9 @@ def turn_rows(rollouts: Sequence[Rollout], first: int, num_generations: int, dec
                     "num_tokens": len(turn.ids),
                     "observation": observation if turn.observation_ids else None,
                     "num_observation_tokens": len(turn.observation_ids),
-                    "turn_rewards": turn.rewards,
                     "calls": [_call(*call) for call in zip(turn.calls, turn.results, strict=False)],
                 }
+                | ({"turn_rewards": turn.rewards} if turn.rewards else {})
                 | {name: value for name, value in turn.credit.items() if name in SCHEMA.names}
                 | {"estimator_columns": {name: v for name, v in turn.credit.items() if name not in SCHEMA.names}}
             )

@@ -49,6 +49,7 @@ SCHEMA = pa.schema(
             "turn_rewards",
             pa.map_(pa.string(), pa.float32()),
             "reward of the turn by the name of its function, null where it gave none",
+            nullable=True,
         ),
         _column("advantage", pa.float32(), "advantage of the turn's tokens; null: they are masked", nullable=True),
         _column("outcome_advantage", pa.float32(), "the part of it that the rewards gave", nullable=True),

@@ -139,6 +139,7 @@ def _credit(turn: dict[str, Any]) -> dict[str, str]:
     known = {
         "advantage": signed(advantage),
         "outcome + turn": parts,
+        "turn reward": signed(turn.get("turn_reward")),
         "belief": pair([turn.get("belief_before"), turn.get("belief_after")], " → "),
         "gain": signed(turn.get("information_gain")),
         "normalised": signed(turn.get("normalized_gain")),
@@ -146,6 +147,9 @@ def _credit(turn: dict[str, Any]) -> dict[str, str]:
         "clip range": pair([turn.get("clip_low"), turn.get("clip_high")], " – ", digits=4),
         "clip scale": f"×{fixed(scale)}" if is_number(scale) else MISSING,
     }
+    rewards = dict(turn.get("turn_rewards") or {})
+    if len(rewards) > 1:  # one is the turn reward, but for its weight
+        known |= {f"reward {name}": signed(value) for name, value in rewards.items()}
     return known | {name: signed(value) for name, value in dict(turn.get("estimator_columns") or {}).items()}
 
 

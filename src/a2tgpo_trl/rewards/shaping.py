@@ -24,6 +24,17 @@ def similarity_shaped(
 
     Returns:
         `Callable`: a reward function of the same name.
+
+    Raises:
+        TypeError: If `reward` is a coroutine function.
+
+    Example:
+        >>> from a2tgpo_trl.rollout import Turn
+        >>> def right(turns, **columns):
+        ...     return [float(rollout[-1].text == "Paris") for rollout in turns]
+        >>> shaped = similarity_shaped(right, lambda left, right: float(left[0] == right[0]))
+        >>> shaped(prompts=["Capital?"] * 3, turns=[[Turn([1], {"content": text})] for text in ("Paris", "Pau", "Rome")])
+        [1.0, 0.5, 0.0]
     """
     if inspect.iscoroutinefunction(reward):
         raise TypeError(f"similarity_shaped takes a function, and {reward.__name__} is a coroutine function.")

@@ -35,12 +35,7 @@ class ProcessRewardModel:
     ):
         self.model = (_load(model) if isinstance(model, str) else model).eval()
         name = type(self.model).__name__
-        if not name.endswith(("ForSequenceClassification", "ForTokenClassification")):
-            raise ValueError(
-                f"A process reward model is for sequence or token classification, and {name} is neither: load it with "
-                "AutoModelForSequenceClassification or AutoModelForTokenClassification."
-            )
-        self.reads_once = name.endswith("ForTokenClassification")
+        self.reads_once = _reads_once(name)
         self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(self.model.config._name_or_path)
         self.batch_size = batch_size
         self.__name__ = (self.model.config._name_or_path or name).rstrip("/").split("/")[-1]
@@ -95,7 +90,16 @@ class ProcessRewardModel:
 
 
 def _load(name: str) -> PreTrainedModel:
-    architectures = AutoConfig.from_pretrained(name).architectures or [""]
-    reads_once = architectures[0].endswith("ForTokenClassification")
-    auto = AutoModelForTokenClassification if reads_once else AutoModelForSequenceClassification
+    (architecture, *_) = AutoConfig.from_pretrained(name).architectures or ["one of no stated class"]
+    auto = AutoModelForTokenClassification if _reads_once(architecture) else AutoModelForSequenceClassification
     return auto.from_pretrained(name)
+
+
+def _reads_once(architecture: str) -> bool:
+    """Whether a class of models is for token classification; another task would get a new head, of random weights."""
+    if not architecture.endswith(("ForSequenceClassification", "ForTokenClassification")):
+        raise ValueError(
+            f"A process reward model is for sequence or token classification, and {architecture} is neither: name or give a model "
+            "that was trained as AutoModelForSequenceClassification or AutoModelForTokenClassification."
+        )
+    return architecture.endswith("ForTokenClassification")
