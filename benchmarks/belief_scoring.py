@@ -5,18 +5,21 @@ Completions of a model of the demo's shape (135 M parameters, random), float32: 
 their tool turns, by a token tree, and prefix by prefix, one forward of the whole context for each belief, as the releases
 of IGPO and A²TGPO do. The floor is one forward without gradient over as many tokens, causal and without any mask, with as
 many of them scored by the LM head. Also: the same completion cut into more turns, a prompt shared by a group, and the
-memory of one completion of 8,000 tokens.
+memory of one completion of 8,000 tokens. With `--aliases` and `--guard` all of it is of so many aliases of each answer, and of
+a belief before each observation as well (`gain_from="turn_end"`); then also the tree's time over that of one alias without these.
 
     python benchmarks/belief_scoring.py
+    python benchmarks/belief_scoring.py --aliases 4 --guard
     python benchmarks/belief_scoring.py --device cuda --bf16
 
-Writes the figures as JSON beside itself.
+Writes the figures as JSON beside itself, with either option under the name belief_scoring_all_probes.json.
 """
 
 import argparse
 import time
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -34,19 +37,32 @@ PROMPT_TOKENS = 200
 
 
 def make_plan(
-    vocab_size: int, num_rows: int, tokens: int, turns: int, probe_tokens: int, shared_prompt: bool = False
+    vocab_size: int,
+    num_rows: int,
+    tokens: int,
+    turns: int,
+    probe_tokens: int,
+    shared_prompt: bool = False,
+    aliases: int = 1,
+    guard: bool = False,
 ) -> BeliefPlan:
-    """Random completions that share nothing, or their prompt; the last observation ends at the last token."""
+    """
+    Random completions that share nothing, or their prompt; the last observation ends at the last token. Aliases share the
+    template; with `guard` each turn, a third of what there is up to the end of its observation, is probed at its end too.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def ids(n: int) -> list[int]:
         return torch.randint(0, vocab_size, (n,), generator=generator).tolist()
 
-    probe = Probe(ids(probe_tokens), [False] * 3 + [True] * (probe_tokens - 6) + [False] * 3)
-    ends = [PROMPT_TOKENS + (tokens - PROMPT_TOKENS) * k // turns for k in range(turns + 1)]
+    opening, closing, num_scored = ids(3), ids(3), probe_tokens - 6
+    scored = [False] * 3 + [True] * num_scored + [False] * 3
+    probes = [Probe(opening + ids(num_scored) + closing, scored) for _ in range(aliases)]
+    thirds = range(3 * turns + 1) if guard else range(0, 3 * turns + 1, 3)
+    ends = [PROMPT_TOKENS + (tokens - PROMPT_TOKENS) * third // (3 * turns) for third in thirds if third % 3 < 2]
     prompt = ids(PROMPT_TOKENS)
     rows = [
-        ProbedRow((prompt if shared_prompt else ids(PROMPT_TOKENS)) + ids(tokens - PROMPT_TOKENS), ends, probe)
+        ProbedRow((prompt if shared_prompt else ids(PROMPT_TOKENS)) + ids(tokens - PROMPT_TOKENS), ends, probes)
         for _ in range(num_rows)
     ]
     rows, keys = share_contexts(rows)
@@ -57,7 +73,13 @@ class Methods:
     def __init__(self, device: str, bf16: bool, toy: bool):
         self.model = demo_shape(device, toy)
         add_fused_lm_head(self.model)
-        args = A2TGPOConfig(answer_template="{answer}", disable_tqdm=True, use_cpu=device == "cpu", bf16=bf16)
+        args = A2TGPOConfig(
+            answer_template="{answer}",
+            answer_aliases="max",  # of one alias it is that one
+            disable_tqdm=True,
+            use_cpu=device == "cpu",
+            bf16=bf16,
+        )
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if bf16 else "no")
         self.scorer = BeliefScorer(self.model, None, self.accelerator, args, 16384)
 
@@ -117,6 +139,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--group", type=int, default=8, help="completions that share a prompt")
     parser.add_argument("--long", type=int, default=8000, help="tokens of the completion whose memory is measured")
+    parser.add_argument("--aliases", type=int, default=1, help="aliases of each answer")
+    parser.add_argument("--guard", action="store_true", help="beliefs before observations too")
     parser.add_argument("--prefix-rounds", type=int, default=2, help="rounds of prefix by prefix, which take long")
     return parser.parse_args(arguments)
 
@@ -125,7 +149,8 @@ def measure(options: argparse.Namespace) -> dict:
     start = time.perf_counter()
     methods = Methods(options.device, options.bf16, options.toy)
     set_up = round(time.perf_counter() - start, 3)
-    make = partial(make_plan, methods.model.config.vocab_size)
+    plain = partial(make_plan, methods.model.config.vocab_size)
+    make = partial(plain, aliases=options.aliases, guard=options.guard)
     plan = make(options.rows, options.tokens, options.turns, options.probe_tokens)
     differences = methods.differences(make(options.rows, 500, options.turns, options.probe_tokens))
     lengths = [make(options.rows, tokens, options.turns, options.probe_tokens) for tokens in range(510, 1000, 70)]
@@ -135,6 +160,11 @@ def measure(options: argparse.Namespace) -> dict:
         "floor": in_turn({name: pairs[name] for name in ("tree", "floor")}, options.rounds),
         "prefixes": in_turn({name: pairs[name] for name in ("prefixes", "tree")}, options.prefix_rounds),
     }
+
+    if options.aliases > 1 or options.guard:
+        one = plain(options.rows, options.tokens, options.turns, options.probe_tokens)
+        runs = {"all": pairs["tree"], "one_alias_without_guard": partial(methods.tree, one)}
+        seconds["probes"] = in_turn(runs, options.rounds)
 
     by_turns = {n: make(options.rows, options.tokens, n, options.probe_tokens) for n in (1, 32)}
     seconds["turns"] = in_turn({str(n): partial(methods.tree, p) for n, p in by_turns.items()}, options.rounds)
@@ -147,7 +177,8 @@ def measure(options: argparse.Namespace) -> dict:
 
     long = make(1, options.long, options.turns, options.probe_tokens)
     memory = {name: peak_megabytes(partial(getattr(methods, name), long)) for name in ("floor", "tree")}
-    return {
+    extra = {"all_over_one_alias_without_guard": ratio(seconds["probes"], *runs)} if "probes" in seconds else {}
+    return extra | {
         "attention": methods.scorer.attention,
         "prefixes_over_tree": ratio(seconds["prefixes"], "prefixes", "tree"),
         "tree_over_floor": ratio(seconds["floor"], "tree", "floor"),
@@ -164,7 +195,9 @@ def measure(options: argparse.Namespace) -> dict:
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
-    report(__file__, "beliefs at the cost of one forward over the distinct tokens", options, measure(options))
+    more = options.aliases > 1 or options.guard
+    script = Path(__file__).with_stem("belief_scoring_all_probes") if more else __file__
+    report(script, "beliefs at the cost of one forward over the distinct tokens", options, measure(options))
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def versions() -> dict[str, str]:
     return {module.__name__: str(module.__version__) for module in (torch, transformers, trl, peft, accelerate)}
 
 
-def report(script: str, claim: str, options: object, figures: dict) -> None:
+def report(script: str | Path, claim: str, options: object, figures: dict) -> None:
     """Print figures, and write them as JSON beside the script with what they were measured on."""
     machine = {"processor": _processor(), "threads": torch.get_num_threads(), "python": platform.python_version()}
     chosen = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}

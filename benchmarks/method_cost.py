@@ -4,7 +4,7 @@ Claim: a step of a method that reads turn rewards or states takes at most 1.02 t
 The demo's model, adapter, settings and rollouts, as in `step_cost.py`: one round is a whole `train()` of eight updates on a batch of
 32 rollouts, whose generation takes no time. Each method at its defaults is paired with GRPO, and the two take turns. Methods that
 read turn rewards get `format_penalty`. The rollouts are tokens without messages, so that a state is the hash of an empty text.
-What beliefs add to the forward of the old log-probabilities alone: `riding_probes.py`.
+What beliefs add to the forward of the old log-probabilities alone: `shared_forward.py`.
 
     python benchmarks/method_cost.py
     python benchmarks/method_cost.py --methods gtpo gigpo --rounds 8

@@ -5,17 +5,20 @@ TRL's forward over a generation batch, as `A2TGPOTrainer` makes it: alone, and w
 two completions of 2,000 tokens with eight tool turns, float32, on a random model of the demo's shape (135 M parameters), which
 share nothing; and a batch of the demo, 32 traces of one and two searches in four groups, bfloat16, with its model and adapter.
 Memory is the peak of the process above what it held before, for one completion of 8,000 tokens with eight tool turns.
+With `--aliases` each answer has so many aliases, which are all scored (`answer_aliases="max"`); with `--guard` beliefs before
+observations are too (`gain_from="turn_end"`).
 
     python benchmarks/shared_forward.py
+    python benchmarks/shared_forward.py --aliases 4 --guard
     python benchmarks/shared_forward.py --device cuda --bf16 --random
 
-Writes the figures as JSON beside itself.
+Writes the figures as JSON beside itself, with either option under the name shared_forward_all_probes.json.
 """
 
 import argparse
 import tempfile
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,11 +32,13 @@ from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.batch import GenerationBatch
 from a2tgpo_trl.demo.model import load_model, load_tokenizer
 from a2tgpo_trl.rollout import Rollout, Turn
-from a2tgpo_trl.signals.beliefs import queries
+from a2tgpo_trl.signals.beliefs import Query, queries
 from a2tgpo_trl.signals.beliefs.shared_forward import SharedForward
 
 ANSWER = "Paris, or so"
 """Some ten tokens in the template, as an answer of two words takes with a real vocabulary."""
+CITIES = ("Tokyo", "Lagos", "Quito", "Turin", "Lyon", "Oslo", "Rome")
+"""What takes its city's place in further aliases."""
 
 
 def long_trainer(options: argparse.Namespace) -> A2TGPOTrainer:
@@ -63,13 +68,14 @@ class Setting:
 
     Attributes:
         trainer ([`A2TGPOTrainer`]): Whose policy is asked.
-        rollouts (`list[Rollout]`, length `B`), answers (`list[str]`, length `B`): With their turns, and what is believed.
+        rollouts (`list[Rollout]`, length `B`): With their turns.
+        answers (`list[list[str]]`, length `B`): The aliases of what is believed.
         inputs (`tuple`): Token ids and mask, `(B, L)`, and the length of completions.
     """
 
     trainer: A2TGPOTrainer
     rollouts: list[Rollout]
-    answers: list[str]
+    answers: list[list[str]]
     inputs: tuple[torch.Tensor, torch.Tensor, int]
 
 
@@ -100,7 +106,14 @@ def long_setting(trainer: A2TGPOTrainer, lengths: list[tuple[int, int]], num_tur
         turns.append(Turn(tokens[num_turns * length : completion], {}))
         rollouts.append(Rollout(ids[i, width[0] - prompt : width[0]].tolist(), turns))
     inputs = (ids.to(trainer.model.device), mask.to(trainer.model.device), width[1])
-    return Setting(trainer, rollouts, [ANSWER] * len(rollouts), inputs)
+    return Setting(trainer, rollouts, [[ANSWER]] * len(rollouts), inputs)
+
+
+def with_probes(setting: Setting, num_aliases: int, guard: bool) -> Setting:
+    """The same with as many aliases of each answer, and beliefs before observations."""
+    options, aliases = setting.trainer.args, [ANSWER.replace("Paris", city) for city in CITIES[: num_aliases - 1]]
+    options.answer_aliases, options.gain_from = "max", "turn_end" if guard else "turn_start"
+    return replace(setting, answers=[answers[:1] + aliases for answers in setting.answers])
 
 
 @torch.no_grad()
@@ -120,17 +133,26 @@ def logps(setting: Setting, with_beliefs: bool) -> tuple[torch.Tensor, SharedFor
 def compare(setting: Setting, rounds: int) -> dict:
     methods = {"alone": partial(logps, setting, False), "shared": partial(logps, setting, True)}
     alone, shared = (method() for method in methods.values())
-    fed = [len(query.ids) - query.context_length + 1 for query in queries(shared[1].plan.rows)]
+    found = queries(shared[1].plan.rows)
     mask = setting.inputs[1].float()
     seconds = in_turn(methods, rounds)
     return {
         "log_probabilities_are_trls_to_the_bit": torch.equal(alone[0], shared[0]),
         "shared_over_alone": ratio(seconds, "shared", "alone"),
-        "probes": len(fed),
-        "probe_tokens_over_tokens": round(sum(fed) / mask.sum().item(), 3),
+        "probes": len(found),
+        "probe_tokens_over_tokens": round(tokens_fed(found) / mask.sum().item(), 3),
         "padding_share_of_the_forward": round(1 - mask.mean().item(), 3),
         "seconds": seconds,
     }
+
+
+def tokens_fed(found: list[Query]) -> int:
+    """Tokens that probes are read in: what aliases begin with alike once, with the last token of their context."""
+    beginnings = set()
+    for query in found:
+        fed = tuple(query.ids[query.context_length - 1 :])
+        beginnings |= {(query.row, query.end, fed[:length]) for length in range(1, len(fed) + 1)}
+    return len(beginnings)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -138,6 +160,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=Path("outputs/demo/model"), help="the converted demo model")
     parser.add_argument("--random", action="store_true", help="for the demo's batch a random model of its shape")
     parser.add_argument("--rows", type=int, default=2, help="completions of 2,000 tokens in a micro-batch")
+    parser.add_argument("--aliases", type=int, choices=range(1, len(CITIES) + 2), default=1, help="of each answer")
+    parser.add_argument("--guard", action="store_true", help="beliefs before observations too")
     parser.add_argument("--tokens", type=int, default=2000, help="tokens of these with their prompts")
     parser.add_argument("--long", type=int, default=8000, help="tokens of the completion whose memory is measured")
     return parser.parse_args(arguments)
@@ -148,10 +172,11 @@ def measure(options: argparse.Namespace) -> dict:
         model, tokenizer = demo_shape(toy=options.toy).bfloat16(), atlas_tokenizer()
     else:
         model, tokenizer = load_model(options.model), load_tokenizer(options.model)
-    figures = {"demo": compare(demo_setting(model.to(options.device), tokenizer), options.rounds)}
+    probed = partial(with_probes, num_aliases=options.aliases, guard=options.guard)
+    figures = {"demo": compare(probed(demo_setting(model.to(options.device), tokenizer)), options.rounds)}
     trainer, lengths = long_trainer(options), [(200, options.tokens - 200)] * options.rows
-    figures["long"] = compare(long_setting(trainer, lengths, 8), options.rounds)
-    longest = long_setting(trainer, [(200, options.long - 200)], 8)
+    figures["long"] = compare(probed(long_setting(trainer, lengths, 8)), options.rounds)
+    longest = probed(long_setting(trainer, [(200, options.long - 200)], 8))
     figures["megabytes of a long completion"] = {
         name: peak_megabytes(partial(logps, longest, with_beliefs))
         for name, with_beliefs in (("alone", False), ("shared", True))
@@ -162,7 +187,9 @@ def measure(options: argparse.Namespace) -> dict:
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
-    report(__file__, "information gain beside the old log-probabilities", options, measure(options))
+    more = options.aliases > 1 or options.guard
+    script = Path(__file__).with_stem("shared_forward_all_probes") if more else __file__
+    report(script, "information gain beside the old log-probabilities", options, measure(options))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,15 @@ GROUPS = {
     ),
     "Beliefs": (
         "How the policy's belief in the true answer is measured; see [beliefs.md](beliefs.md).",
-        ("belief_measure", "answer_column", "answer_template", "ig_tokens_per_batch"),
+        (
+            "belief_measure",
+            "belief_model",
+            "gain_from",
+            "answer_column",
+            "answer_aliases",
+            "answer_template",
+            "ig_tokens_per_batch",
+        ),
     ),
     "Rollouts and tools": (
         "How a rollout calls tools and when it ends; see [rollout.md](rollout.md).",

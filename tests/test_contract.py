@@ -50,6 +50,7 @@ FUNCTIONS = {
     "extra=None",
     "trl.trainer.utils.start_event_loop_in_daemon": "name=None",
     "trl.trainer.utils.shutdown_event_loop_in_daemon": "thread loop",
+    "trl.trainer.utils.use_adapter": "model adapter_name",
 }
 # What a method does that we count on: fragments of its source, in this order, and what hangs on them
 FACTS = {
@@ -350,6 +351,9 @@ def test_config_adds_fields_and_drops_none():
         "turn_rescale",
         "turn_table_steps",
         "belief_measure",
+        "belief_model",
+        "answer_aliases",
+        "gain_from",
         "answer_column",
         "answer_stop",
         "answer_template",

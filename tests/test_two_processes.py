@@ -29,7 +29,9 @@ def test_two_processes_against_one(tmp_path):
     # Trees: one for each rollout. Prefixes: of the prompt and 1 observation on one process, of the prompt and 5 on the other,
     # which make the same number of forwards
     assert alone["forwards"] == [4, 6] and [part["forwards"] for part in pair] == [[2, 6], [2, 6]]
-    gains = ("information_gain", "information_gain_by_trees", "information_gain_by_prefixes")
+    ways = ("", "_by_trees", "_by_prefixes", "_otherwise")
+    gains = [f"information_gain{way}" for way in ways]
+    assert not torch.equal(alone["information_gain"][1], alone["information_gain_otherwise"][1])
     methods = [f"advantages of {name}" for name in ESTIMATORS]
     for key in ("advantages", *methods, *gains, "clip_scale"):
         together = [row for part in pair for row in part[key]]

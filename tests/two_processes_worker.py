@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from trl import GRPOTrainer
 
 import tiny
@@ -58,6 +59,8 @@ def main(folder: Path) -> None:
     metrics = {name: values[0] for name, values in trainer._metrics["train"].items() if "/" in name}
     alone, forwards = score_in_forwards_of_their_own(trainer, [dict(row) for row in rows[:share]])
     trainer.train()
+    otherwise = build(rows, **options, **OTHER_BELIEFS)
+    aliases = [row | {"answer": ["Paris", "Lutetia", "the city of Lyon"]} for row in rows[:share]]
     outcome = build(rows, **options, advantage_estimator="grpo", skip_empty_updates=True)
     others = {name: by_method(name, rows, share, options) for name in ESTIMATORS}
     torch.save(
@@ -71,6 +74,7 @@ def main(folder: Path) -> None:
             "generations": generations,
             "information_gain_by_trees": list(alone[0]),
             "information_gain_by_prefixes": list(alone[1]),
+            "information_gain_otherwise": list(otherwise._generate_and_score_completions(aliases)["information_gain"]),
             "forwards": forwards,
             "metrics": {
                 name: value
@@ -112,10 +116,14 @@ def skipped_shards(trainer, rank):
     return skipped
 
 
+OTHER_BELIEFS = dict(belief_model="reference", answer_aliases="logsumexp", gain_from="turn_end", beta=0.1)
+
+
 def build(rows, functions=None, **options):
     args, dataset = A2TGPOConfig(**options), Dataset.from_list(rows)
+    adapter = LoraConfig(target_modules="all-linear", init_lora_weights=False) if args.beta else None
     given = dict(processing_class=tiny.tokenizer(), tools=[search], turn_reward_funcs=functions)
-    trainer = A2TGPOTrainer(tiny.model(), correct, args, dataset, **given)
+    trainer = A2TGPOTrainer(tiny.model(), correct, args, dataset, peft_config=adapter, **given)
     trainer.model.train()
     return trainer
 

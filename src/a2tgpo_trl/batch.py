@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from .credit import TurnCredit, Turns, without_rounding
-from .functional import information_gain, observation_ends, spread_turns, turn_ids
+from .functional import observation_ends, spread_turns, turn_ids
 from .rollout import Rollout, StopReason
 
 
@@ -24,7 +24,8 @@ class GenerationBatch:
         training (`bool`): Whether it is trained on, not only evaluated or played.
         num_generations (`int`): Rollouts of a prompt, in consecutive rows.
         accelerator (`Accelerator`): Of the trainer.
-        answers (`list[str | None]`, length `B`): The true answers, where beliefs are asked for; `None` where there is none.
+        answers (`list[list[str]]`, length `B`): The true answers that are scored, where beliefs are asked for; aliases of one,
+            none where there is no answer.
         rollouts (`list[Rollout]`, length `B`): What was played.
         shared_forward (`SharedForward`, *optional*): The forward of the old log-probabilities, which scored beliefs too.
         rewards (`Tensor`, shape `(N, F)`): Of the completions of all processes, by reward function; NaN where there is none.
@@ -36,7 +37,7 @@ class GenerationBatch:
     training: bool
     num_generations: int
     accelerator: Accelerator
-    answers: list[str | None] | None = None
+    answers: list[list[str]] | None = None
     rollouts: list[Rollout] = field(default_factory=list)
     shared_forward: Any = None
     rewards: Tensor | None = None
@@ -80,7 +81,9 @@ class GenerationBatch:
         masks = self.tensors["completion_mask"], self.tensors.get("tool_mask")
         ids, ends = turn_ids(*masks), observation_ends(*masks)
         self.tensors["turn_ids"] = ids
-        measured = {name: signal.measure(self, ends) for name, signal in signals.items()}
+        measured = {}
+        for signal in signals.values():
+            measured |= signal.measure(self, ends)
         num_turns, num_tool_turns = ids.amax(dim=1) + 1, (ends >= 0).sum(dim=1)
         ended = [rollout.stop_reason in (None, StopReason.ANSWERED) for rollout in self.rollouts]
         answered = (num_turns > num_tool_turns) & torch.tensor(ended, device=ids.device)
@@ -105,7 +108,7 @@ class GenerationBatch:
         if credit.clip_scale is not None:
             self.tensors["clip_scale"] = spread_turns(credit.clip_scale[self.local], ids, fill=1.0)
         if "beliefs" in self.turns.signals:
-            self.tensors["information_gain"] = information_gain(self.turns.signals["beliefs"])[self.local]
+            self.tensors["information_gain"] = self.turns.information_gain[self.local]
 
     def finish_rollouts(self, names: Sequence[str], answers: Sequence[str | None], columns: dict[str, Tensor]) -> None:
         """

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from accelerate.utils import is_peft_model
 from torch import nn
 from transformers import PretrainedConfig, ProcessorMixin
 from transformers.utils import get_json_schema, logging
@@ -16,7 +17,7 @@ from .credit import ESTIMATORS, Estimator
 from .records import SCHEMA
 from .records.tables import TABLE_COLUMNS
 from .rollout import TagProtocol, ToolProtocol, choose_protocol, why_no_chat_calls
-from .signals.beliefs import scored_answer
+from .signals.beliefs import scored_answers
 
 logger = logging.get_logger(__name__)
 
@@ -59,6 +60,25 @@ def check_arguments(
         )
     if "beliefs" in args.signals:
         _check_for_beliefs(args, train_dataset, eval_dataset, processing_class, environment_factory)
+
+
+def check_reference(args: A2TGPOConfig, model: Any, peft_config: Any) -> None:
+    """
+    Refuse to ask a reference for beliefs where there is none.
+
+    Args:
+        args ([`A2TGPOConfig`]): The options.
+        model (`str` or `nn.Module`), peft_config (`PeftConfig`, *optional*): As [`A2TGPOTrainer`] gets them.
+
+    Raises:
+        ValueError: If all weights are trained, and TRL keeps no copy of them.
+    """
+    if args.belief_model == "reference" and args.beta == 0 and peft_config is None and not is_peft_model(model):
+        raise ValueError(
+            "belief_model='reference' asks a model that training does not move, and there is none: all weights are trained, and "
+            "with beta=0.0 TRL keeps no reference model. Set beta above 0, train an adapter (peft_config), "
+            "or choose belief_model='policy'."
+        )
 
 
 def check_turn_rewards(args: A2TGPOConfig, turn_reward_funcs: list) -> None:
@@ -144,7 +164,7 @@ def _check_answer_columns(column: str, train_dataset: Any, eval_dataset: Any, en
                 f"{name} has no column {column!r} with the true answers; its columns are {sorted(row)}. Set "
                 "answer_column to one of them, or choose an advantage_estimator that needs none, such as 'grpo'."
             )
-        scored_answer(row[column], f"{column!r} of the first row of {name}")
+        scored_answers(row[column], f"{column!r} of the first row of {name}")
 
 
 def _datasets(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any]]:

@@ -16,6 +16,9 @@ TURN_AGGREGATIONS = ("sum_then_standardize", "standardize_then_sum")
 TURN_BASELINES = ("mean", "leave_one_out", "none")
 TURN_OUTCOMES = ("inside", "added")
 BELIEF_MEASURES = ("logprob", "prob")
+BELIEF_MODELS = ("policy", "reference")
+ANSWER_ALIASES = ("first", "max", "logsumexp")
+GAIN_STARTS = ("turn_start", "turn_end")
 TOOL_PROTOCOLS = ("auto", "chat", "tags")
 TOOL_LOOPS = ("a2tgpo", "trl")
 LOOP_OPTIONS = (
@@ -197,11 +200,34 @@ class A2TGPOConfig(GRPOConfig):
             "'prob', the geometric mean of their probabilities (equation 1)."
         },
     )
+    belief_model: str = field(
+        default="policy",
+        metadata={
+            "help": "Which model's belief is measured: 'policy', or 'reference', a model that training does not change. With adapters "
+            "that is the model with its adapters off or TRL's frozen copy of them; in full training it is TRL's reference model, which "
+            "needs beta > 0."
+        },
+    )
+    answer_aliases: str = field(
+        default="first",
+        metadata={
+            "help": "Belief in an answer that has aliases: 'first', the belief in the first one that is not empty; 'max', the largest belief; "
+            "'logsumexp', log Σ exp(s) over the mean log-probabilities s of all. Aliases that differ only in case, in Unicode forms of a "
+            "character or in white space count as one."
+        },
+    )
+    gain_from: str = field(
+        default="turn_start",
+        metadata={
+            "help": "Where the gain of a tool turn is measured from, up to the end of its observation: 'turn_start' (equation 2), or "
+            "'turn_end', the end of the turn's own text, so that an answer written into a query earns nothing."
+        },
+    )
     answer_column: str = field(
         default="answer",
         metadata={
-            "help": "Dataset column with the true answer: text, or a list of aliases of which the first that is not "
-            "empty is scored. A row with an empty answer is trained on its outcome only."
+            "help": "Dataset column with the true answer: text, or a list of aliases, see `answer_aliases`. A row with an empty "
+            "answer is trained on its outcome only."
         },
     )
     answer_template: str = field(
@@ -215,7 +241,7 @@ class A2TGPOConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "Most tokens of a micro-batch where beliefs are scored in forwards of their own; a single completion may have "
-            "more. Beliefs that are scored along with the old log-probabilities use TRL's micro-batches. Default: "
+            "more. Beliefs that are scored along with log-probabilities use TRL's micro-batches. Default: "
             "per_device_train_batch_size (in evaluation per_device_eval_batch_size) times the longest completion with its prompt "
             "and probes."
         },
@@ -341,6 +367,9 @@ class A2TGPOConfig(GRPOConfig):
         self._check_choice("importance_sampling_level", IMPORTANCE_SAMPLING_LEVELS)
         self._check_choice("turn_normalization", TURN_NORMALIZATIONS)
         self._check_choice("belief_measure", BELIEF_MEASURES)
+        self._check_choice("belief_model", BELIEF_MODELS)
+        self._check_choice("answer_aliases", ANSWER_ALIASES)
+        self._check_choice("gain_from", GAIN_STARTS)
         self._check_choice("tool_protocol", TOOL_PROTOCOLS)
         self._check_choice("tool_loop", TOOL_LOOPS)
         self._check_turn_credit()

@@ -141,6 +141,7 @@ class A2TGPOTrainer(GRPOTrainer):
             else [turn_reward_funcs] * (turn_reward_funcs is not None)
         )
         checks.check_turn_rewards(args, self.turn_reward_funcs)
+        checks.check_reference(args, model, peft_config)
         checks.warn_of_settings(args, protocol)
         # GRPOTrainer takes tools for calls of the chat template, which may not know any
         hides_tools = protocol == "tags" and environment_factory is None

@@ -60,6 +60,15 @@ def observation_ends(completion_mask, tool_mask):
     return [row + [-1] * (width - len(row)) for row in rows]
 
 
+def turn_ends(completion_mask, tool_mask):
+    rows = [
+        [positions[-1] + 1 for positions, _ in turns(completion, tool)]
+        for completion, tool in zip(completion_mask, tool_mask, strict=True)
+    ]
+    width = max([1, *map(len, rows)])
+    return [row + [-1] * (width - len(row)) for row in rows]
+
+
 def spread_turns(values, ids, fill):
     return [[row[k] if k >= 0 else fill for k in row_ids] for row, row_ids in zip(values, ids, strict=True)]
 

@@ -134,6 +134,15 @@ def test_gain_of_the_first_turn_is_measured_from_the_prompt():
     close(information_gain(beliefs), [[3.0, 0.0, -2.0], [NAN, NAN, 0.5], [NAN, NAN, NAN]])
 
 
+def test_gains_from_elsewhere_than_the_turns_start():
+    # A query that names the answer raises -4 to -2; what it found takes that down to -2.5
+    beliefs, before = tensor([[-4.0, -2.5, -1.0], [-4.0, -3.0, NAN]]), tensor([[-2.0, -2.5], [NAN, NAN]])
+    close(information_gain(beliefs, before), [[-0.5, 1.5], [NAN, NAN]])
+    # with the offset ½ the gaps are 2½ -> 3 and 3 -> 1½
+    close(belief_progress(beliefs, before, offset=0.5)[:1], [[math.log(2.5 / 3), math.log(2)]])
+    close(belief_progress(beliefs, beliefs[:, :-1]), belief_progress(beliefs))
+
+
 def test_turn_groups_by_hand():
     # turn 0: 0, 0, 3 -> μ = 1, σ = √((1 + 1 + 4) / 3) = √2 (the sample deviation would be √3)
     # turn 1: 1, 5    -> μ = 3, σ = 2;   turn 2: one member -> 0

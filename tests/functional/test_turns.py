@@ -6,7 +6,7 @@ import pytest
 import reference
 import torch
 
-from a2tgpo_trl.functional import observation_ends, spread_turns, turn_ids
+from a2tgpo_trl.functional import observation_ends, spread_turns, turn_ends, turn_ids
 
 SEEDS = range(20)
 
@@ -42,6 +42,7 @@ def test_rows_of_a_batch_are_padded_to_the_most_turns():
     batch = masks("mmtm", "mtmtmt", "")
     assert turn_ids(*batch).tolist() == [[0, 0, -1, 1, -1, -1], [0, -1, 1, -1, 2, -1], [-1] * 6]
     assert observation_ends(*batch).tolist() == [[3, -1, -1], [2, 4, 6], [-1, -1, -1]]
+    assert turn_ends(turn_ids(*batch)).tolist() == [[2, 4, -1], [1, 3, 5], [-1, -1, -1]]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -49,7 +50,8 @@ def test_masks_match_the_loop(seed):
     rows = reference.random_completions(seed, rows=12)
     expected = reference.masks(*rows)
     ids, ends = turn_ids(*masks(*rows)), observation_ends(*masks(*rows))
-    assert ids.dtype == ends.dtype == torch.long
+    assert ids.dtype == ends.dtype == turn_ends(ids).dtype == torch.long
+    assert turn_ends(ids).tolist() == reference.turn_ends(*expected)
     assert ids.tolist() == reference.turn_ids(*expected)
     assert ends.tolist() == reference.observation_ends(*expected)
 

@@ -329,7 +329,7 @@ class TestCharts:
         RecordStore(folder / FOLDER, 2**30).append(rows)
         lines = charts_of(folder)["belief"].series
         assert {line.name: line.y for line in lines} == {
-            "on the prompt alone": [-3.5],
+            "before the first observation": [-3.5],
             "after the last observation": [-3.0],
         }
 

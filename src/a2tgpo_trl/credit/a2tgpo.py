@@ -7,7 +7,6 @@ from torch import Tensor
 from ..functional import (
     accumulate,
     adaptive_clip_scale,
-    information_gain,
     normalize_groups,
     normalize_turn_groups,
     turn_advantages,
@@ -42,7 +41,7 @@ class A2TGPO(Estimator):
 
     def credit(self, turns: Turns, options: Any) -> TurnCredit:
         turns = turns.counted(options.turn_credit_groups)
-        gains = information_gain(turns.signals["beliefs"])  # (2)
+        gains = turns.information_gain  # (2)
         normalized = _normalize(gains, turns.num_generations, options)  # (3)
         to_come = accumulate(normalized, options.turn_gamma, options.turn_rescale)  # (4)
         return TurnCredit(

@@ -9,7 +9,6 @@ from ..functional import (
     accumulate,
     adaptive_clip_scale,
     comparison_sets,
-    information_gain,
     normalize_turn_groups,
     set_sizes,
     standardize,
@@ -47,7 +46,7 @@ class A2TGPOStop(Estimator):
 
     def credit(self, turns: Turns, options: Any) -> TurnCredit:
         turns = turns.counted(options.turn_credit_groups)
-        gains, floor = information_gain(turns.signals["beliefs"]), options.gain_noise_floor
+        gains, floor = turns.information_gain, options.gain_noise_floor
         normalized = normalize_turn_groups(gains, turns.num_generations, floor=floor)
         returns = accumulate(_with_answer_turn(gains, turns), options.turn_gamma, rescale=False)
         deciding = comparison_sets("turn", turns.num_generations, returns)

@@ -8,9 +8,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..functional import information_gain
+
 SIGNALS = MappingProxyType(
     {
-        "beliefs": ("belief_measure", "answer_template", "ig_tokens_per_batch"),
+        "beliefs": (
+            "belief_measure",
+            "belief_model",
+            "answer_aliases",
+            "gain_from",
+            "answer_template",
+            "ig_tokens_per_batch",
+        ),
         "turn_rewards": ("turn_reward_weights",),
         "states": (),
     }
@@ -33,7 +42,8 @@ class Turns:
         num_tool_turns (`Tensor`, shape `(N,)`): Turns that an observation follows; they come first.
         num_generations (`int`): Completions per prompt, in consecutive rows.
         signals (`dict[str, Tensor]`): What the estimator asked for. `"beliefs"`, shape `(N, K + 1)`: the belief in the true
-            answer at the prompt and after each observation, NaN where absent. `"turn_rewards"`, shape `(N, K)`: the reward of
+            answer at the prompt and after each observation, NaN where absent. `"beliefs_before_observation"`, shape `(N, K)`:
+            that at the end of each tool turn's own text, with `gain_from="turn_end"` alone. `"turn_rewards"`, shape `(N, K)`: the reward of
             each turn, NaN where it has none. `"states"`, shape `(N, K)`, long: the state before each turn, equal numbers for
             the same state of a prompt, -1 where there is no turn.
         answered (`Tensor`, shape `(N,)`, *optional*): Whether the last turn is an answer turn; not so where the completion was
@@ -59,6 +69,16 @@ class Turns:
         """`K`."""
         widths = {values.size(1) - (name == "beliefs") for name, values in self.signals.items()}
         return max(widths or {int(self.num_turns.max()), 1})
+
+    @property
+    def belief_before(self) -> Tensor:
+        """The belief that each turn's gain is measured from, by the option `gain_from`, `(N, K)`."""
+        return self.signals.get("beliefs_before_observation", self.signals["beliefs"][:, :-1])
+
+    @property
+    def information_gain(self) -> Tensor:
+        """Of each tool turn (equation 2), NaN where there is none, `(N, K)`."""
+        return information_gain(self.signals["beliefs"], self.belief_before)
 
     @property
     def unscored(self) -> Tensor:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ..functional import accumulate, discounted_outcome, information_gain, normalize_groups
+from ..functional import accumulate, discounted_outcome, normalize_groups
 from .base import Estimator, TurnCredit, Turns
 
 
@@ -20,7 +20,7 @@ class IGPO(Estimator):
 
     def credit(self, turns: Turns, options: Any) -> TurnCredit:
         turns = turns.counted(options.turn_credit_groups)
-        gains = information_gain(turns.signals["beliefs"])
+        gains = turns.information_gain
         normalized = normalize_groups(gains, turns.num_generations, floor=options.gain_noise_floor)
         to_come = accumulate(normalized, options.turn_gamma, rescale=False)
         turn = torch.arange(gains.size(1), device=gains.device)

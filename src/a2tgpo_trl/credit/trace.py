@@ -12,7 +12,7 @@ class TRACE(Estimator):
     """
     Progress of the belief in log-ratios, which sum to that of the whole rollout however many turns it took.
 
-    Nothing is compared within the group. The paper's beliefs are a frozen reference's; here they are the policy's.
+    Nothing is compared within the group. The paper's beliefs are a frozen reference's: `belief_model="reference"`.
 
     Args:
         window (`int`, default 3): Turns that are looked ahead, the turn itself included.
@@ -20,7 +20,7 @@ class TRACE(Estimator):
     """
 
     paper = "arXiv 2607.13988"
-    options = ("turn_advantage_coef", "turn_gamma", "turn_credit_groups", "belief_measure")
+    options = ("turn_advantage_coef", "turn_gamma", "turn_credit_groups", "belief_measure", "answer_aliases")
     signals = ("beliefs",)
     columns = ("belief_progress",)
     defaults = {"turn_advantage_coef": 0.2, "turn_gamma": 0.8}
@@ -34,10 +34,15 @@ class TRACE(Estimator):
                 f"belief_measure={options.belief_measure!r} is a probability, and advantage_estimator='trace' takes the gap of a "
                 "log-probability to 0: choose 'logprob'."
             )
+        if options.answer_aliases == "logsumexp":
+            raise ValueError(
+                "answer_aliases='logsumexp' adds probabilities, whose logarithm may lie above 0, and advantage_estimator='trace' takes "
+                "the gap of a log-probability to 0: choose 'max' or 'first'."
+            )
 
     def credit(self, turns: Turns, options: Any) -> TurnCredit:
         turns = turns.counted(options.turn_credit_groups)
-        progress = belief_progress(turns.signals["beliefs"])  # δ, (N, K)
+        progress = belief_progress(turns.signals["beliefs"], turns.belief_before)  # δ, (N, K)
         turn = torch.arange(progress.size(1), device=progress.device)
         left = (
             (turns.num_tool_turns.unsqueeze(1) - turn).clamp(min=0).to(progress.dtype)

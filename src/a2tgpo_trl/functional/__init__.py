@@ -25,11 +25,12 @@ from .credit import (
     with_outcome,
 )
 from .ratio import turn_level_old_logps, turn_log_ratio
-from .turns import observation_ends, spread_turns, turn_ids
+from .turns import observation_ends, spread_turns, turn_ends, turn_ids
 
 __all__ = [
     "COMPARISONS",
     "turn_ids",
+    "turn_ends",
     "observation_ends",
     "spread_turns",
     "information_gain",

@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 
 
-def information_gain(beliefs: Tensor) -> Tensor:
+def information_gain(beliefs: Tensor, before: Tensor | None = None) -> Tensor:
     """
     Information gain of each tool turn, `g_k = s(c_{k+1}) - s(c_k)` (equation 2).
 
     Args:
         beliefs (`Tensor`, shape `(N, K + 1)`):
             Belief in the true answer at the prompt and after each turn's observation; NaN where absent.
+        before (`Tensor`, shape `(N, K)`, *optional*):
+            Belief that each turn's gain is measured from, in place of `s(c_k)`; NaN where absent.
 
     Returns:
         `Tensor`, shape `(N, K)`: gains, in the unit of the beliefs (nats per answer token for log-probabilities); NaN
@@ -23,7 +25,7 @@ def information_gain(beliefs: Tensor) -> Tensor:
         >>> information_gain(torch.tensor([[-4.0, -4.5, -1.5, float("nan")]]))
         tensor([[-0.5000,  3.0000,     nan]])
     """
-    return beliefs[:, 1:] - beliefs[:, :-1]
+    return beliefs[:, 1:] - (beliefs[:, :-1] if before is None else before)
 
 
 def accumulate(normalized: Tensor, gamma: float = 1.0, rescale: bool = True) -> Tensor:
@@ -82,25 +84,28 @@ def windowed_mean(values: Tensor, gamma: float, window: int) -> Tensor:
     return (values.nan_to_num() @ discounts / weights).where(present, torch.nan)
 
 
-def belief_progress(beliefs: Tensor, offset: float = 0.1) -> Tensor:
+def belief_progress(beliefs: Tensor, before: Tensor | None = None, offset: float = 0.1) -> Tensor:
     """
     How far a turn closed the gap to certainty, `δ_k = log(d_k / d_{k+1})` with `d = offset - s` (TRACE, arXiv 2607.13988).
 
     Args:
         beliefs (`Tensor`, shape `(N, K + 1)`):
             Mean log-probability of the true answer at the prompt and after each turn's observation; NaN where absent.
+        before (`Tensor`, shape `(N, K)`, *optional*):
+            The one that each turn's progress is measured from, in place of that before the turn; NaN where absent.
         offset (`float`):
             What the gap is where the answer is certain, in nats; positive.
 
     Returns:
-        `Tensor`, shape `(N, K)`: NaN where either belief is absent. Sums over turns telescope to `log(d_0 / d_n)`.
+        `Tensor`, shape `(N, K)`: NaN where either belief is absent. Without `before`, sums over turns telescope to
+        `log(d_0 / d_n)`.
 
     Example:
         >>> belief_progress(torch.tensor([[-3.9, -1.9, -3.9, float("nan")]]))
         tensor([[ 0.6931, -0.6931,     nan]])
     """
-    gap = (offset - beliefs).log()  # (N, K + 1)
-    return gap[:, :-1] - gap[:, 1:]
+    before = beliefs[:, :-1] if before is None else before
+    return (offset - before).log() - (offset - beliefs[:, 1:]).log()
 
 
 def with_outcome(turn_rewards: Tensor, rewards: Tensor, num_turns: Tensor) -> Tensor:

@@ -48,14 +48,29 @@ def observation_ends(completion_mask: Tensor, tool_mask: Tensor | None = None) -
         tensor([[ 4, -1]])
     """
     ids = turn_ids(completion_mask, tool_mask)  # (B, T)
-    num_turns = max(int(ids.max()) + 1, 1) if ids.numel() else 1
     latest_turn = ids.cummax(dim=1).values  # (B, T) the turn that each observation token follows
-    observed = completion_mask.bool() & (ids < 0) & (latest_turn >= 0)  # (B, T)
-    position = torch.arange(1, ids.size(1) + 1, device=ids.device).expand_as(ids)
-    ends = torch.full((ids.size(0), num_turns), -1, dtype=torch.long, device=ids.device)
-    return ends.scatter_reduce(
-        1, latest_turn.clamp(min=0), torch.where(observed, position, -1), reduce="amax", include_self=True
-    )
+    observed = completion_mask.bool() & (ids < 0)  # (B, T)
+    return _last_places(latest_turn.where(observed, -1), _max_turns(ids))
+
+
+def turn_ends(turn_ids: Tensor) -> Tensor:
+    """
+    Find where each turn's own text ends: the length of the completion up to and including it.
+
+    Args:
+        turn_ids (`Tensor`, shape `(B, T)`, long):
+            Turn of each token, -1 off-turn.
+
+    Returns:
+        `Tensor`, shape `(B, K)`, long: the number of completion tokens up to the end of the turn; -1 where there is none.
+        `K` is the largest number of turns of a row, at least 1.
+
+    Example:
+        >>> turn_ends(torch.tensor([[0, 0, -1, -1, 1, -1], [0, -1, -1, -1, -1, -1]]))
+        tensor([[ 2,  5],
+                [ 1, -1]])
+    """
+    return _last_places(turn_ids, _max_turns(turn_ids))
 
 
 def spread_turns(values: Tensor, turn_ids: Tensor, fill: float) -> Tensor:
@@ -78,6 +93,19 @@ def spread_turns(values: Tensor, turn_ids: Tensor, fill: float) -> Tensor:
         tensor([[0.5000, 0.5000, 0.0000, 2.0000]])
     """
     return values.gather(1, turn_ids.clamp(min=0)).masked_fill(turn_ids < 0, fill)
+
+
+def _max_turns(turn_ids: Tensor) -> int:
+    return max(int(turn_ids.max()) + 1, 1) if turn_ids.numel() else 1
+
+
+def _last_places(owners: Tensor, num_owners: int) -> Tensor:
+    """One past the last token of each owner, -1 where it has none, `(B, num_owners)`; tokens of the owner -1 are nobody's."""
+    place = torch.arange(1, owners.size(1) + 1, device=owners.device).expand_as(owners)
+    places = torch.full((owners.size(0), num_owners), -1, dtype=torch.long, device=owners.device)
+    return places.scatter_reduce(
+        1, owners.clamp(min=0), place.where(owners >= 0, -1), reduce="amax", include_self=True
+    )
 
 
 def _written(completion_mask: Tensor, tool_mask: Tensor | None) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..batch import GenerationBatch
 from ..credit import TurnCredit, Turns
-from ..functional import information_gain
 from ..rollout import StopReason, ToolLoop
 
 
@@ -58,7 +57,7 @@ def _turn_metrics(turns: Turns, credit: TurnCredit) -> dict[str, Tensor]:
 
 def _belief_metrics(turns: Turns) -> dict[str, Tensor]:
     beliefs = turns.signals["beliefs"]
-    gains = information_gain(beliefs)
+    gains = turns.information_gain
     scored = ~gains.isnan()  # (N, K)
     is_tool_turn = torch.arange(turns.max_turns, device=gains.device) < turns.num_tool_turns.unsqueeze(1)
     metrics = {
@@ -99,7 +98,7 @@ def log_credit(batch: GenerationBatch, metrics: dict[str, list[float]], logs: di
     for name, value in credit_metrics(turns, credit).items():
         metrics[name].append(value)
     if batch.answers is not None:
-        unanswerable = torch.tensor([float(batch.answers.count(None))], device=turns.outcome.device)
+        unanswerable = torch.tensor([float(batch.answers.count([]))], device=turns.outcome.device)
         metrics["information_gain/rows_without_answer"].append(batch.accelerator.gather(unanswerable).sum().item())
     if credit.advantages.dim() == 2:
         advantages, ids = batch.tensors["advantages"], batch.tensors["turn_ids"]
@@ -125,7 +124,7 @@ def turn_table(turns: Turns, credit: TurnCredit) -> dict[str, Tensor]:
     """
     table = {}
     if "beliefs" in turns.signals:
-        table["information_gain"] = information_gain(turns.signals["beliefs"])
+        table["information_gain"] = turns.information_gain
     if "turn_rewards" in turns.signals:
         table["turn_reward"] = turns.signals["turn_rewards"]
     table |= credit.columns

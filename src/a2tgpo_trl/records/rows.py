@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..credit import TurnCredit, Turns
-from ..functional import information_gain
 from ..rollout import Rollout, ToolCall, ToolResult
 from .schema import SCHEMA
 from .tables import as_json, encodable
@@ -88,9 +87,8 @@ def credit_columns(turns: Turns, credit: TurnCredit, epsilon: tuple[float, float
         **_clip_ranges(credit, outcome, epsilon),
     }
     if "beliefs" in turns.signals:
-        beliefs = turns.signals["beliefs"]
-        columns |= {"belief_before": beliefs[:, :-1], "belief_after": beliefs[:, 1:]}
-        columns["information_gain"] = information_gain(beliefs)
+        columns |= {"belief_before": turns.belief_before, "belief_after": turns.signals["beliefs"][:, 1:]}
+        columns["information_gain"] = turns.information_gain
     if "turn_rewards" in turns.signals:
         columns["turn_reward"] = turns.signals["turn_rewards"]
     columns |= credit.columns
@@ -116,7 +114,7 @@ def _members(counted: Tensor, num_generations: int) -> Tensor:
 
 
 def recorded_answer(value: Any) -> str | None:
-    """A cell of the answer column as text: the first of several aliases that is not empty, which is the one that is scored."""
+    """A cell of the answer column as text: the first of several aliases that is not empty."""
     aliases = value if isinstance(value, (list, tuple)) else [value]
     return next((str(alias) for alias in aliases if alias is not None and str(alias).strip()), None)
 

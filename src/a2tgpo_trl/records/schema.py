@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
         _column("turn", pa.int32(), "index of the turn in its rollout, from 0"),
         _column("num_turns", pa.int32(), "turns of the rollout, answer turn included"),
         _column("prompt", pa.string(), "the prompt as text"),
-        _column("answer", pa.string(), "the true answer that beliefs are about", nullable=True),
+        _column("answer", pa.string(), "the true answer, the first of its aliases", nullable=True),
         _column("text", pa.string(), "what the model wrote in this turn, special tokens included"),
         _column("num_tokens", pa.int32(), "tokens of it"),
         _column("observation", pa.string(), "what the model read after it, markup included", nullable=True),
@@ -39,7 +39,13 @@ SCHEMA = pa.schema(
             "tool calls of the turn: tool, arguments as JSON, result as text, whether that is an error, and the seconds it "
             "ran (null: it did not run)",
         ),
-        _column("belief_before", pa.float32(), "belief in the answer before the turn, s(k)", nullable=True),
+        _column(
+            "belief_before",
+            pa.float32(),
+            'belief in the answer that the gain is measured from: before the turn, s(k); with `gain_from="turn_end"` at the '
+            "end of its own text",
+            nullable=True,
+        ),
         _column("belief_after", pa.float32(), "belief after its observation, s(k + 1)", nullable=True),
         _column("information_gain", pa.float32(), "belief_after − belief_before, IG", nullable=True),
         _column("normalized_gain", pa.float32(), "the gain, normalised within its turn group", nullable=True),

@@ -88,7 +88,7 @@ def _beliefs(measures: Measures) -> Lines:
     if not last.notna().any():
         return {}
     return {
-        "on the prompt alone": (first["step"], first["belief_before"]),
+        "before the first observation": (first["step"], first["belief_before"]),
         "after the last observation": (first["step"], last.reindex(first.index).fillna(first["belief_before"])),
     }
 

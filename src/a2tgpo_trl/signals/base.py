@@ -36,7 +36,7 @@ class Signal:
         """
         return nullcontext()
 
-    def measure(self, batch: GenerationBatch, ends: Tensor) -> Tensor:
+    def measure(self, batch: GenerationBatch, ends: Tensor) -> dict[str, Tensor]:
         """
         The signal of a batch that has been played and rewarded; to be called by all processes.
 
@@ -45,7 +45,8 @@ class Signal:
             ends (`Tensor`, shape `(B, K)`): Where observations end, -1 where there is none.
 
         Returns:
-            `Tensor`, shape `(N, ·)`: of the completions of all processes.
+            `dict[str, Tensor]`: of shape `(N, ·)`, of the completions of all processes, by the name under which estimators read
+            it.
         """
         raise NotImplementedError
 

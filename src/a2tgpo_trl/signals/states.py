@@ -1,7 +1,6 @@
 """The signal `"states"`: where each turn sets out from, so that turns from the same state can be compared."""
 
 import hashlib
-import unicodedata
 
 import torch
 from torch import Tensor
@@ -9,6 +8,7 @@ from torch import Tensor
 from ..batch import GenerationBatch
 from ..rollout import Rollout
 from .base import Signal, gather_turns
+from .texts import normalized
 
 NO_TURN = -1
 
@@ -21,14 +21,14 @@ class States(Signal):
     environment's `state_key()` said then.
     """
 
-    def measure(self, batch: GenerationBatch, ends: Tensor) -> Tensor:
+    def measure(self, batch: GenerationBatch, ends: Tensor) -> dict[str, Tensor]:
         """State ids, `(N, K)`, long; -1 where there is no turn."""
         table = torch.full(ends.shape, NO_TURN, dtype=torch.long)
         num_turns = (batch.tensors["turn_ids"].amax(dim=1) + 1).tolist()
         for i, rollout in enumerate(batch.rollouts):
             ids = [state_id(key) for key in state_keys(rollout)[: num_turns[i]]]
             table[i, : len(ids)] = torch.tensor(ids, dtype=torch.long)
-        return gather_turns(batch, table.to(ends.device), NO_TURN)
+        return {"states": gather_turns(batch, table.to(ends.device), NO_TURN)}
 
 
 def state_keys(rollout: Rollout) -> list[str]:
@@ -36,11 +36,6 @@ def state_keys(rollout: Rollout) -> list[str]:
     states = [turn.state if turn.state is not None else normalized(turn.observation) for turn in rollout.turns]
     first = rollout.state if rollout.state is not None else repr(rollout.prompt_ids)
     return [first, *states[:-1]]
-
-
-def normalized(observation: str | None) -> str:
-    """An observation without what does not make another state: case, forms of a character, amounts of white space."""
-    return " ".join(unicodedata.normalize("NFKC", observation or "").casefold().split())
 
 
 def state_id(key: str) -> int:

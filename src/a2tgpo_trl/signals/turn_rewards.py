@@ -39,7 +39,7 @@ class TurnRewards(Signal):
         self.weights = trainer.args.turn_reward_weights or [1.0] * len(given)
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def measure(self, batch: GenerationBatch, ends: Tensor) -> Tensor:
+    def measure(self, batch: GenerationBatch, ends: Tensor) -> dict[str, Tensor]:
         """Turn rewards, `(N, K)`; NaN where no function gave one."""
         given = self._call_all(batch)
         for name, rewards in zip(self.names, given, strict=True):
@@ -51,7 +51,8 @@ class TurnRewards(Signal):
         gathered = torch.stack([gather_turns(batch, table, math.nan) for table in tables])  # (F, N, K)
         self._log(batch, gathered)
         weights = torch.tensor(self.weights, device=gathered.device).view(-1, 1, 1)
-        return (gathered * weights).nansum(dim=0).masked_fill(gathered.isnan().all(dim=0), math.nan)
+        total = (gathered * weights).nansum(dim=0).masked_fill(gathered.isnan().all(dim=0), math.nan)
+        return {"turn_rewards": total}
 
     def _is_trained_on(self, batch: GenerationBatch) -> list[bool]:
         """Completions that are left out of training (`mask_truncated_completions`) have no turns there."""

@@ -1,5 +1,7 @@
 """Beliefs: which tokens are scored, in which contexts, and what to run a model over for it."""
 
+import math
+
 import pytest
 import torch
 
@@ -8,16 +10,19 @@ from a2tgpo_trl.signals.beliefs import (
     Probe,
     ProbedRow,
     Query,
+    belief_table,
+    join_aliases,
     make_probe,
     mean_logps,
     probed_rows,
     queries,
-    scored_answer,
+    scored_answers,
     share_contexts,
     shared_beliefs,
 )
 
 TEMPLATE = "<answer>{answer}</answer>"
+NAN = math.nan
 
 
 def scored_text(template, answer):
@@ -60,18 +65,20 @@ def test_special_tokens_are_not_added():
 @pytest.mark.parametrize(
     "cell, expected",
     [
-        ("Paris", "Paris"),
-        (["Paris", "Lutetia"], "Paris"),
-        (["", " ", "Paris"], "Paris"),
-        ("", None),
-        ("  ", None),
-        ([], None),
-        (None, None),
-        ([""], None),
+        ("Paris", ["Paris"]),
+        (["Paris", "Lutetia"], ["Paris", "Lutetia"]),
+        (["", " ", "Paris"], ["Paris"]),
+        ([" Paris", "Paris", "PARIS ", "Ｐaris", "Paris, France"], [" Paris", "Paris, France"]),
+        (["New  York", "new york"], ["New  York"]),
+        ("", []),
+        ("  ", []),
+        ([], []),
+        (None, []),
+        ([""], []),
     ],
 )
-def test_the_first_alias_is_scored(cell, expected):
-    assert scored_answer(cell, "'answer' of row 0") == expected
+def test_aliases_that_are_the_same_count_once(cell, expected):
+    assert scored_answers(cell, "'answer' of row 0") == expected
 
 
 @pytest.mark.parametrize(
@@ -86,17 +93,17 @@ def test_the_first_alias_is_scored(cell, expected):
 )
 def test_an_answer_that_is_no_text_is_refused(cell, shown):
     with pytest.raises(ValueError) as error:
-        scored_answer(cell, "'answer' of row 3")
+        scored_answers(cell, "'answer' of row 3")
     assert f"'answer' of row 3 must be text or a list of aliases, got {shown}" in str(error.value)
 
 
 def test_queries():
     probe = Probe([7, 8, 9, 3], [False, True, True, False])
     rows = [
-        ProbedRow([1, 2, 3], [2, None], probe),
-        ProbedRow([1], [1, None], None),
-        ProbedRow([4, 5], [1, 2], probe),
-        ProbedRow([1], [1, None], Probe([7], [False])),
+        ProbedRow([1, 2, 3], [2, None], [probe]),
+        ProbedRow([1], [1, None], []),
+        ProbedRow([4, 5], [1, 2], [probe]),
+        ProbedRow([1], [1, None], [Probe([7], [False])]),
     ]
     # up to the token that predicts the last of the answer: neither that token nor what follows it is read
     assert queries(rows) == [
@@ -104,8 +111,38 @@ def test_queries():
         Query(2, 0, 1, [4, 7, 8], [1, 2], [8, 9]),
         Query(2, 1, 2, [4, 5, 7, 8], [2, 3], [8, 9]),
     ]
-    first = ProbedRow([1, 2], [2], Probe([5], [True]))
-    assert queries([first]) == [Query(0, 0, 2, [1, 2], [1], [5])]  # predicted by the context itself
+    first = ProbedRow([1, 2], [2], [Probe([5], [True]), Probe([6], [False]), Probe([7], [True])])
+    assert queries([first]) == [  # predicted by the context itself; the second alias has no token of its own
+        Query(0, 0, 2, [1, 2], [1], [5], alias=0),
+        Query(0, 0, 2, [1, 2], [1], [7], alias=2),
+    ]
+
+
+def test_joined_aliases():
+    beliefs = torch.tensor([[-1.0, -2.0, NAN], [NAN, -3.0, NAN], [NAN, NAN, NAN]])
+    assert join_aliases(beliefs[:2], "max").tolist() == [-1.0, -3.0]
+    expected = [pytest.approx(math.log(math.exp(-1) + math.exp(-2))), -3.0]
+    assert join_aliases(beliefs[:2], "logsumexp").tolist() == expected
+    assert join_aliases(torch.tensor([[-0.1, -0.1]]), "logsumexp").item() == pytest.approx(
+        -0.1 + math.log(2)
+    )  # above 0
+    for aliases in ("first", "max", "logsumexp"):
+        assert join_aliases(beliefs, aliases)[2].isnan()
+        alone = torch.randn(50, 1) * 9
+        assert torch.equal(join_aliases(alone, aliases), alone[:, 0])  # to the bit
+
+
+def test_a_table_of_beliefs():
+    rows = [
+        ProbedRow([1, 2, 3], [1, 3], [Probe([5], [True])]),
+        ProbedRow([1, 2], [None, 2], [Probe([5, 6], [True, True])] * 2),
+    ]
+    found = queries(rows)
+    means = torch.tensor([-1.0, -2.0, -3.0, -4.0])
+    assert [(query.row, query.end, query.alias) for query in found] == [(0, 0, 0), (0, 1, 0), (1, 1, 0), (1, 1, 1)]
+    table = belief_table(means, found, (2, 2), "max")
+    torch.testing.assert_close(table, torch.tensor([[-1.0, -2.0], [NAN, -3.0]]), equal_nan=True)
+    assert belief_table(means[:0], [], (2, 2), "max").isnan().all()
 
 
 def test_mean_logps():
@@ -123,21 +160,25 @@ def test_rows_of_a_batch():
     }
     ends = torch.tensor([[3, -1], [-1, -1]])
     probe = Probe([7, 8], [True, False])
-    first, second = probed_rows(batch, ends, [probe, None], max_length=100)
-    assert first == ProbedRow([11, 12, 13, 14, 15, 16], [2, 5, None], probe)
-    assert second == ProbedRow([21, 22, 23, 24], [3, None, None], None)
+    first, second = probed_rows(batch, ends, [[probe], []], max_length=100)
+    assert first == ProbedRow([11, 12, 13, 14, 15, 16], [2, 5, None], [probe])
+    assert second == ProbedRow([21, 22, 23, 24], [3, None, None], [])
     # 5 tokens of context and 2 of the probe do not fit in 6: that boundary is left out, the prompt's is kept
-    assert probed_rows(batch, ends, [probe, None], max_length=6)[0].ends == [2, None, None]
-    assert first.padded_to(3).ends == [2, 5, None, None]
+    assert probed_rows(batch, ends, [[probe], []], max_length=6)[0].ends == [2, None, None]
+    assert first.padded_to(4).ends == [2, 5, None, None]
+    # An alias that does not fit leaves the context out for all, so that beliefs of a row are joined of the same aliases
+    long = Probe([7] * 4, [True] * 4)
+    assert probed_rows(batch, ends, [[probe, long], []], max_length=7)[0].ends == [2, None, None]
+    assert probed_rows(batch, ends, [[probe, long], []], max_length=9)[0].ends == [2, 5, None]
 
 
 def test_a_context_is_probed_once():
     probe, other = Probe([7, 8], [True, False]), Probe([7, 9], [True, False])
     rows = [
-        ProbedRow([1, 2, 3, 4], [2, 3, 4], probe),
-        ProbedRow([1, 2, 3, 9], [2, 3, 4], probe),  # the prompt and the first turn are row 0's
-        ProbedRow([1, 2, 3, 4], [2, None, None], other),  # another answer
-        ProbedRow([1, 2], [2, None, None], None),
+        ProbedRow([1, 2, 3, 4], [2, 3, 4], [probe]),
+        ProbedRow([1, 2, 3, 9], [2, 3, 4], [probe]),  # the prompt and the first turn are row 0's
+        ProbedRow([1, 2, 3, 4], [2, None, None], [probe, other]),  # another answer
+        ProbedRow([1, 2], [2, None, None], []),
     ]
     unique, keys = share_contexts(rows)
     assert [row.ends for row in unique] == [[2, 3, 4], [None, None, 4], [2, None, None], [None, None, None]]

@@ -1,6 +1,7 @@
 """Beliefs on every path against one unpadded forward per context in float64."""
 
 import logging
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -29,7 +30,17 @@ from a2tgpo_trl.signals.beliefs import (
 )
 from a2tgpo_trl.signals.beliefs.attention import BLOCK, tree_block_mask, why_no_flex
 from a2tgpo_trl.signals.beliefs.packing import pack
-from scoring import NAN, TEMPLATE, agree, make_rows, make_scorer, measured, naive, with_shared_forward
+from scoring import (
+    NAN,
+    TEMPLATE,
+    agree,
+    make_rows,
+    make_rows_with_aliases,
+    make_scorer,
+    measured,
+    naive,
+    with_shared_forward,
+)
 
 
 @pytest.mark.parametrize("template", [TEMPLATE, "{answer}", "{answer} it is"])
@@ -58,10 +69,56 @@ def test_every_path_agrees_with_the_naive_loop(architecture, attention, template
 def test_agreement_is_not_a_matter_of_tolerance(path, monkeypatch):
     """The same in double precision, where what is left is rounding of the LM head, which TRL computes in float32."""
     rows, model = make_rows(), tiny.model(dtype=torch.float64).eval()
-    scorer = make_scorer(model)
+    agree(
+        on_path(path, make_scorer(model), model, rows), naive(tiny.model(dtype=torch.float64).eval(), rows), atol=2e-6
+    )
+
+
+def on_path(path, scorer, model, rows):
     scorer.why_prefixes = "as if" if path == "prefixes" else None
-    actual = with_shared_forward(scorer, model, rows) if path == "shared" else measured(scorer, model, rows)
-    agree(actual, naive(tiny.model(dtype=torch.float64).eval(), rows), atol=2e-6)
+    return with_shared_forward(scorer, model, rows) if path == "shared" else measured(scorer, model, rows)
+
+
+@pytest.mark.parametrize("aliases", ["max", "logsumexp"])
+@pytest.mark.parametrize("path", ["trees", "prefixes", "shared"])
+def test_all_aliases_agree_with_the_naive_loop(path, aliases):
+    rows, model = make_rows_with_aliases(), tiny.model(dtype=torch.float64).eval()
+    reference = tiny.model(dtype=torch.float64).eval()
+    expected, first = (naive(reference, rows, aliases=joined) for joined in (aliases, "first"))
+    agree(on_path(path, make_scorer(model, aliases=aliases), model, rows), expected, atol=2e-6)
+    known = ~first.isnan()
+    assert (expected >= first)[known].all() and (expected > first)[known].any()
+
+
+def test_aliases_share_what_they_begin_with(monkeypatch):
+    """Along with TRL's forward too: the last token of the context, and the template before the answer."""
+    rows, model = make_rows_with_aliases()[:1], tiny.model().eval()
+    scorer = make_scorer(model, aliases="max")
+    score = Mock(wraps=scorer._score)
+    monkeypatch.setattr(scorer, "_score", score)
+    with_shared_forward(scorer, model, rows)
+    fed = {
+        (q.end, tuple(q.ids[q.context_length - 1 : n]))
+        for q in queries(rows)
+        for n in range(q.context_length, len(q.ids) + 1)
+    }
+    assert score.call_args.kwargs["input_ids"].shape == (1, len(fed))
+    assert len(fed) < sum(len(q.ids) - q.context_length + 1 for q in queries(rows)) / 2
+
+
+@pytest.mark.parametrize("path", ["trees", "shared"])
+def test_all_aliases_are_scored_in_as_many_forwards_as_one(path, monkeypatch):
+    model, rows = tiny.model().eval(), make_rows_with_aliases()
+    forwards = []
+    for count in (1, 3):
+        scorer = make_scorer(model, max_tokens=10_000, aliases="max")
+        chosen = [ProbedRow(row.context, row.ends, row.probes[:count]) for row in rows]
+        with monkeypatch.context() as patch:
+            score = Mock(wraps=scorer._score)
+            patch.setattr(scorer, "_score", score)
+            on_path(path, scorer, model, chosen)
+        forwards.append(score.call_count)
+    assert forwards[0] == forwards[1] > 0
 
 
 def other_models():
@@ -99,7 +156,7 @@ def test_other_families_agree(family):
         return model
 
     context = make_rows()[0].context
-    twins = [ProbedRow(context, [7, 15, None, None], Probe([9, 8, last], [True] * 3)) for last in (5, 6)]
+    twins = [ProbedRow(context, [7, 15, None, None], [Probe([9, 8, last], [True] * 3)]) for last in (5, 6)]
     rows, model = [*make_rows(), *twins], build()
     scorer = make_scorer(model)
     assert scorer.why_prefixes is None
@@ -169,10 +226,10 @@ def test_virtual_tokens(kind):
         with torch.no_grad():
             for i, row in enumerate(rows):
                 for k, end in enumerate(row.ends):
-                    if end is not None and row.probe is not None:
-                        logits = build().double()(torch.tensor([row.context[:end] + row.probe.ids])).logits[:, 3:]
+                    for probe in row.probes if end is not None else []:
+                        logits = build().double()(torch.tensor([row.context[:end] + probe.ids])).logits[:, 3:]
                         logps = logits.log_softmax(-1)[0]
-                        pairs = zip(row.probe.ids, row.probe.scored, strict=True)
+                        pairs = zip(probe.ids, probe.scored, strict=True)
                         scored = [logps[end + j - 1, token] for j, (token, on) in enumerate(pairs) if on]
                         expected[i, k] = torch.stack(scored).mean()
     agree(actual, expected)
@@ -258,7 +315,7 @@ def test_a_probe_that_repeats_what_the_model_wrote():
     tokenizer, model = tiny.tokenizer(), tiny.model().eval()
     probe = make_probe(tokenizer, TEMPLATE, "Paris")
     context = [9, 8, 7, *probe.ids, 5, 6, 4]
-    rows = [ProbedRow(context, [3, len(context), None, None], probe)]
+    rows = [ProbedRow(context, [3, len(context), None, None], [probe])]
     actual = measured(make_scorer(model), model, rows)
     torch.testing.assert_close(actual.double(), naive(tiny.model().eval(), rows), atol=1e-4, rtol=0, equal_nan=True)
 
@@ -267,7 +324,7 @@ def test_a_probe_sees_neither_other_probes_nor_what_comes_later():
     model = tiny.model().eval()
     scorer = make_scorer(model)
     rows = make_rows()[:1]
-    changed = [ProbedRow(rows[0].context[:29] + [9] * 11, rows[0].ends, rows[0].probe)]
+    changed = [ProbedRow(rows[0].context[:29] + [9] * 11, rows[0].ends, rows[0].probes)]
     for score in (measured, with_shared_forward):
         before, after = score(scorer, model, rows), score(scorer, model, changed)
         torch.testing.assert_close(after[:, :3], before[:, :3], atol=1e-5, rtol=0)
@@ -276,7 +333,7 @@ def test_a_probe_sees_neither_other_probes_nor_what_comes_later():
 
 def test_nothing_to_score():
     model = tiny.model().eval()
-    empty = [ProbedRow([4, 5, 6], [2, 3], None), ProbedRow([4, 5], [2, None], Probe([7], [False]))]
+    empty = [ProbedRow([4, 5, 6], [2, 3], []), ProbedRow([4, 5], [2, None], [Probe([7], [False])])]
     scorer = make_scorer(model)
     for reason in (None, "as if"):
         scorer.why_prefixes = reason

@@ -1,8 +1,8 @@
 """Belief in the true answer (equation 1): where to probe a completion, and what to run the model over for it.
 
 A *probe* is the answer, filled into the answer template, appended to a context: the prompt, or the prompt and the
-completion up to the end of an observation. The belief at that context is the mean log-probability of the answer's
-tokens.
+completion up to the end of an observation, or of a turn. The belief at that context is the mean log-probability of the
+answer's tokens; where several aliases are probed, it is what [`join_aliases`] makes of theirs.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+
+from ..texts import normalized
 
 
 @dataclass(frozen=True)
@@ -29,28 +31,28 @@ class ProbedRow:
     Attributes:
         context (`list[int]`): Prompt and completion ids, without padding.
         ends (`list[int | None]`): Length of each context to probe, `ends[0]` the prompt's; `None` where there is none.
-        probe (`Probe`, *optional*): What to append. Without it the row has no beliefs.
+        probes (`list[Probe]`): What to append to each, one for each alias of the answer. Without any the row has no beliefs.
     """
 
     context: list[int]
     ends: list[int | None]
-    probe: Probe | None
+    probes: list[Probe]
 
-    def padded_to(self, num_turns: int) -> "ProbedRow":
-        """The same row with `num_turns + 1` ends."""
-        return replace(self, ends=self.ends + [None] * (num_turns + 1 - len(self.ends)))
+    def padded_to(self, num_ends: int) -> "ProbedRow":
+        """The same row with so many ends."""
+        return replace(self, ends=self.ends + [None] * (num_ends - len(self.ends)))
 
 
-def scored_answer(value: str | Sequence[str] | None, where: str) -> str | None:
+def scored_answers(value: str | Sequence[str] | None, where: str) -> list[str]:
     """
-    The answer that is teacher-forced: the text, or the first of its aliases that is not empty.
+    The answers that can be teacher-forced: the text, or its aliases that are not empty, each once.
 
     Args:
         value (`str` or list of `str`, *optional*): A cell of the answer column.
         where (`str`): What to call the cell in an error.
 
     Returns:
-        `str`, or `None` if there is no answer but empty ones.
+        `list[str]`: as they are written; of those that differ in case, forms of a character and white space alone, the first.
 
     Raises:
         ValueError: If the cell is neither text nor a list of texts.
@@ -60,7 +62,11 @@ def scored_answer(value: str | Sequence[str] | None, where: str) -> str | None:
         raise ValueError(
             f"{where} must be text or a list of aliases, got {value!r} ({type(value).__name__}); an alias is a text."
         )
-    return next((alias for alias in aliases if alias.strip()), None)
+    distinct: dict[str, str] = {}
+    for alias in aliases:
+        if alias.strip():
+            distinct.setdefault(normalized(alias), alias)
+    return list(distinct.values())
 
 
 def make_probe(tokenizer: PreTrainedTokenizerBase, template: str, answer: str) -> Probe:
@@ -89,7 +95,7 @@ def make_probe(tokenizer: PreTrainedTokenizerBase, template: str, answer: str) -
 
 
 def probed_rows(
-    batch: dict[str, Tensor], ends: Tensor, probes: Sequence[Probe | None], max_length: int
+    batch: dict[str, Tensor], ends: Tensor, probes: Sequence[list[Probe]], max_length: int
 ) -> list[ProbedRow]:
     """
     What to score for a batch.
@@ -97,22 +103,23 @@ def probed_rows(
     Args:
         batch (`dict[str, Tensor]`): TRL's `prompt_ids`, `prompt_mask`, `completion_ids` and `completion_mask`, each
             `(B, ·)`.
-        ends (`Tensor`, shape `(B, K)`): Where observations end, see [`~a2tgpo_trl.functional.observation_ends`].
-        probes (`Sequence[Probe | None]`, length `B`): The probe of each row.
-        max_length (`int`): Context length of the model; a probe that ends past it is left out.
+        ends (`Tensor`, shape `(B, E)`): Lengths of the completion up to where contexts end, -1 where there is none; see
+            [`~a2tgpo_trl.functional.observation_ends`].
+        probes (`Sequence[list[Probe]]`, length `B`): The probes of each row.
+        max_length (`int`): Context length of the model; a context after which a probe would end past it is left out.
 
     Returns:
-        `list[ProbedRow]`, length `B`, each with `K + 1` ends.
+        `list[ProbedRow]`, length `B`, each with `E + 1` ends.
     """
     names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
     columns = [batch[name].tolist() for name in names] + [ends.tolist()]
     rows = []
-    for prompt, prompt_mask, completion, completion_mask, row_ends, probe in zip(*columns, probes, strict=True):
+    for prompt, prompt_mask, completion, completion_mask, row_ends, row_probes in zip(*columns, probes, strict=True):
         context = _kept(prompt, prompt_mask)
         lengths = [len(context), *(len(context) + end if end >= 0 else None for end in row_ends)]
-        room = max_length - (len(probe.ids) if probe else 0)
+        room = max_length - max((len(probe.ids) for probe in row_probes), default=0)
         lengths = [None if length is not None and length > room else length for length in lengths]
-        rows.append(ProbedRow(context + _kept(completion, completion_mask), lengths, probe))
+        rows.append(ProbedRow(context + _kept(completion, completion_mask), lengths, row_probes))
     return rows
 
 
@@ -122,17 +129,17 @@ def _kept(ids: list[int], mask: list[int]) -> list[int]:
 
 def share_contexts(rows: Sequence[ProbedRow]) -> tuple[list[ProbedRow], list[list[int]]]:
     """
-    Leave one probe of each context, however many rows begin with it.
+    Probe each context in one row only, however many begin with it.
 
     The prompt of a group is probed once, and so are first turns that are the same word for word. That saves probes, and
     more: rows that wrote the same differ in their beliefs by rounding alone, and normalisation would turn that rounding
     into credit.
 
     Args:
-        rows (`Sequence[ProbedRow]`, length `B`): All with `K + 1` ends.
+        rows (`Sequence[ProbedRow]`, length `B`): All with as many ends, `E`.
 
     Returns:
-        `tuple[list[ProbedRow], list[list[int]]]`: the rows without the ends that need no probe, and a key for each of their `(B, K + 1)`
+        `tuple[list[ProbedRow], list[list[int]]]`: the rows without the ends that need no probe, and a key for each of their `(B, E)`
         contexts, by which [`shared_beliefs`] tells equal ones; -1 where there is no context.
     """
     keys, seen, unique = [], set(), []
@@ -148,9 +155,10 @@ def share_contexts(rows: Sequence[ProbedRow]) -> tuple[list[ProbedRow], list[lis
 
 
 def _context_key(row: ProbedRow, end: int | None) -> int:
-    if end is None or row.probe is None:
+    if end is None or not row.probes:
         return -1
-    return hash((tuple(row.context[:end]), tuple(row.probe.ids)))  # of integers, and so the same on every process
+    probes = tuple(tuple(probe.ids) for probe in row.probes)
+    return hash((tuple(row.context[:end]), probes))  # of integers, and so the same on every process
 
 
 def shared_beliefs(beliefs: Tensor, keys: Tensor) -> Tensor:
@@ -158,11 +166,11 @@ def shared_beliefs(beliefs: Tensor, keys: Tensor) -> Tensor:
     Give equal contexts the belief of the first of them.
 
     Args:
-        beliefs (`Tensor`, shape `(N, K + 1)`): Beliefs, NaN where the context was scored in another row.
-        keys (`Tensor`, shape `(N, K + 1)`, long): What [`share_contexts`] returned.
+        beliefs (`Tensor`, shape `(N, E)`): Beliefs, NaN where the context was scored in another row.
+        keys (`Tensor`, shape `(N, E)`, long): What [`share_contexts`] returned.
 
     Returns:
-        `Tensor`, shape `(N, K + 1)`.
+        `Tensor`, shape `(N, E)`.
     """
     _, context = keys.flatten().unique(return_inverse=True)
     index = torch.arange(context.numel(), device=context.device)
@@ -176,8 +184,8 @@ class BeliefPlan:
     What to score for a batch of `B` completions.
 
     Attributes:
-        rows (`list[ProbedRow]`, length `B`): Each with `K + 1` ends, every distinct context in one row only.
-        keys (`Tensor`, shape `(B, K + 1)`): By which [`shared_beliefs`] tells equal contexts.
+        rows (`list[ProbedRow]`, length `B`): Each with `E` ends, every distinct context in one row only.
+        keys (`Tensor`, shape `(B, E)`): By which [`shared_beliefs`] tells equal contexts.
         first_columns (`list[int]`, length `B`): Padding to the left of each prompt.
     """
 
@@ -185,14 +193,19 @@ class BeliefPlan:
     keys: Tensor
     first_columns: list[int]
 
+    @property
+    def num_ends(self) -> int:
+        """`E`."""
+        return self.keys.size(1)
+
 
 @dataclass(frozen=True)
 class Query:
     """
-    What to run the model over for one belief.
+    What to run the model over for one belief in one alias.
 
     Attributes:
-        row (`int`), end (`int`): Which belief: that of a row, at the context with this index.
+        row (`int`), end (`int`), alias (`int`): Which belief: that of a row, at the context and in the alias with these indices.
         context_length (`int`): Tokens of the context.
         ids (`list[int]`): The context and the probe, up to the last token that predicts one of the answer.
         predictors (`list[int]`): Places in `ids` that predict a token of the answer.
@@ -205,27 +218,31 @@ class Query:
     ids: list[int]
     predictors: list[int]
     labels: list[int]
+    alias: int = 0
 
 
 def queries(rows: Sequence[ProbedRow]) -> list[Query]:
-    """One query for each context that is to be probed; none for a probe without a token of the answer."""
-    found = []
-    for i, row in enumerate(rows):
-        if row.probe is None or not any(row.probe.scored):
-            continue
-        scored = [offset for offset, on in enumerate(row.probe.scored) if on]
-        labels = [row.probe.ids[offset] for offset in scored]
-        for k, end in enumerate(row.ends):
-            if end is not None:
-                ids = row.context[:end] + row.probe.ids[: scored[-1]]
-                found.append(Query(i, k, end, ids, [end - 1 + offset for offset in scored], labels))
-    return found
+    """One query for each probe of each context; none for a probe without a token of the answer."""
+    return [query for i, row in enumerate(rows) for a in range(len(row.probes)) for query in _queries_of(row, i, a)]
+
+
+def _queries_of(row: ProbedRow, number: int, alias: int) -> list[Query]:
+    probe = row.probes[alias]
+    scored = [offset for offset, on in enumerate(probe.scored) if on]
+    if not scored:
+        return []
+    fed, labels = probe.ids[: scored[-1]], [probe.ids[offset] for offset in scored]
+    return [
+        Query(number, k, end, row.context[:end] + fed, [end - 1 + offset for offset in scored], labels, alias)
+        for k, end in enumerate(row.ends)
+        if end is not None
+    ]
 
 
 def packed_length(row: ProbedRow) -> int:
     """Tokens of a completion with all of its probes, none of which another row has."""
-    num_probes = sum(end is not None for end in row.ends)
-    return len(row.context) + (num_probes * len(row.probe.ids) if row.probe else 0)
+    num_contexts = sum(end is not None for end in row.ends)
+    return len(row.context) + num_contexts * sum(len(probe.ids) for probe in row.probes)
 
 
 def mean_logps(logps: Tensor, owner: Tensor, num_owners: int) -> Tensor:
@@ -244,3 +261,46 @@ def mean_logps(logps: Tensor, owner: Tensor, num_owners: int) -> Tensor:
     empty = logps.new_zeros(num_owners)
     means = empty.scatter_add(0, owner, logps) / empty.scatter_add(0, owner, torch.ones_like(logps))
     return means.where(means.isfinite(), torch.nan)
+
+
+def belief_table(means: Tensor, found: Sequence[Query], shape: tuple[int, int], aliases: str) -> Tensor:
+    """
+    Beliefs by row and context, aliases joined.
+
+    Args:
+        means (`Tensor`, shape `(M,)`): Belief of each query.
+        found (`Sequence[Query]`, length `M`): The queries.
+        shape (`tuple[int, int]`): Rows, and contexts of each.
+        aliases (`str`): The option `answer_aliases`.
+
+    Returns:
+        `Tensor` of that shape, NaN where nothing was scored.
+    """
+    num_aliases = max((query.alias for query in found), default=0) + 1
+    table = means.new_full((*shape, num_aliases), torch.nan)
+    places = ([getattr(query, name) for query in found] for name in ("row", "end", "alias"))
+    table[tuple(places)] = means
+    return join_aliases(table, aliases)
+
+
+def join_aliases(beliefs: Tensor, aliases: str) -> Tensor:
+    """
+    One belief of those in the aliases of an answer.
+
+    Args:
+        beliefs (`Tensor`, shape `(…, A)`): Mean log-probability `s_a` of each alias; NaN where there is none.
+        aliases (`str`): `"logsumexp"`: `log Σ_a exp(s_a)`, which may lie above 0. Else the largest `s_a`, which with
+            `answer_aliases="first"` is the only one.
+
+    Returns:
+        `Tensor`, shape `(…)`: NaN where all are.
+
+    Example:
+        >>> join_aliases(torch.tensor([[-1.0, -2.0], [-3.0, float("nan")]]), "max")
+        tensor([-1., -3.])
+        >>> join_aliases(torch.tensor([[-1.0, -2.0], [-3.0, float("nan")]]), "logsumexp")
+        tensor([-0.6867, -3.0000])
+    """
+    known = beliefs.masked_fill(beliefs.isnan(), -torch.inf)
+    joined = known.logsumexp(dim=-1) if aliases == "logsumexp" else known.amax(dim=-1)
+    return joined.where(joined.isfinite(), torch.nan)

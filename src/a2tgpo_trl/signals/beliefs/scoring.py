@@ -23,7 +23,17 @@ from ...integrations.progress import progress
 from .attention import BLOCK, UnknownAttention, attention_over, why_no_flex
 from .head import predicting_at
 from .packing import TokenTree, batches_by_length, pack
-from .probes import BeliefPlan, Query, make_probe, mean_logps, packed_length, probed_rows, queries, share_contexts
+from .probes import (
+    BeliefPlan,
+    Query,
+    belief_table,
+    make_probe,
+    mean_logps,
+    packed_length,
+    probed_rows,
+    queries,
+    share_contexts,
+)
 from .shared_forward import SharedForward
 
 logger = logging.get_logger(__name__)
@@ -37,10 +47,10 @@ class BeliefScorer:
     Measures beliefs in the answers of a batch.
 
     Args:
-        model (`nn.Module`): The policy with TRL's fused LM head; its architecture decides how it is run.
+        model (`nn.Module`): Who is asked, with TRL's fused LM head; its architecture decides how it is run.
         tokenizer (`PreTrainedTokenizerBase`): A fast tokenizer.
         accelerator (`Accelerator`): Of the trainer.
-        args ([`A2TGPOConfig`]): `answer_template` and `ig_tokens_per_batch` are read.
+        args ([`A2TGPOConfig`]): `answer_template`, `answer_aliases` and `ig_tokens_per_batch` are read.
         context_length (`int`): Most tokens that a context and its probe may have.
     """
 
@@ -56,8 +66,8 @@ class BeliefScorer:
         self.accelerator = accelerator
         self.args = args
         self.context_length = context_length
-        self.config = model.config.get_text_config()
         base = accelerator.unwrap_model(model)
+        self.config = base.config.get_text_config()
         self.base = base_model(base)
         self.attention = self._choose_attention()
         self.why_prefixes = why_no_token_tree(base)
@@ -73,23 +83,23 @@ class BeliefScorer:
             logger.warning(f"Flex attention cannot be used, and is not needed: {reason}.")
         return "blocks" if reason else "flex"
 
-    def plan(self, batch: dict[str, Any], ends: Tensor, answers: list[str | None]) -> BeliefPlan:
+    def plan(self, batch: dict[str, Any], ends: Tensor, answers: list[list[str]]) -> BeliefPlan:
         """
         What to score, with as many columns on every process.
 
         Args:
             batch (`dict`): TRL's prompts and completions with their masks.
-            ends (`Tensor`, shape `(B, K)`): Where observations end.
-            answers (`list[str | None]`, length `B`): The true answers, `None` where there is none.
+            ends (`Tensor`, shape `(B, E)`): Where the contexts after the prompt end.
+            answers (`list[list[str]]`, length `B`): The aliases to score of each true answer, none where there is no answer.
 
         Returns:
             [`BeliefPlan`]
         """
-        template = self.args.answer_template
-        probes = {answer: make_probe(self.tokenizer, template, answer) for answer in set(answers) - {None}}
-        rows = probed_rows(batch, ends, [probes.get(answer) for answer in answers], self.context_length)
-        num_turns = int(self._on_all(ends.size(1)).max())
-        rows, keys = share_contexts([row.padded_to(num_turns) for row in rows])
+        distinct = {alias for aliases in answers for alias in aliases}
+        probes = {alias: make_probe(self.tokenizer, self.args.answer_template, alias) for alias in distinct}
+        rows = probed_rows(batch, ends, [[probes[alias] for alias in row] for row in answers], self.context_length)
+        num_ends = int(self._on_all(ends.size(1)).max()) + 1
+        rows, keys = share_contexts([row.padded_to(num_ends) for row in rows])
         first_columns = batch["prompt_mask"].size(1) - batch["prompt_mask"].sum(dim=1)
         return BeliefPlan(rows, torch.tensor(keys, device=ends.device), first_columns.tolist())
 
@@ -99,23 +109,23 @@ class BeliefScorer:
 
     def share_forward(self, model: nn.Module, plan: BeliefPlan) -> SharedForward:
         """The model, scoring beliefs as TRL runs it over the batch of a plan."""
-        return SharedForward(model, plan, self.base, self._score, skip_empty=self.accelerator.num_processes == 1)
+        table = partial(belief_table, aliases=self.args.answer_aliases)
+        return SharedForward(model, plan, self.base, self._score, table, self.accelerator.num_processes == 1)
 
     @torch.no_grad()
     def measure(self, model: nn.Module, plan: BeliefPlan, batch_size: int) -> Tensor:
         """
-        Beliefs at the prompt and after each observation, in forwards of their own.
+        Beliefs at the contexts of a plan, in forwards of their own.
 
         Args:
-            model (`nn.Module`): The policy, as the trainer has wrapped it.
+            model (`nn.Module`): Who is asked, as the trainer has wrapped it.
             plan ([`BeliefPlan`]): What to score.
             batch_size (`int`): Rows of a micro-batch, which without `ig_tokens_per_batch` has as many tokens as so many of
                 the longest.
 
         Returns:
-            `Tensor`, shape `(B, K + 1)`: mean log-probabilities, NaN where there is nothing to score or another row has it.
+            `Tensor`, shape `(B, E)`: mean log-probabilities, NaN where there is nothing to score or another row has it.
         """
-        num_ends = len(plan.rows[0].ends)
         found = queries(plan.rows)
         max_tokens = self.args.ig_tokens_per_batch or batch_size * max(map(packed_length, plan.rows))
         with _in_eval_mode(model):  # without dropout, and without a trace in the random state
@@ -125,9 +135,7 @@ class BeliefScorer:
                 self.why_prefixes = f"{self.config.model_type} gives its attention {error}"
                 logger.warning(f"Information gain reads each context from its beginning: {self.why_prefixes}.")
                 means = self._score_prefixes(model, found, max_tokens)
-        table = means.new_full((len(plan.rows), num_ends), torch.nan)
-        table[[query.row for query in found], [query.end for query in found]] = means
-        return table
+        return belief_table(means, found, (len(plan.rows), plan.num_ends), self.args.answer_aliases)
 
     def _score_trees(self, model: nn.Module, found: list[Query], max_tokens: int) -> Tensor:
         fields = ([getattr(query, name) for query in found] for name in ("ids", "context_length", "row"))

@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ...integrations.replaced import replaced
 from .head import predicting_at
+from .packing import TokenTree
 from .probes import BeliefPlan, Query, mean_logps, queries
 
 
@@ -22,24 +23,33 @@ class SharedForward:
     A model that, whenever TRL runs it over completions, scores their probes on the keys and values that it computed.
 
     Args:
-        model (`nn.Module`): The policy.
+        model (`nn.Module`): Who is asked.
         plan ([`~signals.beliefs.BeliefPlan`]): What to score, its rows in the order in which TRL will run them.
-        base (`PreTrainedModel`): The policy without its adapters and wrappers.
+        base (`PreTrainedModel`): The model without its adapters and wrappers.
         score (`Callable`): Runs the model, and returns the log-probabilities of `shift_labels`.
+        table (`Callable`): Of beliefs of queries, the queries, and how many rows and contexts there are, see
+            [`~signals.beliefs.probes.belief_table`].
         skip_empty (`bool`): Whether nothing is run where a micro-batch has no probe. Where other processes may have one,
             all are to make the same forwards.
 
     Attributes:
-        beliefs (`list[Tensor]`): Of each micro-batch so far, `(b, K + 1)`, as [`~signals.beliefs.scoring.BeliefScorer.measure`] does.
+        beliefs (`list[Tensor]`): Of each micro-batch so far, `(b, E)`, as [`~signals.beliefs.scoring.BeliefScorer.measure`] does.
     """
 
     def __init__(
-        self, model: nn.Module, plan: BeliefPlan, base: PreTrainedModel, score: Callable[..., Tensor], skip_empty: bool
+        self,
+        model: nn.Module,
+        plan: BeliefPlan,
+        base: PreTrainedModel,
+        score: Callable[..., Tensor],
+        table: Callable[..., Tensor],
+        skip_empty: bool,
     ):
         self.model = model
         self.plan = plan
         self.base = base
         self.score = score
+        self.table = table
         self.skip_empty = skip_empty
         self.beliefs: list[Tensor] = []
         self._num_seen = 0
@@ -49,10 +59,10 @@ class SharedForward:
         size, width = inputs["input_ids"].shape
         rows = slice(self._num_seen, self._num_seen + size)
         self._num_seen += size
-        device, num_ends = inputs["input_ids"].device, self.plan.keys.size(1)
+        device, shape = inputs["input_ids"].device, (size, self.plan.num_ends)
         found = queries(self.plan.rows[rows])
         if self.skip_empty and not found:
-            self.beliefs.append(torch.full((size, num_ends), torch.nan, device=device))
+            self.beliefs.append(torch.full(shape, torch.nan, device=device))
             return self.model(**inputs)
         config = self.base.config.get_text_config()
         cache = DynamicCache(config=config)
@@ -71,54 +81,68 @@ class SharedForward:
                 past_key_values=cache,
                 shift_labels=torch.tensor([probes.labels], dtype=torch.long, device=device),
             )  # (1, M)
-        owner = torch.tensor([row * num_ends + end for row, end in probes.owners], dtype=torch.long, device=device)
-        self.beliefs.append(mean_logps(logps[0], owner, size * num_ends).view(size, num_ends))
+        owner = torch.tensor(probes.owners, dtype=torch.long, device=device)
+        self.beliefs.append(self.table(mean_logps(logps[0], owner, len(found)), found, shape))
         return outputs
 
 
 @dataclass
 class _Probes:
     """
-    The probes of `b` rows, each led by the last token of its context, which predicts its first.
+    The probes of `b` rows. Those of a context are a [`~signals.beliefs.packing.TokenTree`]: they begin with the last token of
+    the context, which predicts their first, and aliases that begin alike share that too.
 
     Attributes:
         tokens (`dict`): Lists of `b` rows of `P` numbers: `ids`; `position`; `first` and `limit`, the columns of the context
-            that a token sees; `query`, which probe it belongs to, -1 for padding.
+            that a token sees; `end`, one past the last token of the probes that sees it.
         rows, columns (`list[int]`, length `M`): Tokens that predict one of an answer.
         labels (`list[int]`, length `M`): What they predict.
-        owners (`list[tuple]`, length `M`): Row and context of the belief that it belongs to.
+        owners (`list[int]`, length `M`): Number of the probe that it belongs to.
     """
 
     tokens: dict[str, list[list[int]]]
     rows: list[int] = field(default_factory=list)
     columns: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
-    owners: list[tuple[int, int]] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
 
 
-_PADDING = {"ids": 0, "position": 0, "first": 0, "limit": 0, "query": -1}
+_PADDING = {"ids": 0, "position": 0, "first": 0, "limit": 0, "end": 2**62}
+"""A padding token sees itself, for the mean of nothing is NaN, and the padding before it."""
 
 
 def _lay_out(found: Sequence[Query], first_columns: Sequence[int]) -> _Probes:
     probes = _Probes({name: [[] for _ in first_columns] for name in _PADDING})
+    contexts: dict[tuple[int, int], list[int]] = {}
     for number, query in enumerate(found):
-        start, first = query.context_length - 1, first_columns[query.row]
-        fed = query.ids[start:]
-        lists = {name: rows[query.row] for name, rows in probes.tokens.items()}
-        shift = len(lists["ids"]) - start
-        probes.rows += [query.row] * len(query.labels)
-        probes.columns += [place + shift for place in query.predictors]
-        probes.labels += query.labels
-        probes.owners += [(query.row, query.end)] * len(query.labels)
-        lists["ids"] += fed
-        lists["position"] += range(first + start, first + start + len(fed))
-        lists["first"] += [first] * len(fed)
-        lists["limit"] += [first + start] * len(fed)
-        lists["query"] += [number] * len(fed)
+        contexts.setdefault((query.row, query.end), []).append(number)
+    for (row, _), numbers in contexts.items():
+        _add_context(probes, {number: found[number] for number in numbers}, row, first_columns[row])
     width = max(1, *map(len, probes.tokens["ids"]))
     for name, fill in _PADDING.items():
         probes.tokens[name] = [row + [fill] * (width - len(row)) for row in probes.tokens[name]]
     return probes
+
+
+def _add_context(probes: _Probes, found: dict[int, Query], row: int, first: int) -> None:
+    """Add the probes of one context of a row, whose first token is in the column `first`."""
+    start = next(iter(found.values())).context_length - 1
+    tree = TokenTree()
+    for number in sorted(found, key=lambda number: found[number].ids):
+        tree.add(number, found[number].ids[start:])
+    lists = {name: rows[row] for name, rows in probes.tokens.items()}
+    shift, size = len(lists["ids"]), len(tree.ids)
+    for number, branch in tree.branches.items():
+        query = found[number]
+        probes.rows += [row] * len(query.labels)
+        probes.columns += [shift + branch.place(place - start) for place in query.predictors]
+        probes.labels += query.labels
+        probes.owners += [number] * len(query.labels)
+    lists["ids"] += tree.ids
+    lists["position"] += [first + start + depth for depth in tree.positions]
+    lists["first"] += [first] * size
+    lists["limit"] += [first + start] * size
+    lists["end"] += [shift + end for end in tree.ends]
 
 
 def _mask(tokens: dict[str, Tensor], width: int) -> Tensor:
@@ -126,5 +150,5 @@ def _mask(tokens: dict[str, Tensor], width: int) -> Tensor:
     column = torch.arange(width, device=tokens["ids"].device)
     context = (column >= tokens["first"].unsqueeze(2)) & (column < tokens["limit"].unsqueeze(2))
     index = torch.arange(tokens["ids"].size(1), device=column.device)
-    own = (tokens["query"].unsqueeze(2) == tokens["query"].unsqueeze(1)) & (index.unsqueeze(1) >= index)
+    own = (index <= index.unsqueeze(1)) & (index.unsqueeze(1) < tokens["end"].unsqueeze(1))
     return torch.cat([context, own], dim=2).unsqueeze(1)
