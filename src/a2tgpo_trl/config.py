@@ -70,7 +70,7 @@ class A2TGPOConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "Over which tokens the importance ratio is averaged: 'turn' (equation 7), 'token' (GRPO) or "
-            "'sequence' (GSPO). Default: the method's, 'turn' with 'a2tgpo', 'a2tgpo_stop' and 'igpo', 'token' with the others."
+            "'sequence' (GSPO). Default: 'turn' with 'a2tgpo', 'a2tgpo_stop' and 'igpo', 'token' with the others."
         },
     )
     epsilon: float | None = field(
@@ -83,106 +83,110 @@ class A2TGPOConfig(GRPOConfig):
     epsilon_high: float | None = field(
         default=None,
         metadata={
-            "help": "Upper clip range ε_high. Default: as `epsilon` if that is given, else 4e-3 at the turn and sequence "
-            "level and 0.2 at the token level."
+            "help": "Upper clip range ε_high of the importance ratio. Default: `epsilon` if that is set, else 4e-3 at the turn and "
+            "sequence level, and 0.2 at the token level."
         },
     )
     loss_type: str | None = field(
         default=None,
         metadata={
-            "help": "TRL's loss type. Default: the method's, the paper's 'grpo' (mean over tokens, then over completions) with "
-            "'a2tgpo', 'a2tgpo_stop' and 'igpo', TRL's 'dapo' with the others."
+            "help": "TRL's loss type. The paper's is 'grpo', a mean over tokens, then over completions. Default: 'grpo' with "
+            "'a2tgpo', 'a2tgpo_stop' and 'igpo', 'dapo' with the others."
         },
     )
     advantage_estimator: str = field(
         default="a2tgpo",
         metadata={
-            "help": "'a2tgpo'; 'igpo' (gains pooled per prompt, outcome as last term of the discounted sum, arXiv "
-            "2510.14967, whose importance ratio is per token); 'grpo' (TRL's outcome advantage alone: no information gain is "
-            "computed, and importance_sampling_level, epsilon, loss_type and skip_empty_updates default to what GRPOTrainer does); "
+            "help": "How turns get credit: 'a2tgpo' (arXiv 2605.06200); 'igpo' (gains pooled per prompt, with the outcome as last term of "
+            "their sum, arXiv 2510.14967, whose own importance ratio is per token); 'grpo' (TRL's outcome advantage alone: nothing is "
+            "measured, and importance_sampling_level, epsilon, loss_type and skip_empty_updates default to what GRPOTrainer does); "
             "'trace' (log-ratios of beliefs, arXiv 2607.13988); 'a2tgpo_stop' (credit for stopping too, in no paper); 'gtpo' "
             "(arXiv 2511.14846), 'mt_grpo' (arXiv 2505.11821) and their family 'returns'; or 'gigpo' (arXiv 2505.10978). "
-            "Or a subclass of a2tgpo_trl.credit.Estimator of your own: by its dotted name on the command line, in Python itself or an "
-            "object of it."
+            "Or a subclass of a2tgpo_trl.credit.Estimator of your own: its dotted name on the command line, the class or an object of "
+            "it in Python."
         },
     )
     turn_advantage_coef: float | None = field(
         default=None,
         metadata={
-            "help": "Weight α ≥ 0 of what turns earn beside the outcome (equation 5); with turn_outcome='inside' of the turn "
-            "rewards. Default: the method's, 0.3 with 'a2tgpo', 0.2 with 'trace', 1 with 'returns', its presets and 'gigpo'."
+            "help": "Weight α ≥ 0 of the turn credit that is added to the outcome advantage (equation 5). With "
+            "turn_outcome='inside' it is the weight of the turn rewards. Default: 0.3 with 'a2tgpo' and 'a2tgpo_stop', 0.2 with "
+            "'trace', 1 with 'returns', 'gtpo', 'mt_grpo' and 'gigpo'."
         },
     )
     turn_gamma: float | None = field(
         default=None,
         metadata={
-            "help": "Discount γ in [0, 1] per turn (equation 4); 0: a turn's own gain or reward and none of the later ones. "
-            "Default: the method's, 1 with 'a2tgpo', 0.9 with 'gtpo', 0 with 'mt_grpo', 0.95 with 'gigpo', 0.8 with 'trace'."
+            "help": "Discount γ in [0, 1] per turn (equation 4). With 0 a turn gets credit for its own gain or reward alone. "
+            "Default: 0.9 with 'gtpo', 0 with 'mt_grpo', 0.95 with 'gigpo', 0.8 with 'trace', 1 with the others."
         },
     )
     turn_clip_strength: float = field(
         default=0.3,
         metadata={
-            "help": "Strength β in [0, 1) of the adaptive clip range, which lies within 1 ± β times ε (equation 6); 0 "
-            "turns it off. Paper: 0.3."
+            "help": "Strength β in [0, 1) of adaptive clipping: a turn's gain multiplies its clip range by a factor within 1 ± β "
+            "(equation 6). 0 turns it off. Paper: 0.3."
         },
     )
     turn_normalization: str = field(
         default="turn_group",
         metadata={
-            "help": "Over what gains are normalised: 'turn_group', the same turn of the same prompt (equation 3); "
-            "'group', all turns of the prompt; 'none'."
+            "help": "Which gains are normalised together: 'turn_group', those of the same turn index of a prompt (equation 3); "
+            "'group', those of all turns of a prompt; 'none' leaves gains as they are."
         },
     )
     turn_rescale: bool = field(
         default=True,
-        metadata={"help": "Whether accumulated gains are divided by the root of their number (equation 4)."},
+        metadata={"help": "Whether a sum of gains is divided by the square root of their number (equation 4)."},
     )
     turn_credit_groups: str = field(
         default="all",
         metadata={
-            "help": "Which groups have turn credit: 'all', or 'mixed', those whose rewards differ. In the others, where no outcome "
-            "can correct it, every turn then has the outcome advantage and the plain clip range."
+            "help": "Which groups get turn credit: 'all', or 'mixed', those whose rewards differ. Where all rewards of a group are "
+            "equal, no outcome can correct turn credit: with 'mixed' every turn there has the outcome advantage and the plain clip range."
         },
     )
     gain_noise_floor: float = field(
         default=0.0,
         metadata={
-            "help": "What the standard deviation of gains counts as where it is smaller, in the unit of the beliefs: gains that "
-            "differ by less get little credit instead of unit credit. bfloat16 alone moves log-probabilities by 0.01 to 0.2. "
-            "Papers: 0."
+            "help": "Smallest standard deviation that gains are divided by, in the unit of the beliefs: gains that differ by less "
+            "get little credit instead of unit credit. bfloat16 alone moves log-probabilities by 0.01 to 0.2. Papers: 0."
         },
     )
     turn_comparison: str | None = field(
         default=None,
         metadata={
-            "help": "Which turns are compared with each other: 'prompt', all of a prompt; 'turn', those of the same index; 'state', "
-            "those that set out from the same state; 'origin', those that set out from it at the same index; 'batch', all. "
-            "Default: 'prompt', and 'turn' with advantage_estimator='mt_grpo'."
+            "help": "Which turns are compared with each other: 'prompt', all turns of a prompt; 'turn', those with the same index; "
+            "'state', those that start from the same state; 'origin', those that start from the same state at the same index; "
+            "'batch', all turns of the batch. Default: 'turn' with 'mt_grpo', 'prompt' with the others."
         },
     )
     turn_aggregation: str = field(
         default="sum_then_standardize",
-        metadata={"help": "Whether returns are compared, or rewards before their sum: 'standardize_then_sum'."},
+        metadata={
+            "help": "What is compared: 'sum_then_standardize', the discounted sums of turn rewards; 'standardize_then_sum', the turn "
+            "rewards, which are then summed."
+        },
     )
     turn_baseline: str = field(
         default="mean",
         metadata={
-            "help": "What is subtracted: 'mean', that of the compared turns; 'leave_one_out', that of the others; or 'none'."
+            "help": "What a comparison subtracts: 'mean', the mean of the compared turns; 'leave_one_out', the mean of those other "
+            "than the turn itself; 'none', nothing."
         },
     )
     turn_scale: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether the difference is divided by the standard deviation of the compared turns. Default: on, and off with "
-            "'gigpo' and 'a2tgpo_stop'."
+            "help": "Whether the difference is divided by the standard deviation of the compared turns. Default: False "
+            "with 'gigpo' and 'a2tgpo_stop', True with the others."
         },
     )
     turn_outcome: str | None = field(
         default=None,
         metadata={
-            "help": "Where the outcome enters: 'inside', the reward is the last turn's and is compared with the turn rewards; "
-            "'added', the outcome advantage is added to what turns earn. Default: 'inside', and 'added' with 'mt_grpo'."
+            "help": "Where the outcome enters: 'inside', the reward of the rollout is added to the turn reward of its last turn; "
+            "'added', the outcome advantage is added to the turn credit. Default: 'added' with 'mt_grpo', 'inside' with the others."
         },
     )
     turn_reward_weights: list[float] | None = field(
@@ -192,23 +196,24 @@ class A2TGPOConfig(GRPOConfig):
     belief_measure: str = field(
         default="logprob",
         metadata={
-            "help": "What the belief in the answer is: 'logprob', the mean log-probability of its tokens in nats, or "
+            "help": "How belief in the answer is measured: 'logprob', the mean log-probability of its tokens in nats, or "
             "'prob', the geometric mean of their probabilities (equation 1)."
         },
     )
     belief_model: str = field(
         default="policy",
         metadata={
-            "help": "Who is asked for beliefs: 'policy', or 'reference', which training does not move: the model with its "
-            "adapters off or TRL's frozen copy of them, and in full training TRL's reference model, which needs beta > 0."
+            "help": "Which model's belief is measured: 'policy', or 'reference', a model that training does not change. With adapters "
+            "that is the model with its adapters off or TRL's frozen copy of them; in full training it is TRL's reference model, which "
+            "needs beta > 0."
         },
     )
     answer_aliases: str = field(
         default="first",
         metadata={
-            "help": "What the belief in an answer with aliases is: 'first', that in the first; 'max', the largest of all; or "
-            "'logsumexp', log Σ exp(s) over their mean log-probabilities s. Aliases that differ in case, forms of a character and "
-            "white space alone are one."
+            "help": "Belief in an answer that has aliases: 'first', the belief in the first one that is not empty; 'max', the largest belief; "
+            "'logsumexp', log Σ exp(s) over the mean log-probabilities s of all. Aliases that differ only in case, in Unicode forms of a "
+            "character or in white space count as one."
         },
     )
     gain_from: str = field(
@@ -228,16 +233,17 @@ class A2TGPOConfig(GRPOConfig):
     answer_template: str = field(
         default="<answer>{answer}</answer>",
         metadata={
-            "help": "How the answer is teacher-forced after a context, with one {answer}. Use the form in which the "
-            "model is to answer."
+            "help": "Text that is teacher-forced after a context to measure belief in the answer, with one {answer}. Use the form "
+            "in which your prompt asks for answers."
         },
     )
     ig_tokens_per_batch: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens of a micro-batch where beliefs are scored in forwards of their own; one completion may have more. "
-            "Default: per_device_train_batch_size (in evaluation per_device_eval_batch_size) times the longest completion with "
-            "its prompt and probes. Beliefs that are scored along with log-probabilities come in TRL's micro-batches."
+            "help": "Most tokens of a micro-batch where beliefs are scored in forwards of their own; a single completion may have "
+            "more. Beliefs that are scored along with log-probabilities use TRL's micro-batches. Default: "
+            "per_device_train_batch_size (in evaluation per_device_eval_batch_size) times the longest completion with its prompt "
+            "and probes."
         },
     )
     tool_protocol: str = field(
@@ -245,15 +251,15 @@ class A2TGPOConfig(GRPOConfig):
         metadata={
             "help": "How the model calls tools: 'chat' (the chat template's own calls), 'tags' (text tags, "
             "<search>query</search> answered by <result>…</result>), or 'auto': 'chat' where prompts are conversational "
-            "and TRL knows the template's calls, else 'tags', of which the prompt must tell."
+            "and TRL knows the template's calls, 'tags' elsewhere. The prompt must explain the tags."
         },
     )
     tool_loop: str = field(
         default="a2tgpo",
         metadata={
-            "help": "Who plays rollouts with tools: 'a2tgpo' (this package), or 'trl', GRPOTrainer's own loop, for baselines that "
-            "equal it bit for bit and for features that the package's own loop lacks. TRL's knows the chat template's calls only, and runs "
-            "one tool after the other, without time limits."
+            "help": "Which loop plays rollouts with tools: 'a2tgpo', this package's, or 'trl', GRPOTrainer's, for baselines that equal "
+            "it bit for bit and for features that this package's loop lacks. TRL's loop handles the chat template's calls only, and "
+            "runs one tool after the other, without time limits."
         },
     )
     tool_tags: dict | str | None = field(
@@ -263,65 +269,65 @@ class A2TGPOConfig(GRPOConfig):
     result_tag: str = field(
         default="result",
         metadata={
-            "help": "Tag around the result of a tool (tags protocol). `a2tgpo_trl.rewards` knows tool text in plain "
-            "completions by the default."
+            "help": "Tag around the result of a tool (tags protocol). A reward of `a2tgpo_trl.rewards` that is called without "
+            "`turns` recognises tool results in plain text by the default tag only."
         },
     )
     answer_stop: str | None = field(
         default=None,
         metadata={
-            "help": "Text that ends a rollout (tags protocol), so that nothing follows the answer. Default: the closing tag "
-            "after {answer} in answer_template, or none with mask_truncated_completions, which keeps what ends with the "
-            "end-of-sequence token alone. '': none."
+            "help": "Text that ends a rollout (tags protocol), so that nothing follows the answer; '' for none. Default: the "
+            "closing tag after {answer} in answer_template, or none with mask_truncated_completions, which keeps only completions "
+            "that end with the end-of-sequence token."
         },
     )
     tool_concurrency: int = field(
         default=32,
         metadata={
-            "help": "Synchronous tool calls that run at once, each on a thread of its own. Asynchronous ones all run at "
-            "once, on one event loop."
+            "help": "Most synchronous tool calls that run at once, each on a thread of its own. All asynchronous calls run at once, "
+            "on one event loop."
         },
     )
     tool_timeout: float | None = field(
         default=30.0,
         metadata={
-            "help": "Seconds that a tool call may run. After it the model reads an error and the call is abandoned: nobody "
+            "help": "Seconds that a tool call may run. After that the model reads an error and the call is abandoned: nothing "
             "waits for its thread. None: no limit."
         },
     )
     max_abandoned_calls: int = field(
         default=128,
         metadata={
-            "help": "Abandoned tool calls that may still be running, each on its thread; one more ends the run with an "
+            "help": "Most abandoned tool calls that may still be running, each on its thread. One more ends the run with an "
             "error."
         },
     )
     max_turn_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens of one turn of the model, which is cut there. Default: what max_completion_length leaves."
+            "help": "Most tokens of one turn of the model, which is cut there. Default: what max_completion_length leaves."
         },
     )
     max_observation_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens of one observation, the tool results of a turn with their markup. Longer results are cut and "
-            "say so; what markup and notes alone take is not. Default: no limit; an observation that max_completion_length does not leave room for is dropped, and "
-            "the completion ends at its tool call (as in TRL)."
+            "help": "Most tokens of one observation: the tool results of a turn with their markup. Longer results are cut, with a "
+            "note that says so; markup and notes are never cut. Default: no limit; an observation for which max_completion_length "
+            "leaves no room is dropped, and the completion ends at its tool call (as in TRL)."
         },
     )
     reuse_history: bool = field(
         default=True,
         metadata={
-            "help": "Whether generation with transformers keeps the keys and values of a rollout between its turns. Off, "
-            "each turn reads the whole history again, as in TRL."
+            "help": "Whether generation with transformers keeps the keys and values of a rollout between its turns. If "
+            "not, each turn reads the whole history again, as in TRL."
         },
     )
     lockstep: bool = field(
         default=False,
         metadata={
-            "help": "Whether all rollouts take their next turn together, so that a seed gives the same run whatever the "
-            "tools' speed. Off, those whose tools are done do not wait for much slower ones. Always on where generation is "
+            "help": "Whether all rollouts take their next turn together, so that a seed gives the same run however fast the tools "
+            "are. If not, rollouts whose tools are done do not wait for much slower ones. Always on where generation is "
             "collective: ZeRO-3, FSDP, vLLM server, vLLM with tensor parallelism."
         },
     )
@@ -329,8 +335,8 @@ class A2TGPOConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "Whether an optimizer step whose gradient is exactly zero leaves weights and optimizer state alone. "
-            "Off is TRL's behaviour: Adam's momentum moves the weights although there was nothing to learn from. Default: "
-            "on with 'a2tgpo', 'a2tgpo_stop' and 'igpo', off with the others."
+            "TRL takes such steps: Adam's momentum moves the weights although there was nothing to learn from. Default: True with "
+            "'a2tgpo', 'a2tgpo_stop' and 'igpo', False with the others."
         },
     )
     turn_records: bool = field(
@@ -343,8 +349,8 @@ class A2TGPOConfig(GRPOConfig):
     turn_records_max_mb: float = field(
         default=512.0,
         metadata={
-            "help": "Megabytes that turn records may take on disk. Above it, every second batch of those kept is dropped, so "
-            "that they go on to cover the whole run."
+            "help": "Most megabytes that turn records may take on disk. Above that, every second batch of those kept is dropped, so "
+            "that the records still cover the whole run."
         },
     )
     turn_table_steps: int = field(
