@@ -288,7 +288,8 @@ def test_beliefs_share_forward_on_the_rollouts_of_a_rollout_func(build, rows, le
 
 def test_the_copy_of_an_adapter_that_is_trained_on_carries_no_beliefs(tmp_path, config, rows, monkeypatch):
     """An adapter that is given goes on as the policy; TRL keeps a copy of it, "ref", as the reference."""
-    model = get_peft_model(tiny.model(), adapter(init_lora_weights=False))
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(tiny.model(), adapter(init_lora_weights=False))
     tiny.Script(GROUP).install(monkeypatch)
     trainer = A2TGPOTrainer(
         model, correct, config(beta=0.1), Dataset.from_list(rows), processing_class=tiny.tokenizer(), tools=[search]
@@ -317,7 +318,7 @@ def test_a_reward_function_may_play(build, rows):
         log_extra("length", [len(text) for text in completions])
         return correct(completions, [["Paris"]] * len(completions))
 
-    trainer = build(GROUP * 2, reward=judge, per_device_eval_batch_size=4)
+    trainer = build(GROUP, reward=judge, per_device_eval_batch_size=4)
     trainer.model.train()
     trainer._generate_and_score_completions([dict(row) for row in rows[:4]])
     assert len(seen[1]) == 4 and trainer._batch is None
