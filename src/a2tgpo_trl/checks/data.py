@@ -1,0 +1,105 @@
+"""What is refused of datasets."""
+
+from typing import Any
+
+from trl.data_utils import is_conversational
+
+from ..signals.beliefs import scored_answers
+
+
+def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
+    """
+    Refuse datasets that cannot be trained on.
+
+    Args:
+        train_dataset, eval_dataset: As the trainer has them.
+
+    Raises:
+        ValueError: If there are pictures in one, or a column whose name is taken.
+    """
+    for name, dataset in _datasets(train_dataset, eval_dataset):
+        row = first_row(dataset, name)
+        _check_pictures(row, name)
+        check_reward_columns(row, name)
+
+
+def check_reward_columns(row: dict[str, Any], where: str) -> None:
+    """
+    Refuse a column of the name under which reward functions get the turns.
+
+    Args:
+        row (`dict`): One of a dataset.
+        where (`str`): What to call the dataset in an error.
+
+    Raises:
+        ValueError: If it has a column `turns`.
+    """
+    if "turns" in row:
+        raise ValueError(
+            f"{where} has a column 'turns', and reward functions get the turns of each rollout by that name: rename the column."
+        )
+
+
+def _check_pictures(row: dict[str, Any], dataset: str) -> None:
+    if columns := [column for column in ("image", "images") if column in row]:
+        raise ValueError(
+            f"{dataset} has the column {columns[0]!r}, and A2TGPOTrainer trains on text: pictures are not supported. Where the "
+            f"text is enough, remove it: dataset.remove_columns({columns[0]!r})."
+        )
+    messages = row["prompt"] if is_conversational(row) else []
+    contents = [content for message in messages if isinstance(content := message.get("content"), list)]
+    kinds = [block.get("type") for content in contents for block in content if isinstance(block, dict)]
+    if other := [kind for kind in kinds if kind != "text"]:
+        raise ValueError(
+            f"The prompt of the first row of {dataset} has a block of type {other[0]!r} in it, and A2TGPOTrainer trains on "
+            "text: give blocks of type 'text', or texts."
+        )
+
+
+def check_answer_columns(column: str, train_dataset: Any, eval_dataset: Any, environment_factory: Any) -> None:
+    """
+    Refuse datasets without true answers.
+
+    Args:
+        column (`str`): The option `answer_column`.
+        train_dataset, eval_dataset, environment_factory: As the trainer has them.
+
+    Raises:
+        ValueError: If the column is missing, or its first cell is no answer.
+    """
+    if train_dataset is None:
+        raise ValueError(
+            f"Information gain needs the true answers: give a train_dataset with the column {column!r}, or choose an "
+            "advantage_estimator that needs none, such as 'grpo'."
+        )
+    for name, dataset in _datasets(train_dataset, eval_dataset):
+        row = first_row(dataset, name)
+        if column not in row and environment_factory is not None:
+            continue  # environments may give the answers, once they are reset
+        if column not in row:
+            raise ValueError(
+                f"{name} has no column {column!r} with the true answers; its columns are {sorted(row)}. Set "
+                "answer_column to one of them, or choose an advantage_estimator that needs none, such as 'grpo'."
+            )
+        scored_answers(row[column], f"{column!r} of the first row of {name}")
+
+
+def prompts_are_conversational(dataset: Any) -> bool:
+    """Whether prompts are lists of messages, by the first row."""
+    row = {} if dataset is None else first_row(dataset, "train_dataset")
+    return "prompt" not in row or is_conversational(row)  # without a prompt, an environment writes the conversation
+
+
+def first_row(dataset: Any, name: str) -> dict[str, Any]:
+    """The first row of a dataset; raises a ValueError if it is empty."""
+    row = next(iter(dataset), None)
+    if row is None:
+        raise ValueError(f"{name} is empty.")
+    return row
+
+
+def _datasets(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any]]:
+    """Those that are given, each with its name."""
+    evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+    named = {"train_dataset": train_dataset, **evals}
+    return [(name, dataset) for name, dataset in named.items() if dataset is not None]
