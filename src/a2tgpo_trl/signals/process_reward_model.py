@@ -101,8 +101,8 @@ class ProcessRewardModel:
             start = max(ends[-1] - self.max_length, 0)
             if start:
                 logger.warning_once(
-                    f"The process reward model {self.__name__} reads {self.max_length} tokens, and a rollout has "
-                    f"{ends[-1]}: it reads the last ones before the end of a turn."
+                    f"The process reward model {self.__name__} reads {self.max_length} tokens, and rollouts are longer: of "
+                    "what comes before the end of a turn it reads the last ones."
                 )
             last = len(ends) - 1
             first = bisect_right(ends, start, hi=last) if self.reads_once else last
