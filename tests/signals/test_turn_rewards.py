@@ -8,6 +8,7 @@ from itertools import accumulate
 import pytest
 import torch
 from datasets import Dataset
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
@@ -372,14 +373,36 @@ def test_a_padding_token_is_found_or_asked_for():
         ProcessRewardModel(model(LlamaForSequenceClassification, pad_token_id=None), tokenizer)
 
 
+def beginning_tokenizer(chat_template=None):
+    """One that begins a text with `<|im_start|>`."""
+    tokenizer = tiny.tokenizer(chat_template)
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<|im_start|> $A", None, [("<|im_start|>", 1)])
+    return tokenizer
+
+
+def test_a_chat_template_writes_the_beginning_itself():
+    tokenizer = beginning_tokenizer("{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    judge = ProcessRewardModel(model(LlamaForSequenceClassification, num_labels=1), tokenizer)
+    turn = Turn(tiny.tokenizer()("Paris")["input_ids"], {"role": "assistant", "content": "Paris"})
+    rewards = [
+        judge(turns=[[turn]], prompts=[prompt], decode=tiny.tokenizer().decode)
+        for prompt in (QUESTION, [{"role": "user", "content": QUESTION}])
+    ]
+    assert rewards[0] == rewards[1]
+
+
+@pytest.mark.parametrize("begin", [[], [1]])
 @pytest.mark.parametrize("cls", [GPT2ForSequenceClassification, GPT2ForTokenClassification])
-def test_of_a_long_rollout_the_last_tokens_are_read(cls):
-    tokenizer = tiny.tokenizer()
-    gpt2 = model(cls, GPT2Config, max_position_embeddings=32, num_labels=1, bos_token_id=None, eos_token_id=None)
+def test_of_a_long_rollout_the_last_tokens_are_read(cls, begin):
+    tokenizer = beginning_tokenizer() if begin else tiny.tokenizer()
+    gpt2 = model(
+        cls, GPT2Config, max_position_embeddings=32 + len(begin), num_labels=1, bos_token_id=None, eos_token_id=None
+    )
     judge = ProcessRewardModel(gpt2, tokenizer, batch_size=2)
     texts = ["a city", "Lyon is in France", "the capital of France", "on and on and on and on", "<answer>Paris is it"]
     (rewards,) = read(judge, texts)
-    pieces = [tokenizer(text)["input_ids"] for text in (QUESTION, *texts)]
+    pieces = [tiny.tokenizer()(text)["input_ids"] for text in (QUESTION, *texts)]
     ids, ends = [token for piece in pieces for token in piece], [*accumulate(map(len, pieces))][1:]
     assert ends[0] == ends[-1] - 32
     starts = [max(end - 32, 0) for end in ends]
@@ -390,7 +413,7 @@ def test_of_a_long_rollout_the_last_tokens_are_read(cls):
         assert in_last == [False, True, True, True, True]
         starts = [starts[-1] if last else 0 for last in in_last]
     read_ids = [ids[start:end] for start, end in zip(starts, ends, strict=True)]
-    expected = [judge.model(torch.tensor([own])).logits.flatten()[-1].item() for own in read_ids]
+    expected = [judge.model(torch.tensor([begin + own])).logits.flatten()[-1].item() for own in read_ids]
     assert rewards == pytest.approx(expected, abs=1e-6)
 
 

@@ -31,7 +31,7 @@ class ProcessRewardModel:
     the reward, with more the probability of the last label, which TRL's `PRMTrainer` gives to good steps.
 
     A rollout that is longer than what the model or its tokenizer can read is cut on the left: of what comes before the end of
-    a turn, the model reads the last tokens.
+    a turn, the model reads the last tokens, and before them the token that begins a text, where the tokenizer has one.
 
     Args:
         model (`str` or `PreTrainedModel`): A name or a folder, or the model itself. One without a padding token gets the
@@ -87,7 +87,7 @@ class ProcessRewardModel:
 
     def _read(self, rollout: list[Any], prompt: Any, decode: Callable[[list[int]], str]) -> Text:
         """A whole rollout."""
-        ids, ends = self._ids(self._prompt_text(prompt), add_special_tokens=True), []
+        ids, ends = self._prompt_ids(prompt), []
         for turn in rollout:
             ids = ids + self._ids(decode(turn.ids))
             ends.append(len(ids))
@@ -97,6 +97,7 @@ class ProcessRewardModel:
     def _texts(self, ids: list[int], ends: list[int]) -> list[Text]:
         """What the model is to read of a rollout: one text for each turn, or as few as have the end of each turn in them."""
         texts: list[Text] = []
+        begin = int(ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id))
         while ends:
             start = max(ends[-1] - self.max_length, 0)
             if start:
@@ -105,17 +106,18 @@ class ProcessRewardModel:
                     "what comes before the end of a turn it reads the last ones."
                 )
             last = len(ends) - 1
-            first = bisect_right(ends, start, hi=last) if self.reads_once else last
-            texts.insert(0, (ids[start : ends[-1]], [end - start for end in ends[first:]]))
+            first = bisect_right(ends, start + begin, hi=last) if self.reads_once else last
+            texts.insert(0, (ids[:begin] + ids[start + begin : ends[-1]], [end - start for end in ends[first:]]))
             ends = ends[:first]
         return texts
 
-    def _prompt_text(self, prompt: Any) -> str:
-        if isinstance(prompt, str):
-            return prompt
-        if self.tokenizer.chat_template is not None:
-            return self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        return "\n".join(str(message["content"]) for message in prompt) + "\n"
+    def _prompt_ids(self, prompt: Any) -> list[int]:
+        if (
+            not isinstance(prompt, str) and self.tokenizer.chat_template is not None
+        ):  # which writes special tokens itself
+            return self._ids(self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+        text = prompt if isinstance(prompt, str) else "".join(f"{message['content']}\n" for message in prompt)
+        return self._ids(text, add_special_tokens=True)
 
     def _ids(self, text: str, add_special_tokens: bool = False) -> list[int]:
         return self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"] if text else []
