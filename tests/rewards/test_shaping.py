@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import json
 
 import pytest
 
@@ -71,8 +72,12 @@ def test_it_has_the_name_of_the_reward_and_no_coroutines():
         similarity_shaped(slow, shared)
 
 
+def as_json(call):
+    return json.dumps({"arguments": call.arguments, "name": call.name})
+
+
 def test_in_training(build):
-    """The wrong answer of the four gets a share; its text is all that it wrote."""
+    """The wrong answer of the four gets a share; its text is all that it wrote, and what it called."""
 
     def likeness(left, right):
         return difflib.SequenceMatcher(None, left, right).ratio()
@@ -81,6 +86,6 @@ def test_in_training(build):
     assert "turns" in inspect.signature(shaped, follow_wrapped=False).parameters
     trainer = build(advantage_estimator="gtpo", reward=shaped, per_device_eval_batch_size=4)
     played = trainer.play([dict(trainer.train_dataset[0])], num_generations=4)
-    texts = ["\n".join(turn.text for turn in own.turns) for own in played]
+    texts = ["\n".join(line for turn in own.turns for line in (turn.text, *map(as_json, turn.calls))) for own in played]
     expected = 0.5 * sum(likeness(texts[0], text) for text in texts[1:]) / 3
     assert [own.reward for own in played] == pytest.approx([expected, 1.0, 1.0, 1.0]) and expected > 0

@@ -10,7 +10,7 @@ from a2tgpo_trl.records import read_turns
 from a2tgpo_trl.rewards import exact_match_reward
 from a2tgpo_trl.rollout import Rollout, Turn
 from a2tgpo_trl.signals.states import normalized, state_id, state_keys
-from conftest import QUESTION
+from conftest import GROUP, QUESTION
 
 
 def turn(observation, state=None):
@@ -92,6 +92,19 @@ def test_an_environment_says_what_state_it_is_in(config, monkeypatch):
     # The third is still in the hall, where all four began: returns 1, 0, 0, 1 and now 0
     assert parts == pytest.approx([0.5, -0.5, -0.4], abs=1e-5)
     assert "Tool state_key not found" in rows[4]["calls"][0]["result"]
+
+
+def test_masked_completions_set_out_from_no_state(build, rows):
+    """The last one is cut, and had more turns than those that are trained on."""
+    cut = [*GROUP[:2], GROUP[1], [*["<search>Lyon</search>"] * 3, "no end"]]
+    trainer = build(cut, advantage_estimator="gigpo", mask_truncated_completions=True, per_device_eval_batch_size=4)
+    measure, signal = trainer.signals["states"].measure, []
+    trainer.signals["states"].measure = lambda *given: signal.append(measure(*given)) or signal[-1]
+    played = trainer.play(rows[:1], num_generations=4)
+    assert [len(own.turns) for own in played] == [1, 2, 2, 4]
+    states = signal[0]["states"]
+    first, second = state_id(repr(played[0].prompt_ids)), state_id("lyon is in france.")
+    assert states.tolist() == [[first, -1], [first, second], [first, second], [-1, -1]]
 
 
 def test_states_and_rewards_of_two_prompts_never_meet(build):

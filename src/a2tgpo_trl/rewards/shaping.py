@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,9 @@ def similarity_shaped(
 ) -> Callable[..., list[float | None]]:
     """Give failed rollouts a share of the reward, by their similarity to those that passed (GTPO, arXiv 2511.14846).
 
-    A rollout passes with a reward of 1. One with less gets at least `weight` times the mean similarity of what its model wrote to
-    what the passing rollouts of the same prompt wrote; without such it keeps its reward. Groups are compared within a process.
+    A rollout passes with a reward of 1. One with less gets at least `weight` times the mean similarity of its text to those of the
+    passing rollouts of the same prompt; without such it keeps its reward. The text of a rollout is what its model wrote in each
+    turn, and then the name and the arguments of each call as JSON. Groups are compared within a process.
 
     Args:
         reward (`Callable`):
@@ -42,7 +44,7 @@ def similarity_shaped(
     @functools.wraps(reward)
     def shaped(prompts: list[Any], turns: list[list[Any]], **columns: Any) -> list[float | None]:
         rewards = reward(prompts=prompts, turns=turns, **columns)
-        texts = ["\n".join(turn.text for turn in rollout) for rollout in turns]
+        texts = ["\n".join(map(_text_and_calls, rollout)) for rollout in turns]
         passing: dict[str, list[str]] = {}
         for prompt, given, text in zip(prompts, rewards, texts, strict=True):
             if given is not None and given >= 1:
@@ -57,3 +59,11 @@ def similarity_shaped(
         return [shape(*row) for row in zip(rewards, prompts, texts, strict=True)]
 
     return shaped
+
+
+def _text_and_calls(turn: Any) -> str:
+    """What a turn says and calls: the calls of a chat template are not in its text."""
+    calls = [{"name": call.name, "arguments": call.arguments} for call in turn.calls]
+    return "\n".join(
+        [turn.text, *(json.dumps(call, ensure_ascii=False, sort_keys=True, default=str) for call in calls)]
+    )

@@ -57,10 +57,23 @@ def gather_turns(batch: GenerationBatch, table: Tensor, fill: float) -> Tensor:
 
     Args:
         batch ([`GenerationBatch`]): Whose accelerator gathers.
-        table (`Tensor`, shape `(B, K)`): Of this process.
+        table (`Tensor`, shape `(B, K, …)`): Of this process.
         fill (`float`): Where there is no turn.
 
     Returns:
-        `Tensor`, shape `(N, K)`
+        `Tensor`, shape `(N, K, …)`
     """
     return batch.accelerator.gather(batch.accelerator.pad_across_processes(table, dim=1, pad_index=fill))
+
+
+def trained_turns(batch: GenerationBatch) -> list[int]:
+    """
+    How many turns of each rollout are trained on: none of a completion that `mask_truncated_completions` leaves out.
+
+    Args:
+        batch ([`GenerationBatch`]): With its `turn_ids`.
+
+    Returns:
+        `list[int]`, length `B`
+    """
+    return (batch.tensors["turn_ids"].amax(dim=1) + 1).tolist()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..batch import GenerationBatch
 from ..rollout import Rollout
-from .base import Signal, gather_turns
+from .base import Signal, gather_turns, trained_turns
 from .texts import normalized
 
 NO_TURN = -1
@@ -24,10 +24,9 @@ class States(Signal):
     def measure(self, batch: GenerationBatch, ends: Tensor) -> dict[str, Tensor]:
         """State ids, `(N, K)`, long; -1 where there is no turn."""
         table = torch.full(ends.shape, NO_TURN, dtype=torch.long)
-        num_turns = (batch.tensors["turn_ids"].amax(dim=1) + 1).tolist()
-        for i, rollout in enumerate(batch.rollouts):
-            ids = [state_id(key) for key in state_keys(rollout)[: num_turns[i]]]
-            table[i, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+        for row, rollout, num_turns in zip(table, batch.rollouts, trained_turns(batch), strict=True):
+            ids = [state_id(key) for key in state_keys(rollout)[:num_turns]]
+            row[: len(ids)] = torch.tensor(ids, dtype=torch.long)
         return {"states": gather_turns(batch, table.to(ends.device), NO_TURN)}
 
 

@@ -1,6 +1,7 @@
 """The signal `"turn_rewards"`: what functions, process reward models and tools give each turn."""
 
 import asyncio
+import atexit
 import functools
 import math
 from collections.abc import Callable
@@ -11,11 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
-from trl.trainer.utils import is_async_callable, start_event_loop_in_daemon
+from trl.trainer.utils import is_async_callable, shutdown_event_loop_in_daemon, start_event_loop_in_daemon
 
 from ..batch import GenerationBatch
 from ..integrations.names import distinct
-from .base import Signal, gather_turns
+from .base import Signal, gather_turns, trained_turns
 from .process_reward_model import ProcessRewardModel
 
 TurnRewardFunc = Callable[..., Any]
@@ -34,10 +35,9 @@ class TurnRewards(Signal):
     def __init__(self, trainer: GRPOTrainer):
         super().__init__(trainer)
         given = trainer.turn_reward_funcs
-        self.functions = [_as_function(function, trainer.accelerator.device) for function in given]
+        self.functions = [self._as_function(function) for function in given]
         self.names = distinct([function_name(function) for function in self.functions])
         self.weights = trainer.args.turn_reward_weights or [1.0] * len(given)
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def measure(self, batch: GenerationBatch, ends: Tensor) -> dict[str, Tensor]:
         """Turn rewards, `(N, K)`; NaN where no function gave one."""
@@ -46,17 +46,26 @@ class TurnRewards(Signal):
             for rollout, row in zip(batch.rollouts, rewards, strict=True):
                 for turn, reward in zip(rollout.turns, row, strict=True):
                     turn.rewards[name] = reward
-        # (F, B, K) on this process
-        tables = torch.stack([_table(rewards, ends, self._is_trained_on(batch)) for rewards in given])
-        gathered = torch.stack([gather_turns(batch, table, math.nan) for table in tables])  # (F, N, K)
+        num_turns = trained_turns(batch)
+        table = torch.stack([_table(rewards, num_turns, ends.size(1)) for rewards in given], dim=2)  # (B, K, F)
+        gathered = gather_turns(batch, table.to(ends.device), math.nan)  # (N, K, F)
         self._log(batch, gathered)
-        weights = torch.tensor(self.weights, device=gathered.device).view(-1, 1, 1)
-        total = (gathered * weights).nansum(dim=0).masked_fill(gathered.isnan().all(dim=0), math.nan)
+        weights = torch.tensor(self.weights, device=gathered.device)
+        total = (gathered * weights).nansum(dim=2).masked_fill(gathered.isnan().all(dim=2), math.nan)
         return {"turn_rewards": total}
 
-    def _is_trained_on(self, batch: GenerationBatch) -> list[bool]:
-        """Completions that are left out of training (`mask_truncated_completions`) have no turns there."""
-        return (batch.tensors["turn_ids"] >= 0).any(dim=1).tolist()
+    def _as_function(self, given: Any) -> TurnRewardFunc:
+        if isinstance(given, str | PreTrainedModel):
+            given = ProcessRewardModel(given)
+        if isinstance(given, ProcessRewardModel):
+            given.to(self.trainer.accelerator.device)
+            given = functools.partial(given, decode=self._decode)
+        return given
+
+    def _decode(self, ids: list[int]) -> str:
+        """All that the policy wrote in a turn, without the token that ended it."""
+        written = [token for token in ids if token not in self.trainer.eos_token_ids]
+        return self.trainer._tokenizer.decode(written, clean_up_tokenization_spaces=False)
 
     def _call_all(self, batch: GenerationBatch) -> list[list[list[float | None]]]:
         """By function, rollout and turn. Coroutine functions run at once, the others one after another."""
@@ -72,22 +81,22 @@ class TurnRewards(Signal):
         return [checked(given[i], batch, self.names[i]) for i in range(len(self.functions))]
 
     def _await(self, coroutines: list[Any]) -> list[Any]:
-        if self._loop is None:  # a notebook runs a loop in this thread already
-            _, self._loop, ready = start_event_loop_in_daemon(name="a2tgpo-turn-rewards")
-            ready.wait()
+        """In a loop of another thread, for a notebook runs one in this thread: TRL's where the trainer has one."""
+        loop = self.trainer.async_loop if self.trainer._has_async_funcs else _event_loop()
 
         async def all_of_them() -> list[Any]:
             return await asyncio.gather(*coroutines)
 
-        return asyncio.run_coroutine_threadsafe(all_of_them(), self._loop).result()
+        return asyncio.run_coroutine_threadsafe(all_of_them(), loop).result()
 
     def _log(self, batch: GenerationBatch, rewards: Tensor) -> None:
         metrics = self.trainer._metrics[batch.mode]
-        for name, table in zip(self.names, rewards, strict=True):
-            metrics[f"turn_rewards/{name}/mean"].append(table.nanmean().item())
-            for k, column in enumerate(table.unbind(1)):
-                if not column.isnan().all():
-                    metrics[f"turn_rewards/{name}/turn_{k}"].append(column.nanmean().item())
+        means = torch.cat([rewards.nanmean(dim=(0, 1)).unsqueeze(0), rewards.nanmean(dim=0)])  # (1 + K, F)
+        for name, (mean, *by_turn) in zip(self.names, means.T.tolist(), strict=True):
+            metrics[f"turn_rewards/{name}/mean"].append(mean)
+            for k, value in enumerate(by_turn):
+                if not math.isnan(value):
+                    metrics[f"turn_rewards/{name}/turn_{k}"].append(value)
 
 
 def function_name(function: Any) -> str:
@@ -96,12 +105,13 @@ def function_name(function: Any) -> str:
     return getattr(named, "__name__", type(named).__name__)
 
 
-def _as_function(given: Any, device: torch.device) -> TurnRewardFunc:
-    if isinstance(given, str | PreTrainedModel):
-        given = ProcessRewardModel(given)
-    if isinstance(given, ProcessRewardModel):
-        given.model.to(device)
-    return given
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """One of the process, started when a trainer first needs it; it ends with the process, as TRL's do."""
+    thread, loop, ready = start_event_loop_in_daemon(name="a2tgpo-turn-rewards")
+    ready.wait()
+    atexit.register(shutdown_event_loop_in_daemon, thread, loop)
+    return loop
 
 
 def checked(given: Any, batch: GenerationBatch, name: str) -> list[list[float | None]]:
@@ -131,10 +141,10 @@ def checked(given: Any, batch: GenerationBatch, name: str) -> list[list[float | 
                 f"The turn reward function {name!r} returned {len(row)} rewards for rollout {i}, which has {len(rollout.turns)} "
                 "turns: return one for each turn, None where there is none."
             )
-    return [[_number(reward, name) for reward in row] for row in rows]
+    return [[_finite_or_none(reward, name) for reward in row] for row in rows]
 
 
-def _number(reward: Any, name: str) -> float | None:
+def _finite_or_none(reward: Any, name: str) -> float | None:
     if reward is None:
         return None
     try:
@@ -156,11 +166,10 @@ def _columns(batch: GenerationBatch) -> dict[str, list[Any]]:
     }
 
 
-def _table(rewards: list[list[float | None]], ends: Tensor, is_trained_on: list[bool]) -> Tensor:
-    """Rewards by rollout and turn, NaN where there is none, `(B, K)`."""
-    table = torch.full(ends.shape, math.nan, device=ends.device)
-    for i, row in enumerate(rewards):
-        for k, reward in enumerate(row[: ends.size(1)] if is_trained_on[i] else []):
-            if reward is not None:
-                table[i, k] = reward
-    return table
+def _table(rewards: list[list[float | None]], num_turns: list[int], width: int) -> Tensor:
+    """Rewards by rollout and turn, NaN where there is none or the turn is not trained on, `(B, K)` on the CPU."""
+    rows = []
+    for given, trained in zip(rewards, num_turns, strict=True):
+        row = [math.nan if reward is None else reward for reward in given[:trained]]
+        rows.append(row + [math.nan] * (width - len(row)))
+    return torch.tensor(rows)
