@@ -483,7 +483,7 @@ class A2TGPOConfig(GRPOConfig):
         self._check_range("turn_advantage_coef", "α", alpha is None or alpha >= 0, "at least 0")
         self._check_range("turn_gamma", "γ", gamma is None or 0 <= gamma <= 1, "in [0, 1]")
         self._check_range("turn_clip_strength", "β", 0 <= self.turn_clip_strength < 1, "in [0, 1)")
-        self._check_range("gain_noise_floor", "of σ", self.gain_noise_floor >= 0, "at least 0")
+        self._check_range("gain_noise_floor", "σ", self.gain_noise_floor >= 0, "at least 0")
 
     def _check_with_estimator(self) -> None:
         if unmeasured := [signal for signal in self.signals if signal not in SIGNALS]:

@@ -137,11 +137,7 @@ class A2TGPOTrainer(GRPOTrainer):
         checks.check_arguments(args, train_dataset, eval_dataset, processing_class, tools or [], environment_factory)
         protocol = checks.checked_protocol(args, processing_class, train_dataset, tools or [], environment_factory)
         checks.check_columns(args.estimator)
-        self.turn_reward_funcs = (
-            list(turn_reward_funcs)
-            if isinstance(turn_reward_funcs, list | tuple)
-            else [turn_reward_funcs] * (turn_reward_funcs is not None)
-        )
+        self.turn_reward_funcs = _as_list(turn_reward_funcs)
         checks.check_turn_rewards(args, self.turn_reward_funcs)
         checks.check_reference(args, model, peft_config)
         checks.warn_of_settings(args, protocol)
@@ -170,12 +166,12 @@ class A2TGPOTrainer(GRPOTrainer):
         self.reward_func_names = distinct(self.reward_func_names, self._table_columns)
         self.backend = backend_of(self)
         self._player = self._make_player(protocol, checks.prompts_are_conversational(train_dataset))
-        asked_for = dict.fromkeys([*args.signals, *["turn_rewards"] * bool(self.turn_reward_funcs)])
-        self.signals = {name: SIGNALS[name](self) for name in asked_for}
+        asked_for = {*args.signals, *(["turn_rewards"] if self.turn_reward_funcs else [])}
+        self.signals = {name: signal(self) for name, signal in SIGNALS.items() if name in asked_for}
         self._add_callbacks()
 
     def _make_player(self, protocol: str | None, conversational: bool) -> RolloutPlayer | None:
-        """Who plays rollouts with tools; `None` where TRL does, or there are none."""
+        """Plays rollouts with tools; `None` if TRL plays them, or there are no tools."""
         for tools in getattr(self, "_env_tools", {}).values():
             checks.check_tool_names(tools)
         if protocol is None:
@@ -321,7 +317,7 @@ class A2TGPOTrainer(GRPOTrainer):
         return self._roll_out(inputs).tensors
 
     def _roll_out(self, rows: list[dict[str, Any]]) -> GenerationBatch:
-        """Everything that becomes of rows before the loss."""
+        """Generate, score and credit the rollouts of rows."""
         training = self.model.training  # generation may change it
         num_generations = self.num_generations if training else self.num_generations_eval
         outer, batch = self._batch, GenerationBatch(rows, training, num_generations, self.accelerator)
@@ -410,3 +406,9 @@ def _with_turn_level_old_logps(compute: Callable, inputs: dict[str, Any], *args:
     if "old_per_token_logps" in inputs:
         inputs["old_per_token_logps"] = turn_level_old_logps(logps, inputs["old_per_token_logps"], inputs["turn_ids"])
     return logps, entropies, aux_loss
+
+
+def _as_list(given: Any) -> list:
+    if given is None:
+        return []
+    return list(given) if isinstance(given, list | tuple) else [given]

@@ -116,7 +116,7 @@ def test_defaults_are_the_methods(config):
         (dict(advantage_estimator="returns", turn_baseline="x"), "turn_baseline must be one of 'mean', 'leave_one_out', 'none'"),
         (dict(advantage_estimator="returns", turn_outcome="x"), "turn_outcome must be one of 'inside', 'added'"),
         (dict(turn_credit_groups="x"), "turn_credit_groups must be one of 'all', 'mixed', got 'x'"),
-        (dict(gain_noise_floor=-1.0), "gain_noise_floor (of σ) must be at least 0, got -1.0"),
+        (dict(gain_noise_floor=-1.0), "gain_noise_floor (σ) must be at least 0, got -1.0"),
         (
             dict(advantage_estimator="returns", turn_baseline="none", turn_scale=False),
             "turn_baseline='none' and turn_scale=False leave nothing to compare",

@@ -86,6 +86,8 @@ def test_in_training(build):
     assert "turns" in inspect.signature(shaped, follow_wrapped=False).parameters
     trainer = build(advantage_estimator="gtpo", reward=shaped, per_device_eval_batch_size=4)
     played = trainer.play([dict(trainer.train_dataset[0])], num_generations=4)
-    texts = ["\n".join(line for turn in own.turns for line in (turn.text, *map(as_json, turn.calls))) for own in played]
+    texts = [
+        "\n".join(line for turn in own.turns for line in (turn.text, *map(as_json, turn.calls))) for own in played
+    ]
     expected = 0.5 * sum(likeness(texts[0], text) for text in texts[1:]) / 3
     assert [own.reward for own in played] == pytest.approx([expected, 1.0, 1.0, 1.0]) and expected > 0

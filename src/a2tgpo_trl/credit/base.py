@@ -67,8 +67,9 @@ class Turns:
     @property
     def max_turns(self) -> int:
         """`K`."""
-        widths = {values.size(1) - (name == "beliefs") for name, values in self.signals.items()}
-        return max(widths or {int(self.num_turns.max()), 1})
+        for name, values in self.signals.items():  # all as wide, but for the belief at the prompt
+            return values.size(1) - (name == "beliefs")
+        return max(int(self.num_turns.max()), 1)
 
     @property
     def belief_before(self) -> Tensor:
@@ -93,7 +94,7 @@ class Turns:
 
     def counted(self, credit_groups: str) -> "Turns":
         """
-        The same turns, with NaN for rewards and signals of completions that have no turn credit and are compared with nobody.
+        The same turns, with NaN for rewards and signals of completions that get no turn credit and count in no comparison.
 
         Args:
             credit_groups (`str`): The option `turn_credit_groups`. `"all"`: completions without a reward are left out.
@@ -147,7 +148,8 @@ class Estimator:
         options (`tuple[str, ...]`): Options of [`A2TGPOConfig`] that `credit` reads. One that another method reads and this
             one does not is refused if it is set.
         signals (`tuple[str, ...]`): What must be measured, of `SIGNALS`. Beliefs need true answers and a fast tokenizer.
-        optional_signals (`tuple[str, ...]`): What `credit` reads where it is measured.
+        optional_signals (`tuple[str, ...]`): What `credit` also reads if it is measured: `"turn_rewards"` if the trainer has functions
+            for them, others if `needs` asks for them.
         columns (`tuple[str, ...]`): Keys of [`TurnCredit`]`.columns`.
         defaults (`Mapping[str, Any]`): What options are that nobody set, of those whose default in the configuration is
             `None`. Default: TRL's `importance_sampling_level="token"`, `loss_type="dapo"` and `skip_empty_updates=False`.
