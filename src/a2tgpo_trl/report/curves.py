@@ -201,7 +201,7 @@ CURVES = (
         "turn-credit-by-step",
         "Credit",
         "Turn credit by step",
-        "Mean magnitude of what the gains add to the outcome's advantage.",
+        "Mean magnitude of what turns earn beside the outcome's advantage.",
         "|advantage − outcome advantage|",
         {"advantages/turn_part_abs_mean": ""},
         lambda measures: {"": (measures.scored["step"], measures.turn_credit.abs())},
