@@ -13,6 +13,7 @@ from rich.console import Console
 
 import synthetic
 from a2tgpo_trl.records import read_turns
+from a2tgpo_trl.records.rows import turn_rows
 from a2tgpo_trl.report import (
     Measures,
     as_markdown,
@@ -122,3 +123,11 @@ def test_hostile_and_missing_values(tmp_path):
         [one | {"text": "$\\frac{\x1b[31m", "prompt": "$x" * 400} | dict.fromkeys(missing)], tmp_path / "a.png"
     )
     assert (tmp_path / "a.png").exists()
+
+
+def test_played_rollouts_are_shown_as_recorded_ones_are(build, rows):
+    """A number of rollouts is whole, also where nothing was written to disk yet."""
+    trainer = build(per_device_eval_batch_size=4)
+    turns = turn_rows(trainer.play(rows[:1], num_generations=4)[1:2], 1, 4, trainer._tokenizer.batch_decode)
+    shown = shown_rollout(turns, "A question")
+    assert shown.turns[0].credit["turn group"] == "3" and shown.facts["rollout"] == "1"

@@ -163,7 +163,7 @@ def evaluate(trainer: A2TGPOTrainer, task: Task, number: int) -> dict:
         )
     group = trainer.play(rows[:1], num_generations=GROUP_SIZE)
     decode = trainer._tokenizer.batch_decode
-    return result | {"rollouts": [turn_rows([rollout], 0, GROUP_SIZE, decode) for rollout in group]}
+    return result | {"rollouts": [turn_rows([rollout], i, GROUP_SIZE, decode) for i, rollout in enumerate(group)]}
 
 
 def summarize(played: Sequence[Rollout]) -> dict:

@@ -143,7 +143,7 @@ def _credit(turn: dict[str, Any]) -> dict[str, str]:
         "belief": pair([turn.get("belief_before"), turn.get("belief_after")], " → "),
         "gain": signed(turn.get("information_gain")),
         "normalised": signed(turn.get("normalized_gain")),
-        "turn group": MISSING if size is None else str(size),
+        "turn group": MISSING if size is None else str(int(size)),
         "clip range": pair([turn.get("clip_low"), turn.get("clip_high")], " – ", digits=4),
         "clip scale": f"×{fixed(scale)}" if is_number(scale) else MISSING,
     }
