@@ -329,6 +329,17 @@ class A2TGPOTrainer(GRPOTrainer):
                 batch.tensors = super()._generate_and_score_completions(batch.rows)
         finally:
             self._batch = outer  # a reward function may play rollouts of its own
+        self._give_credit(batch)
+        if self._recorder is not None or not training:
+            answers = [recorded_answer(row.get(self.args.answer_column)) for row in batch.rows]
+            columns = credit_columns(batch.turns, batch.credit, (self.epsilon_low, self.epsilon_high))
+            batch.finish_rollouts(self.reward_func_names, answers, columns)
+        if self._recorder is not None and training:
+            self._recorder.record(batch, self._tokenizer.batch_decode, self.state)
+        return batch
+
+    def _give_credit(self, batch: GenerationBatch) -> None:
+        """Measure the signals of a batch that is scored, and give its turns their credit."""
         args = self.args
         exact_zeros = args.skip_empty_updates and args.multi_objective_aggregation == "sum_then_normalize"
         batch.read_turns(
@@ -338,13 +349,6 @@ class A2TGPOTrainer(GRPOTrainer):
         check_credit(self.estimator, batch.turns, credit)
         batch.take_credit(credit)
         log_credit(batch, self._metrics[batch.mode], self._logs)
-        if self._recorder is not None or not training:
-            answers = [recorded_answer(row.get(args.answer_column)) for row in batch.rows]
-            columns = credit_columns(batch.turns, batch.credit, (self.epsilon_low, self.epsilon_high))
-            batch.finish_rollouts(self.reward_func_names, answers, columns)
-        if self._recorder is not None and training:
-            self._recorder.record(batch, self._tokenizer.batch_decode, self.state)
-        return batch
 
     # ---- loss --------------------------------------------------------------------------------------------------
 

@@ -38,7 +38,11 @@ def table() -> str:
         columns = "".join(f"{cell:{width}}  " for cell, width in zip(cells, widths, strict=True))
         lines += [columns + first, *(" " * len(columns) + line for line in others)]
     return "\n".join(
-        [*lines, "", "In brackets: read where there are any, or an option asks. a2tgpo methods NAME tells all of one."]
+        [
+            *lines,
+            "",
+            "In brackets: read if given, or if an option needs it. `a2tgpo methods NAME` describes one in full.",
+        ]
     )
 
 

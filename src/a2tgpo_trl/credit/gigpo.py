@@ -7,7 +7,7 @@ from .base import Estimator, TurnCredit, Turns
 
 
 class GiGPO(Estimator):
-    """Whoever stood before the same observation is compared by what came of it. A state that nobody shares earns nothing."""
+    """Returns of turns that start from the same state of a prompt are compared. A state of one turn gives no credit."""
 
     paper = "arXiv 2505.10978"
     options = ("turn_advantage_coef", "turn_gamma", "turn_scale", "turn_credit_groups")

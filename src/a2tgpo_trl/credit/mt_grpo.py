@@ -4,7 +4,7 @@ from .returns import Returns
 
 
 class MTGRPO(Returns):
-    """A turn's own reward and none of the later ones; a turn without a reward has the outcome alone."""
+    """A turn earns its own reward, not later ones, beside the outcome. A turn without a reward has the outcome alone."""
 
     paper = "arXiv 2505.11821"
     defaults = Returns.defaults | {"turn_gamma": 0.0, "turn_comparison": "turn", "turn_outcome": "added"}

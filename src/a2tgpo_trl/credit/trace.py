@@ -10,7 +10,7 @@ from .base import Estimator, TurnCredit, Turns
 
 class TRACE(Estimator):
     """
-    Progress of the belief in log-ratios, which sum to that of the whole rollout however many turns it took.
+    Log-ratios of the gap between belief and certainty. They sum to that of the whole rollout, whatever its number of turns.
 
     Nothing is compared within the group. The paper's beliefs are a frozen reference's: `belief_model="reference"`.
 

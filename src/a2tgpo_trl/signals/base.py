@@ -48,7 +48,7 @@ class Signal:
             `dict[str, Tensor]`: of shape `(N, ·)`, of the completions of all processes, by the name under which estimators read
             it.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no method measure(batch, ends).")
 
 
 def gather_turns(batch: GenerationBatch, table: Tensor, fill: float) -> Tensor:
