@@ -7,7 +7,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import accelerate
@@ -113,13 +113,25 @@ def versions() -> dict[str, str]:
     return {module.__name__: str(module.__version__) for module in (torch, transformers, trl, peft, accelerate)}
 
 
+def measured_before(script: str | Path, names: Iterable[str]) -> dict[str, dict]:
+    """Of the figures beside a script those with these names, if this machine with these versions gave them."""
+    stored = Path(script).with_suffix(".json")
+    content = json.loads(stored.read_text()) if stored.exists() else {}
+    if (content.get("versions"), content.get("machine")) != (versions(), _machine()):
+        return {}
+    return {name: content[name] for name in names if name in content}
+
+
 def report(script: str | Path, claim: str, options: object, figures: dict) -> None:
     """Print figures, and write them as JSON beside the script with what they were measured on."""
-    machine = {"processor": _processor(), "threads": torch.get_num_threads(), "python": platform.python_version()}
     chosen = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
-    content = {"claim": claim, "options": chosen, "versions": versions(), "machine": machine, **figures}
+    content = {"claim": claim, "options": chosen, "versions": versions(), "machine": _machine(), **figures}
     Path(script).with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
     print(json.dumps({name: value for name, value in figures.items() if name != "seconds"}, indent=1))
+
+
+def _machine() -> dict[str, str | int]:
+    return {"processor": _processor(), "threads": torch.get_num_threads(), "python": platform.python_version()}
 
 
 def _processor() -> str:

@@ -10,14 +10,14 @@ What beliefs add to the forward of the old log-probabilities alone: `shared_forw
     python benchmarks/method_cost.py --methods gtpo gigpo --rounds 8
     python benchmarks/method_cost.py --device cuda --random
 
-Writes the figures as JSON beside itself.
+Writes the figures as JSON beside itself, and keeps those of other methods that the same machine and versions gave before.
 """
 
 import argparse
 from functools import partial
 
 import torch
-from measuring import add_demo_model, in_turn, make_parser, peak_megabytes, ratio, report
+from measuring import add_demo_model, in_turn, make_parser, measured_before, peak_megabytes, ratio, report
 from step_cost import demo_setting, make_trainer
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
@@ -63,7 +63,8 @@ def measure(options: argparse.Namespace) -> dict:
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
-    report(__file__, "a step of each method over GRPO's, on the same rollouts", options, measure(options))
+    figures = measured_before(__file__, ESTIMATORS) | measure(options)
+    report(__file__, "a step of each method over GRPO's, on the same rollouts", options, figures)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ GROUPS = {
         (
             "advantage_estimator",
             "turn_advantage_coef",
+            "turn_advantage_schedule",
             "turn_gamma",
             "turn_clip_strength",
             "turn_normalization",

@@ -351,6 +351,7 @@ def test_config_adds_fields_and_drops_none():
     assert ours.keys() - theirs.keys() == {
         "advantage_estimator",
         "turn_advantage_coef",
+        "turn_advantage_schedule",
         "turn_gamma",
         "turn_clip_strength",
         "turn_normalization",

@@ -8,7 +8,16 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from .credit import COMPARISONS, CREDIT_GROUPS, ESTIMATORS, SIGNALS, Estimator, estimator_of, options_read
+from .credit import (
+    COMPARISONS,
+    CREDIT_GROUPS,
+    ESTIMATORS,
+    SCHEDULES,
+    SIGNALS,
+    Estimator,
+    estimator_of,
+    options_read,
+)
 
 IMPORTANCE_SAMPLING_LEVELS = ("turn", "token", "sequence")
 TURN_NORMALIZATIONS = ("turn_group", "group", "none")
@@ -112,6 +121,13 @@ class A2TGPOConfig(GRPOConfig):
             "help": "Weight α ≥ 0 of the turn credit that is added to the outcome advantage (equation 5). With "
             "turn_outcome='inside' it is the weight of the turn rewards. Default: 0.3 with 'a2tgpo' and 'a2tgpo_stop', 0.2 with "
             "'trace', 1 with 'returns', 'gtpo', 'mt_grpo' and 'gigpo'."
+        },
+    )
+    turn_advantage_schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "How the weight α changes over a run: 'constant'; 'linear', it falls to 0 at the end of training; "
+            "'mixed_share', in each batch it is multiplied by the share of rollouts in groups whose rewards differ."
         },
     )
     turn_gamma: float | None = field(
@@ -470,6 +486,7 @@ class A2TGPOConfig(GRPOConfig):
 
     def _check_turn_credit(self) -> None:
         choices = {
+            "turn_advantage_schedule": SCHEDULES,
             "turn_credit_groups": CREDIT_GROUPS,
             "turn_comparison": COMPARISONS,
             "turn_aggregation": TURN_AGGREGATIONS,

@@ -19,7 +19,7 @@ from .batch import GenerationBatch
 from .callbacks.recorder import TurnRecorder
 from .callbacks.skip_updates import SkipUpdates
 from .config import A2TGPOConfig
-from .credit import check_credit
+from .credit import check_credit, scheduled
 from .functional import turn_level_old_logps
 from .integrations.checkpoints import checkpoint_to_resume, steps_of
 from .integrations.names import distinct
@@ -345,7 +345,9 @@ class A2TGPOTrainer(GRPOTrainer):
         batch.read_turns(
             self.signals, self.reward_weights, {*self.eos_token_ids, self._tokenizer.pad_token_id}, exact_zeros
         )
-        credit = self.estimator.credit(batch.turns, args.options_for(self.estimator))
+        progress = self.state.global_step / max(self.state.max_steps, 1)
+        options = scheduled(args.options_for(self.estimator), args.turn_advantage_schedule, progress, batch.turns)
+        credit = self.estimator.credit(batch.turns, options)
         check_credit(self.estimator, batch.turns, credit)
         batch.take_credit(credit)
         log_credit(batch, self._metrics[batch.mode], self._logs)

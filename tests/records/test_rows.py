@@ -6,6 +6,7 @@ import torch
 
 from a2tgpo_trl.credit import TurnCredit, Turns
 from a2tgpo_trl.records import RecordStore
+from a2tgpo_trl.records.metrics import credit_metrics
 from a2tgpo_trl.records.rows import credit_columns, turn_rows
 from a2tgpo_trl.rollout import Rollout, StopReason, ToolCall, ToolResult, Turn
 
@@ -109,3 +110,21 @@ def test_credit_columns_of_completions_whose_turns_share_an_advantage():
     torch.testing.assert_close(columns["advantage"], expected, equal_nan=True)
     assert columns["clip_low"].tolist() == [[0.75, 0.75]] * 2 and columns["clip_high"].tolist() == [[1.5, 1.5]] * 2
     assert columns["clip_scale"].tolist() == [[1.0, 1.0]] * 2
+
+
+def test_turn_parts_and_the_correlation_of_gains_with_outcomes():
+    """Two groups of two; the first mixed. Its rollouts gain 2 and 1 with outcomes 1 and -1; those of the other gain 1 and nothing."""
+    turns = Turns(
+        outcome=torch.tensor([1.0, -1.0, 0.0, 0.0]),
+        rewards=torch.tensor([1.0, 0.0, 1.0, 1.0]),
+        num_turns=torch.tensor([2, 2, 2, 1]),
+        num_tool_turns=torch.tensor([1, 1, 1, 0]),
+        num_generations=2,
+        signals={"beliefs": torch.tensor([[-3.0, -1.0, NAN], [-3.0, -2.0, NAN], [-3.0, -2.0, NAN], [-3.0, NAN, NAN]])},
+    )
+    advantages = torch.tensor([[1.5, 1.0], [-1.5, -1.0], [0.25, 0.0], [0.75, 9.0]])  # no second turn in the last
+    metrics = credit_metrics(turns, TurnCredit(advantages))
+    assert metrics["advantages/turn_part_abs_mean_mixed"] == 0.25
+    assert math.isclose(metrics["advantages/turn_part_abs_mean_equal"], 1 / 3, rel_tol=1e-6)
+    # gains 2, 1, 1 about 4/3: 2/3, -1/3, -1/3; outcomes 1, -1, 0: the product is 1, the norms √(6/9) and √2
+    assert math.isclose(metrics["information_gain/outcome_correlation"], 1 / math.sqrt(12 / 9), rel_tol=1e-6)

@@ -11,6 +11,7 @@ from .igpo import IGPO
 from .mt_grpo import MTGRPO
 from .outcome import without_rounding
 from .returns import Returns
+from .schedule import SCHEDULES, scheduled
 from .trace import TRACE
 
 ESTIMATORS: dict[str, type[Estimator]] = {
@@ -35,6 +36,7 @@ __all__ = [
     "GTPO",
     "IGPO",
     "MTGRPO",
+    "SCHEDULES",
     "SIGNALS",
     "TRACE",
     "A2TGPOStop",
@@ -46,6 +48,7 @@ __all__ = [
     "check_credit",
     "estimator_of",
     "options_read",
+    "scheduled",
     "without_rounding",
 ]
 

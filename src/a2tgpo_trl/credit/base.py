@@ -103,7 +103,7 @@ class Turns:
         Returns:
             [`Turns`]
         """
-        left_out = self.unscored if credit_groups == "all" else self.unscored | ~self._mixed
+        left_out = self.unscored if credit_groups == "all" else self.unscored | ~self.mixed
         signals = {
             name: values.masked_fill(left_out.unsqueeze(1), torch.nan) if values.is_floating_point() else values
             for name, values in self.signals.items()
@@ -111,7 +111,7 @@ class Turns:
         return replace(self, rewards=self.rewards.masked_fill(left_out, torch.nan), signals=signals)
 
     @property
-    def _mixed(self) -> Tensor:
+    def mixed(self) -> Tensor:
         """Which completions belong to groups whose rewards differ, `(N,)`."""
         rewards = self.rewards.unflatten(0, (-1, self.num_generations))
         lowest = rewards.nan_to_num(nan=torch.inf).amin(dim=1)
@@ -198,9 +198,11 @@ class Estimator:
 
 
 def options_read(estimator: Estimator | type[Estimator]) -> tuple[str, ...]:
-    """The options that an estimator and the measurement of its signals read."""
+    """The options that an estimator, the schedule of its weight and the measurement of its signals read."""
     signals = (*estimator.signals, *estimator.optional_signals)
-    return (*estimator.options, *(option for signal in signals for option in SIGNALS.get(signal, ())))
+    measured = (option for signal in signals for option in SIGNALS.get(signal, ()))
+    schedule = ["turn_advantage_schedule"] if "turn_advantage_coef" in estimator.options else []
+    return (*estimator.options, *schedule, *measured)
 
 
 def check_credit(estimator: Estimator, turns: Turns, credit: TurnCredit) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..credit import TurnCredit, Turns
 from ..rollout import StopReason, ToolLoop
@@ -42,7 +42,12 @@ def _turn_metrics(turns: Turns, credit: TurnCredit) -> dict[str, Tensor]:
     exists = torch.arange(turns.max_turns, device=turns.outcome.device) < turns.num_turns.unsqueeze(1)  # (N, K)
     if credit.advantages.dim() == 2:
         outcome_part = turns.outcome.unsqueeze(1) if credit.outcome_part is None else credit.outcome_part
-        metrics["advantages/turn_part_abs_mean"] = (credit.advantages - outcome_part)[exists].abs().mean()
+        turn_part, mixed = (credit.advantages - outcome_part).abs(), turns.mixed.unsqueeze(1)
+        metrics |= {
+            "advantages/turn_part_abs_mean": turn_part[exists].mean(),
+            "advantages/turn_part_abs_mean_mixed": turn_part[exists & mixed].mean(),
+            "advantages/turn_part_abs_mean_equal": turn_part[exists & ~mixed].mean(),
+        }
     if credit.clip_scale is not None:
         scales = credit.clip_scale[exists]
         metrics |= {
@@ -63,6 +68,7 @@ def _belief_metrics(turns: Turns) -> dict[str, Tensor]:
         "information_gain/std": (gains - gains.nanmean()).square().nanmean().sqrt(),
         "information_gain/positive": (gains[scored] > 0).float().mean(),
         "information_gain/unscorable_turns": (is_tool_turn & ~scored).sum().float(),
+        "information_gain/outcome_correlation": _correlation(gains, turns.outcome),
         "belief/first": beliefs[:, 0].nanmean(),
         "belief/last": beliefs.gather(1, turns.num_tool_turns.unsqueeze(1)).squeeze(1).nanmean(),
     }
@@ -80,6 +86,13 @@ def _gain_metrics(normalized: Tensor, turns: Turns) -> dict[str, Tensor]:
         "turn_group/size_mean": sizes.mean(),
         "turn_group/singletons": (sizes == 1).float().mean(),
     }
+
+
+def _correlation(gains: Tensor, outcome: Tensor) -> Tensor:
+    """Of what the turns of a rollout gained together with its outcome advantage, over the rollouts that gained something."""
+    scored = ~gains.isnan().all(dim=1)
+    pair = torch.stack([gains.nansum(dim=1)[scored], outcome[scored]])  # (2, M)
+    return nn.functional.cosine_similarity(*(pair - pair.mean(dim=1, keepdim=True)), dim=0, eps=0.0)
 
 
 def turn_table(turns: Turns, credit: TurnCredit) -> dict[str, Tensor]:
