@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m a2tgpo_trl.cli demo $(DEMO_ARGS)
 
 test: lint
-	CI=1 $(BIN)/python -m pytest
+	CI=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The same tests of generation backends as in `make test`, with a real vLLM engine on the CPU, in an environment of its own
 test-vllm: $(VLLM_VENV)/.installed

@@ -40,8 +40,15 @@ METHODS = [
         ]
     ),
 ]
+
+
+def in_words(parameter):
+    """The same in each process that collects tests."""
+    return getattr(parameter, "__name__", str(parameter))
+
+
 CHOICES = [(method, options) for method, _, options in METHODS]
-every_method = pytest.mark.parametrize(("method", "options"), CHOICES, ids=str)
+every_method = pytest.mark.parametrize(("method", "options"), CHOICES, ids=in_words)
 
 
 def shown(credit):
@@ -56,7 +63,7 @@ def rows_of(turns, rows):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(("method", "loop", "options"), METHODS, ids=str)
+@pytest.mark.parametrize(("method", "loop", "options"), METHODS, ids=in_words)
 def test_it_matches_the_loop(seed, method, loop, options):
     turns = random_turns(seed)
     expected = torch.tensor(loop(turns, options_of(method, **options)), dtype=torch.float64)
@@ -102,7 +109,7 @@ def test_padding_turns_change_nothing(seed, method, options):
 
 @pytest.mark.parametrize("seed", SEEDS[:6])
 @pytest.mark.parametrize(
-    ("method", "options"), [choice for choice in CHOICES if choice[1].get("turn_comparison") != "batch"], ids=str
+    ("method", "options"), [choice for choice in CHOICES if choice[1].get("turn_comparison") != "batch"], ids=in_words
 )
 def test_prompts_do_not_touch_each_other(seed, method, options):
     turns = random_turns(seed)
@@ -161,7 +168,7 @@ def test_credit_in_mixed_groups_only(seed, method):
         (MTGRPO, {}),
         *((Returns, dict(turn_comparison=sets, turn_outcome="added")) for sets in ("turn", "state", "origin")),
     ],
-    ids=str,
+    ids=in_words,
 )
 def test_equal_completions_have_the_outcome_alone(method, options):
     """The mean of seven 0.1 is not 0.1 in float32, and the difference over ε would not be small."""
