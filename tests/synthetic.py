@@ -197,3 +197,65 @@ def _log(rows: list[dict], step: int, skill: float, random: np.random.Generator)
         "belief/first": None,
     }
     return log
+
+
+def write_tree(
+    folder: Path, chains: int = 10, rounds: int = 2, expanded: int = 6, turns: int = 8, seed: int = 0
+) -> Path:
+    """
+    A run of one batch with one prompt, whose rollouts form a tree.
+
+    Args:
+        folder (`Path`): Its `output_dir`.
+        chains (`int`): Rollouts from the prompt.
+        rounds, expanded (`int`): Rounds of expansion, and tool turns that each writes anew.
+        turns (`int`): Most turns of a rollout.
+        seed (`int`): Of everything random.
+    """
+    random = np.random.default_rng(seed)
+    nodes: list[dict[str, Any]] = []
+    paths = [_branch(random, nodes, [], turns) for _ in range(chains)]
+    for _ in range(rounds):
+        tool_turns = sorted({number for path in paths for number in path[:-1]})
+        for number in random.choice(tool_turns, size=expanded, replace=False):
+            before = next(path[: path.index(number)] for path in paths if number in path)
+            paths.append(_branch(random, nodes, before, turns))
+    RecordStore(folder / FOLDER, 2**40).append(_tree_rows(random, nodes, paths))
+    return folder
+
+
+def _branch(random: np.random.Generator, nodes: list[dict[str, Any]], before: list[int], turns: int) -> list[int]:
+    """Numbers of the turns of a rollout that goes on from those before."""
+    path, length = list(before), int(random.integers(max(len(before) + 1, 3), turns + 1))
+    for k in range(len(before), length):
+        is_last = k == length - 1
+        text = f"<answer>city {len(nodes)}</answer>" if is_last else f"Search {len(nodes)}.\n<search>city {k}</search>"
+        parent = path[-1] if path else None
+        turn = _turn(text, None if is_last else f"<result>passage {len(nodes)}</result>", [])
+        nodes.append(turn | {"parent": parent, "depth": k, "surprisal": float(random.uniform(0.05, 1.4))})
+        path.append(len(nodes) - 1)
+    return path
+
+
+def _tree_rows(
+    random: np.random.Generator, nodes: list[dict[str, Any]], paths: list[list[int]]
+) -> list[dict[str, Any]]:
+    rewards = (random.random(len(paths)) < 0.4).astype(float)
+    outcomes = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+    shared = {"step": 0, "batch": 0, "group": 0, "prompt": f"{SYSTEM}Which city?", "answer": "Paris"}
+    rows = []
+    for generation, path in enumerate(paths):
+        rollout = {
+            "generation": generation,
+            "num_turns": len(path),
+            "reward": rewards[generation],
+            "stop_reason": "answered",
+        }
+        for k, number in enumerate(path):
+            below = [leaf for leaf, other in enumerate(paths) if number in other]
+            value = float(outcomes[below].mean())
+            credit = {"advantage": value, "outcome_advantage": outcomes[generation], "leaves_below": len(below)}
+            credit |= {"clip_low": 0.997, "clip_high": 1.004, "clip_scale": 1.0, "estimator_columns": {"value": value}}
+            place = {"turn": k, "node": number, "rewards": {"exact_match": rewards[generation]}}
+            rows.append(shared | rollout | nodes[number] | credit | place)
+    return rows

@@ -18,6 +18,8 @@ DRAWN = (
     "clip_scale",
 )
 """Columns of `records.SCHEMA` whose numbers are drawn."""
+DRAWN_OF_ESTIMATORS = ("value", "return")
+"""As these, of an estimator's own columns."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ class Turn:
         observation (`str`, *optional*): What the model read after it.
         credit (`dict[str, str]`): Its credit, the estimator's own columns last: name → number, written. What no turn of the
             rollout has is left out.
-        drawn (`dict[str, float]`): Numbers of `DRAWN`, `None` where there is none.
+        drawn (`dict[str, float]`): Numbers of `DRAWN` and `DRAWN_OF_ESTIMATORS`, `None` where there is none.
+        node, parent (`int`, *optional*): Its number in the tree of its prompt, and that of the turn before it; `None` without
+            a tree, and the parent of a first turn.
     """
 
     kind: str
@@ -63,6 +67,8 @@ class Turn:
     observation_tokens: str
     credit: dict[str, str]
     drawn: dict[str, float | None]
+    node: int | None
+    parent: int | None
 
 
 @dataclass(frozen=True)
@@ -126,13 +132,21 @@ def _turn(turn: dict[str, Any], is_answer: bool, credit: dict[str, str]) -> Turn
         turn.get("observation"),
         count(turn.get("num_observation_tokens"), "token"),
         credit,
-        {name: float(f"{turn[name]:.6g}") if is_number(turn.get(name)) else None for name in DRAWN},
+        _drawn(turn),
+        turn.get("node"),
+        turn.get("parent"),
     )
+
+
+def _drawn(turn: dict[str, Any]) -> dict[str, float | None]:
+    own = dict(turn.get("estimator_columns") or {})
+    numbers = {name: turn.get(name) for name in DRAWN} | {name: own.get(name) for name in DRAWN_OF_ESTIMATORS}
+    return {name: number if is_number(number) else None for name, number in numbers.items()}
 
 
 def _credit(turn: dict[str, Any]) -> dict[str, str]:
     outcome, advantage, scale = (turn.get(name) for name in ("outcome_advantage", "advantage", "clip_scale"))
-    parts, size = MISSING, turn.get("turn_group_size")
+    parts, size, surprisal = MISSING, turn.get("turn_group_size"), turn.get("surprisal")
     if is_number(outcome) and is_number(advantage):
         part = advantage - outcome
         parts = f"{signed(outcome)} {'−' if part < 0 else '+'} {fixed(abs(part))}"
@@ -146,6 +160,8 @@ def _credit(turn: dict[str, Any]) -> dict[str, str]:
         "turn group": MISSING if size is None else str(int(size)),
         "clip range": pair([turn.get("clip_low"), turn.get("clip_high")], " – ", digits=4),
         "clip scale": f"×{fixed(scale)}" if is_number(scale) else MISSING,
+        "surprisal": f"{fixed(surprisal)} nats" if is_number(surprisal) else MISSING,
+        "leaves below": compact(turn.get("leaves_below")),
     }
     rewards = dict(turn.get("turn_rewards") or {})
     if len(rewards) > 1:  # one is the turn reward, but for its weight

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from .charts import Chart, looks, make_charts, seed_groups
-from .credit import Rollout, spread, telling
+from .credit import Rollout, Turn, spread, telling
 from .curves import SECTIONS
 from .formats import compact, fixed, is_number
 from .measures import Measures
@@ -28,9 +28,11 @@ INDEX = (
     *("reward", "written", "advantages", "credits", "largest", "spread"),
 )
 """Columns of the list of rollouts, see [`_entry`]."""
-SCRIPTS = ("dom", "data", "theme", "charts", "overview", "filter", "list", "turns", "rollout", "main")
+SCRIPTS = ("dom", "data", "theme", "charts", "overview", "filter", "list", "turns", "tree", "rollout", "main")
 STYLES = ("base", "style")
 """Files of `assets/`, in the order in which they are put together."""
+DRAWN = ("belief_before", "belief_after", "advantage", "value")
+"""What the scripts draw of a turn's numbers."""
 PART = 200
 """Rollouts whose texts are unpacked together."""
 
@@ -79,12 +81,12 @@ def _rollouts(runs: Sequence[Run], measures: Sequence[Measures], limit: int | No
 def _entry(run: int, first: dict[str, Any], rollout: Rollout) -> dict[str, Any]:
     """What the list shows of a rollout, and filters and sorts it by."""
     reward = first["reward"] if is_number(first["reward"]) else None
-    advantages = [turn.drawn["advantage"] for turn in rollout.turns]
+    advantages = [_rounded(turn.drawn["advantage"]) for turn in rollout.turns]
     return {
         "run": run,
         **{name: first[name] for name in ("step", "batch", "group", "generation", "stop_reason", "answer")},
         "question": rollout.question,
-        "reward": reward and float(f"{reward:.6g}"),
+        "reward": _rounded(reward),
         "written": compact(reward),
         "advantages": advantages,
         "credits": [turn.credit["advantage"] for turn in rollout.turns],
@@ -103,11 +105,19 @@ def _texts(part: Sequence[Rollout]) -> dict[str, Any]:
                 "prompt": prompts[rollout.prompt],
                 "shared": rollout.shared,
                 "facts": rollout.facts,
-                "turns": rollout.turns,
+                "turns": [_turn(turn) for turn in rollout.turns],
             }
             for rollout in part
         ],
     }
+
+
+def _turn(turn: Turn) -> dict[str, Any]:
+    return vars(turn) | {"drawn": {name: _rounded(turn.drawn[name]) for name in DRAWN}}
+
+
+def _rounded(number: float | None) -> float | None:
+    return number and float(f"{number:.6g}")
 
 
 def _parts(rollouts: Iterator[Any]) -> Iterator[list[Any]]:

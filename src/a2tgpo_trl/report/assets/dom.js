@@ -33,6 +33,13 @@ function compact(value) {
   return withMinus(String(Number.isInteger(value) ? value : Number(value.toPrecision(4))));
 }
 
+/** With two decimals and its sign. */
+function signed(value) {
+  if (!isNumber(value)) return MISSING;
+  const text = withMinus(value.toFixed(2));
+  return /[1-9]/.test(text) ? `${value > 0 ? "+" : ""}${text}` : "0.00";
+}
+
 const whole = (value) => value.toLocaleString("en");
 const plural = (count, noun) => `${whole(count)} ${noun}${count === 1 ? "" : "s"}`;
 const tail = (text) => text.slice(text.lastIndexOf("/") + 1);

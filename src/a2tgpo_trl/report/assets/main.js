@@ -1,5 +1,5 @@
 // Addresses, keys, and what is shown for them.
-//   #/overview   #/rollouts[/ID]   #/compare/ID/ID   with ?name=value for what the filter says
+//   #/overview   #/rollouts[/ID[/TURN]]   #/compare/ID/ID   with ?name=value for what the filter says
 
 let shown = { view: null, places: [] };
 let drawing = 0; // number of the latest thing to draw: earlier ones that come late are dropped
@@ -7,7 +7,13 @@ let detail = null; // what the detail shows: view and places
 
 /** The address of a view, of rollouts by their places, with the filter as it is. */
 function linkTo(view, ...places) {
-  const path = [view, ...places.map((place) => data.ids[place])].join("/");
+  return withFilter([view, ...places.map((place) => data.ids[place])].join("/"));
+}
+
+/** The address of a rollout at one of its turns. */
+const linkToTurn = (place, turn) => withFilter(`rollouts/${data.ids[place]}/${turn}`);
+
+function withFilter(path) {
   const query = new URLSearchParams(readFilter()).toString();
   return `#/${path}${query && `?${query}`}`;
 }
@@ -18,7 +24,8 @@ function readAddress() {
   const places = ids.map((id) => data.places.get(id)).filter((place) => place !== undefined);
   const values = Object.fromEntries(new URLSearchParams(query));
   if (view === "compare" && places.length === 2) return { view, places, values };
-  if (view === "rollouts" || view === "compare") return { view: "rollouts", places: places.slice(0, 1), values };
+  const turn = view === "rollouts" && /^\d+$/.test(ids[1]) ? Number(ids[1]) : null;
+  if (view === "rollouts" || view === "compare") return { view: "rollouts", places: places.slice(0, 1), turn, values };
   return { view: "overview", places: [], values };
 }
 
@@ -50,7 +57,7 @@ async function show() {
   const places = address.places.length ? address.places : chosen();
   if (places.length) select(places[0]);
   const wanted = [address.view, ...places].join("/");
-  if (wanted === detail) return;
+  if (wanted === detail) return showTurn(address.turn);
   if (!places.length) {
     detail = wanted;
     return showNothing();
@@ -60,8 +67,21 @@ async function show() {
   const hadFocus = byId("detail").contains(document.activeElement);
   detail = wanted;
   fill(byId("detail"), content);
+  byId("detail").querySelector(".node[aria-current]")?.scrollIntoView({ block: "center" }); // within a tall tree
   byId("detail").scrollTop = 0;
   if (hadFocus || address.view === "compare") byId("question").focus({ preventScroll: true });
+  showTurn(address.turn);
+}
+
+/** Go to a turn of the rollout that is shown. */
+function showTurn(number) {
+  byId("detail").querySelector(".turns > [aria-current]")?.removeAttribute("aria-current");
+  const card = byId("detail").querySelectorAll(".turns > article")[number];
+  if (!card) return;
+  card.setAttribute("aria-current", "true");
+  card.tabIndex = -1;
+  card.scrollIntoView();
+  card.focus({ preventScroll: true });
 }
 
 /** The rollout that is shown beside the list while the address names none: the selected one, or the most telling. */

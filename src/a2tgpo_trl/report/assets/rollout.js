@@ -46,7 +46,7 @@ function promptOf(rollout) {
 }
 
 async function showRollout(place) {
-  const rollout = await loadRollout(place);
+  const [rollout, tree] = await Promise.all([loadRollout(place), loadTree(place)]);
   const partner = partnerOf(place);
   return [
     el(
@@ -61,7 +61,8 @@ async function showRollout(place) {
     promptOf(rollout),
     facts({ ...groupFacts(rollout), ...rollout.facts }),
     membersOf(place).length > 1 && groupChips(place, (other) => other === place, (other) => linkTo("rollouts", other), "Group"),
-    el("div.turns", {}, cards(rollout, beliefRange(rollout.turns))),
+    tree && treeCard(tree, place),
+    el("div.turns", {}, cards(rollout, beliefRange(rollout.turns), tree)),
   ];
 }
 
@@ -86,7 +87,8 @@ async function showComparison(left, right) {
   ];
 }
 
-const cards = (rollout, range) => rollout.turns.map((turn, number) => turnCard(turn, number, range));
+const cards = (rollout, range, tree = null) =>
+  rollout.turns.map((turn, number) => turnCard(turn, number, range, sharedBy(tree, rollout.place, turn)));
 
 function copyButton() {
   const button = el("button.quiet", { type: "button", title: "The address of this page with what it shows" }, "Copy link");

@@ -2,11 +2,15 @@
 
 const FOLD = 1200; // characters of a text that are shown at once
 
-/** Colour by advantage: class and strength, full at the scale of the report. */
-function tinted(what, advantage, properties = {}, ...children) {
-  const side = !isNumber(advantage) ? "none" : advantage < 0 ? "down" : "up";
-  const share = Math.min(Math.abs(advantage ?? 0) / data.overview.scale, 1);
-  return el(`${what}.tint.${side}`, { ...properties, style: { "--share": `${Math.round(share * 100)}%` } }, ...children);
+/** Colour of a number: class and strength, full at the scale. */
+function tint(number, scale) {
+  const side = !isNumber(number) ? "none" : number < 0 ? "down" : "up";
+  return [side, `${Math.round(100 * Math.min(Math.abs(number ?? 0) / scale, 1))}%`];
+}
+
+function tinted(what, number, scale, properties = {}, ...children) {
+  const [side, share] = tint(number, scale);
+  return el(`${what}.tint.${side}`, { ...properties, style: { ...properties.style, "--share": share } }, ...children);
 }
 
 /** A square for each turn, with the sign of its advantage. */
@@ -16,15 +20,16 @@ function creditStrip(place, most = 14) {
   return el(
     "div.strip",
     { role: "img", "aria-label": text, title: text },
-    advantages.slice(0, most).map((value, k) => tinted("i", value, {}, credits[k][0])),
+    advantages.slice(0, most).map((value, k) => tinted("i", value, data.overview.scale, {}, credits[k][0])),
     advantages.length > most && el("small", {}, `+${advantages.length - most}`),
   );
 }
 
 /** What the colours say. */
-function scaleLegend() {
-  const [low, high] = data.overview.scale_ends;
-  return ["advantage", el("b", {}, low), el("i.ramp", { role: "img", "aria-label": `from ${low}, orange, over 0, grey, to ${high}, blue` }), el("b", {}, high)];
+const scaleLegend = () => rampLegend("advantage", ...data.overview.scale_ends);
+
+function rampLegend(name, low, high) {
+  return [name, el("b", {}, low), el("i.ramp", { role: "img", "aria-label": `from ${low}, orange, over 0, grey, to ${high}, blue` }), el("b", {}, high)];
 }
 
 /** A text, folded if it is long, without the empty lines around it. */
@@ -52,11 +57,13 @@ function beliefRange(turns) {
 
 const facts = (entries, kind = "facts") => el(`dl.${kind}`, {}, Object.entries(entries).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
 
-function turnCard(turn, number, range) {
+/** `shared`: what stands under its head, see `sharedBy`. */
+function turnCard(turn, number, range, shared) {
   const { advantage, belief, ...credit } = turn.credit;
   return tinted(
     "article",
     turn.drawn.advantage,
+    data.overview.scale,
     { "aria-label": `Turn ${number}, advantage ${advantage}` },
     el(
       "header",
@@ -64,6 +71,7 @@ function turnCard(turn, number, range) {
       el("h4", {}, `Turn ${number}`, turn.kind && el("small", {}, turn.kind)),
       el("span.advantage", { title: "advantage: what multiplies the turn's tokens in the loss" }, el("small", {}, "advantage "), advantage),
     ),
+    shared,
     facts({ ...(belief && { belief: [belief, beliefTrack(turn.drawn, range)] }), ...credit }, "credit"),
     el("h5", {}, "Model", el("small", {}, turn.tokens)),
     turn.text ? longText(turn.text, "model") : el("p.empty", {}, "nothing"),
