@@ -12,6 +12,7 @@ from .mt_grpo import MTGRPO
 from .outcome import without_rounding
 from .returns import Returns
 from .trace import TRACE
+from .turn_ppo import TurnPPO
 
 ESTIMATORS: dict[str, type[Estimator]] = {
     "a2tgpo": A2TGPO,
@@ -23,6 +24,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "gtpo": GTPO,
     "mt_grpo": MTGRPO,
     "gigpo": GiGPO,
+    "turn_ppo": TurnPPO,
 }
 """By the name that `advantage_estimator` takes."""
 
@@ -42,6 +44,7 @@ __all__ = [
     "GiGPO",
     "Returns",
     "TurnCredit",
+    "TurnPPO",
     "Turns",
     "check_credit",
     "estimator_of",
