@@ -236,14 +236,12 @@ def check_credit(estimator: Estimator, turns: Turns, credit: TurnCredit) -> None
                 f"{name}.credit gave {tensor} of shape {tuple(values.shape)}: expected {' or '.join(map(str, shapes))}, "
                 "completions × turns."
             )
-    if (credit.value_targets is None) == ("values" in turns.signals):
-        has, lacks = (
-            ("value_targets", "signal 'values'") if credit.value_targets is not None else ("values", "value_targets")
-        )
+    if credit.value_targets is None and "values" in estimator.signals:
         raise ValueError(
-            f'{name} has {has} and no {lacks}: a critic that is asked is to learn. State "values" in {name}.signals, and give '
-            "TurnCredit(..., value_targets=advantages + values)."
+            f"{name} asks a critic and teaches it nothing: give TurnCredit(..., value_targets=…), such as advantages + values."
         )
+    if credit.value_targets is not None and "values" not in turns.signals:
+        raise ValueError(f'{name} gave value_targets, and no critic was asked: state "values" in {name}.signals.')
     if credit.advantages.isnan().any():
         raise ValueError(
             f"{name}.credit gave advantages that are NaN: a turn without a process signal has the outcome's alone, for "

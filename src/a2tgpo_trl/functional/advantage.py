@@ -99,5 +99,9 @@ def explained_variance(values: Tensor, targets: Tensor) -> Tensor:
         tensor(0.7500)
     """
     values, targets = values[~targets.isnan()], targets[~targets.isnan()]
-    variance = targets.var(correction=0)
-    return torch.where(variance > 0, 1 - (targets - values).var(correction=0) / variance, torch.nan)
+    variance = _variance(targets)
+    return torch.where(variance > 0, 1 - _variance(targets - values) / variance, torch.nan)
+
+
+def _variance(values: Tensor) -> Tensor:
+    return (values - values.mean()).square().mean()

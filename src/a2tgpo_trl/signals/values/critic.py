@@ -28,8 +28,9 @@ class Critic(nn.Module):
 
     def __init__(self, policy: PreTrainedModel, num_layers: int):
         super().__init__()
-        self.blocks = first_blocks(policy, num_layers) if num_layers else None
-        self.head = nn.Linear(policy.config.get_text_config().hidden_size, 1, dtype=torch.float32)
+        with torch.random.fork_rng(devices=[]):  # the run's random numbers stay those of a run without a critic
+            self.blocks = first_blocks(policy, num_layers) if num_layers else None
+            self.head = nn.Linear(policy.config.get_text_config().hidden_size, 1, dtype=torch.float32)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.eval()  # no dropout: old values and new ones differ by what was learned alone
@@ -81,8 +82,7 @@ def first_blocks(policy: PreTrainedModel, num_layers: int) -> PreTrainedModel:
     attention = decoder.config._attn_implementation
     if attention not in ("eager", "sdpa"):  # others may run in half precision only
         attention = "sdpa" if decoder._supports_sdpa else "eager"
-    with torch.random.fork_rng(devices=[]):  # the run's random numbers stay those of a run without a critic
-        blocks = type(decoder)._from_config(config, attn_implementation=attention, dtype=torch.float32)
+    blocks = type(decoder)._from_config(config, attn_implementation=attention, dtype=torch.float32)
     blocks.load_state_dict(_weights_without_adapters(model, decoder, blocks.state_dict().keys(), num_layers))
     blocks.get_input_embeddings().requires_grad_(False)
     return blocks
