@@ -82,7 +82,7 @@ def test_values_of_contexts_by_themselves(build, rows, architecture, layers):
             seen.add(round(expected, 4))
             context += [*turn.ids, *turn.observation_ids]
         assert row[len(rollout.turns)] == 0 and row[len(rollout.turns) + 1 :].isnan().all()
-    assert len(seen) > 5
+    assert len(seen) > 3
 
 
 @pytest.mark.parametrize("layers", [2, 0])
@@ -296,7 +296,7 @@ def test_its_options_change_what_is_learned(build):
 
     plain = critic()
     assert torch.equal(critic(), plain)
-    choices = (dict(critic_learning_rate=0.02), dict(vf_coef=1.0), dict(cliprange_value=0.001), dict(critic_layers=1))
+    choices = (dict(critic_learning_rate=0.02), dict(vf_coef=1.0), dict(cliprange_value=None), dict(critic_layers=1))
     results = [plain, *(critic(**options) for options in choices)]
     assert not any(torch.allclose(*pair) for pair in itertools.combinations(results, 2))
 
