@@ -46,7 +46,13 @@ GROUPS = {
             "turn_scale",
             "turn_outcome",
             "turn_reward_weights",
+            "gae_lambda",
+            "whiten_advantages",
         ),
+    ),
+    "Critic": (
+        "What `turn_ppo` expects of a rollout before each turn; see [methods.md](methods.md#turn_ppo).",
+        ("critic_layers", "critic_learning_rate", "vf_coef", "cliprange_value"),
     ),
     "Beliefs": (
         "How the policy's belief in the true answer is measured; see [beliefs.md](beliefs.md).",

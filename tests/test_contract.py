@@ -29,6 +29,9 @@ OVERRIDDEN = {
     "_tool_call_loop": "self prompts prompt_ids completion_ids completions logprobs images multimodal_fields",
     "_generate_and_score_completions": "self inputs",
     "_compute_loss": "self model inputs",
+    "create_optimizer": "self model=None",  # this one and the next two of transformers' Trainer
+    "_save": "self output_dir=None state_dict=None",
+    "_load_from_checkpoint": "self resume_from_checkpoint model=None",
     "log": "self logs start_time=None",
     "train": "self resume_from_checkpoint=None trial=None ignore_keys_for_eval=None",
     "_run_epoch": "self model epoch train_dataloader steps_in_epoch num_update_steps_per_epoch trial ignore_keys_for_eval "
@@ -69,6 +72,21 @@ FACTS = {
             "the log-probs are computed inside the loss, where our stand-in for the method sees them, and only then are "
             "the old ones read (turn-level ratio)",
             ["self._get_per_token_logps_and_entropies(", 'inputs.get("old_per_token_logps")'],
+        ),
+        (
+            "off-policy masks sum up the sampling log-probs where there are such, and nothing else reads them",
+            [
+                "if self.off_policy_mask_threshold is not None:",
+                'inputs.get("sampling_per_token_logps", old_per_token_logps)',
+            ],
+        ),
+        (
+            "a loss over the tokens of a generation batch is scaled for accumulation and for the mean over processes as the "
+            "critic's is over its turns",
+            [
+                'inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes',
+                "normalizer * self.current_gradient_accumulation_steps / self.args.steps_per_generation",
+            ],
         ),
         ("advantages may be (B, T)", ['inputs["advantages"]', "if advantages.dim() == 1:", "advantages.unsqueeze(1)"]),
         (
@@ -363,6 +381,12 @@ def test_config_adds_fields_and_drops_none():
         "turn_scale",
         "turn_outcome",
         "turn_reward_weights",
+        "gae_lambda",
+        "whiten_advantages",
+        "critic_layers",
+        "critic_learning_rate",
+        "vf_coef",
+        "cliprange_value",
         "turn_records",
         "turn_records_max_mb",
         "turn_rescale",

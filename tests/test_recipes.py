@@ -168,7 +168,7 @@ def test_a_method_is_itself_whatever_the_recipe(method, recipe):
 
     alone, added = config(METHODS[method]), config(recipe, METHODS[method])
     names = {*options_read(ESTIMATORS[method]), "importance_sampling_level", "loss_type", "skip_empty_updates"}
-    names |= {"epsilon", "epsilon_high"} if alone.importance_sampling_level == "token" else set()
+    names |= {"epsilon", "epsilon_high"} if alone.importance_sampling_level in ("token", "turn_product") else set()
     assert {name: getattr(added, name) for name in names} == {name: getattr(alone, name) for name in names}
     if method != "returns":  # whose recipe shows another choice than its defaults
         default = A2TGPOConfig("unused", advantage_estimator=method, use_cpu=True, bf16=False)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 import tiny
@@ -38,6 +39,14 @@ def test_two_processes_against_one(tmp_path):
         for left, right in zip(alone[key], together, strict=True):
             width = min(len(left), len(right))
             torch.testing.assert_close(left[:width], right[:width], atol=1e-5, rtol=1e-5, equal_nan=True)
+    for layers, (critic, policy, losses) in alone["critics"].items():
+        assert (critic["head.weight"] != 0).any() and len(losses) == 3
+        for part in pair:
+            torch.testing.assert_close(part["critics"][layers][0], critic, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(part["critics"][layers][1], policy, atol=1e-5, rtol=1e-4)
+            assert part["critics"][layers][2] == pytest.approx(losses, rel=1e-4)
+        for name, weight in pair[0]["critics"][layers][0].items():
+            assert torch.equal(weight, pair[1]["critics"][layers][0][name])
     torch.testing.assert_close(torch.cat([part["outcome"] for part in pair]), alone["outcome"])
     assert alone["outcome"].unique().numel() > 1
     for name, value in alone["metrics"].items():

@@ -63,8 +63,10 @@ def main(folder: Path) -> None:
     aliases = [row | {"answer": ["Paris", "Lutetia", "the city of Lyon"]} for row in rows[:share]]
     outcome = build(rows, **options, advantage_estimator="grpo", skip_empty_updates=True)
     others = {name: by_method(name, rows, share, options) for name in ESTIMATORS}
+    critics = {layers: trained_critic(rows, options, layers) for layers in (2, 0)}
     torch.save(
         {
+            "critics": critics,
             "outcome": outcome._generate_and_score_completions([dict(row) for row in rows[:share]])["advantages"],
             "advantages": list(batch["advantages"]),
             **{f"advantages of {name}": list(advantages) for name, advantages in others.items()},
@@ -98,6 +100,15 @@ def by_method(name, rows, share, options):
     batch = trainer._generate_and_score_completions([dict(row) for row in rows[:share]])
     advantages = batch["advantages"]
     return advantages if advantages.dim() == 2 else advantages.unsqueeze(1).where(batch["turn_ids"] >= 0, 0.0)
+
+
+def trained_critic(rows, options, layers):
+    """Weights and losses of a critic after plain gradient descent, clipped and not."""
+    options = options | dict(optim="sgd", critic_layers=layers, critic_learning_rate=0.05, max_grad_norm=1.0)
+    trainer = build(rows, **options, advantage_estimator="turn_ppo", gae_lambda=0.8)
+    trainer.train()
+    losses = [row["critic/value_loss"] for row in trainer.state.log_history if "loss" in row]
+    return dict(trainer.signals["values"].critic.state_dict()), dict(trainer.model.state_dict()), losses
 
 
 def lengths(turns, **columns):

@@ -99,7 +99,7 @@ class GenerationBatch:
 
     def take_credit(self, credit: TurnCredit) -> None:
         """
-        Write into the tensors what the loss reads, and with beliefs the gains.
+        Write into the tensors what the losses of policy and critic read, and with beliefs the gains.
 
         Args:
             credit ([`TurnCredit`]): Of all processes.
@@ -112,6 +112,10 @@ class GenerationBatch:
             self.tensors["clip_scale"] = spread_turns(credit.clip_scale[self.local], ids, fill=1.0)
         if "beliefs" in self.turns.signals:
             self.tensors["information_gain"] = self.turns.information_gain[self.local]
+        if credit.value_targets is not None:
+            self.tensors["value_targets"] = credit.value_targets[self.local]
+            self.tensors["old_values"] = self.turns.signals["values"][self.local, :-1]
+            self.tensors["num_value_targets"] = (~credit.value_targets.isnan()).sum()
 
     def finish_rollouts(self, names: Sequence[str], answers: Sequence[str | None], columns: dict[str, Tensor]) -> None:
         """
@@ -136,6 +140,17 @@ def _is_answered(rollout: Rollout, last_tokens: Collection[int]) -> bool:
     if rollout.stop_reason is not None:
         return rollout.stop_reason == StopReason.ANSWERED
     return bool(rollout.turns) and rollout.turns[-1].ids[-1] in last_tokens
+
+
+def is_cut_off(rollout: Rollout, last_tokens: Collection[int]) -> bool:
+    """
+    Whether a limit ended a rollout, and neither its answer nor a tool: the loop says so, or its last token.
+
+    Args:
+        rollout (`Rollout`): What was played.
+        last_tokens (`Collection[int]`): Those with which a completion ends that no limit cut.
+    """
+    return rollout.stop_reason != StopReason.TOOL_STOP and not _is_answered(rollout, last_tokens)
 
 
 def _number(values: list[float], turn: int) -> float | None:

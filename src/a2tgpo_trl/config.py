@@ -19,7 +19,7 @@ from .credit import (
     options_read,
 )
 
-IMPORTANCE_SAMPLING_LEVELS = ("turn", "token", "sequence")
+IMPORTANCE_SAMPLING_LEVELS = ("turn", "turn_product", "token", "sequence")
 TURN_NORMALIZATIONS = ("turn_group", "group", "none")
 TURN_AGGREGATIONS = ("sum_then_standardize", "standardize_then_sum")
 TURN_BASELINES = ("mean", "leave_one_out", "none")
@@ -42,8 +42,8 @@ LOOP_OPTIONS = (
 )
 """Options of the tool loop of this package."""
 
-# A clip range belongs to a ratio: the mean of a turn or a sequence moves far less than the ratio of a token
-_CLIP_RANGES = {"turn": (3e-3, 4e-3), "sequence": (3e-3, 4e-3), "token": (0.2, 0.2)}
+# A clip range belongs to a ratio: the mean of a turn or a sequence moves far less than the ratio of a token or a product of them
+_CLIP_RANGES = {"turn": (3e-3, 4e-3), "sequence": (3e-3, 4e-3), "token": (0.2, 0.2), "turn_product": (0.2, 0.2)}
 
 _CLOSING_TAG = re.compile(r"\s*(</[^<>\s]+>)")
 
@@ -79,21 +79,22 @@ class A2TGPOConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "Over which tokens the importance ratio is averaged: 'turn' (equation 7), 'token' (GRPO) or "
-            "'sequence' (GSPO). Default: 'turn' with 'a2tgpo', 'a2tgpo_stop' and 'igpo', 'token' with the others."
+            "'sequence' (GSPO); 'turn_product' is the ratio of the whole turn, the product over its tokens. Default: 'turn' with "
+            "'a2tgpo', 'a2tgpo_stop' and 'igpo', 'turn_product' with 'turn_ppo', 'token' with the others."
         },
     )
     epsilon: float | None = field(
         default=None,
         metadata={
             "help": "Lower clip range ε_low of the importance ratio. Default: 3e-3 at the turn and sequence level, the "
-            "paper's value for full fine-tuning at learning rate 1e-6, and 0.2 at the token level."
+            "paper's value for full fine-tuning at learning rate 1e-6, and 0.2 at the token level and with 'turn_product'."
         },
     )
     epsilon_high: float | None = field(
         default=None,
         metadata={
             "help": "Upper clip range ε_high of the importance ratio. Default: `epsilon` if that is set, else 4e-3 at the turn and "
-            "sequence level, and 0.2 at the token level."
+            "sequence level, and 0.2 at the token level and with 'turn_product'."
         },
     )
     loss_type: str | None = field(
@@ -110,7 +111,8 @@ class A2TGPOConfig(GRPOConfig):
             "their sum, arXiv 2510.14967, whose own importance ratio is per token); 'grpo' (TRL's outcome advantage alone: nothing is "
             "measured, and importance_sampling_level, epsilon, loss_type and skip_empty_updates default to what GRPOTrainer does); "
             "'trace' (log-ratios of beliefs, arXiv 2607.13988); 'a2tgpo_stop' (credit for stopping too, in no paper); 'gtpo' "
-            "(arXiv 2511.14846), 'mt_grpo' (arXiv 2505.11821) and their family 'returns'; or 'gigpo' (arXiv 2505.10978). "
+            "(arXiv 2511.14846), 'mt_grpo' (arXiv 2505.11821) and their family 'returns'; 'gigpo' (arXiv 2505.10978); or 'turn_ppo' "
+            "(generalised advantages from a critic, arXiv 2512.17008). "
             "Or a subclass of a2tgpo_trl.credit.Estimator of your own: its dotted name on the command line, the class or an object of "
             "it in Python."
         },
@@ -134,7 +136,8 @@ class A2TGPOConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "Discount γ in [0, 1] per turn (equation 4). With 0 a turn gets credit for its own gain or reward alone. "
-            "Default: 0.9 with 'gtpo', 0 with 'mt_grpo', 0.95 with 'gigpo', 0.8 with 'trace', 1 with the others."
+            "Default: 0.9 with 'gtpo', 0 with 'mt_grpo', 0.95 with 'gigpo', 0.8 with 'trace', 0.99 with "
+            "'turn_ppo', 1 with the others."
         },
     )
     turn_clip_strength: float = field(
@@ -208,6 +211,40 @@ class A2TGPOConfig(GRPOConfig):
     turn_reward_weights: list[float] | None = field(
         default=None,
         metadata={"help": "Weight of each of the trainer's turn_reward_funcs. Default: 1 each."},
+    )
+    gae_lambda: float = field(
+        default=0.9,
+        metadata={
+            "help": "λ in [0, 1] of generalised advantages: with 0 a turn is judged by the critic's next value alone, with 1 by all "
+            "rewards to come."
+        },
+    )
+    whiten_advantages: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether advantages get mean 0 and standard deviation 1 over all turns of a generation batch, each turn once."
+        },
+    )
+    critic_layers: int = field(
+        default=2,
+        metadata={
+            "help": "Blocks of the critic, which starts as a copy of the policy's first ones, with embedding and final norm, in float32. 0: "
+            "a value head on the policy's last hidden states, whose loss trains the policy too."
+        },
+    )
+    critic_learning_rate: float = field(
+        default=1e-5,
+        metadata={"help": "Learning rate of the critic, on the policy's schedule."},
+    )
+    vf_coef: float = field(
+        default=0.5,
+        metadata={"help": "Weight > 0 of the critic's squared error in the loss."},
+    )
+    cliprange_value: float | None = field(
+        default=0.2,
+        metadata={
+            "help": "How far from the value at the time of the rollout a change of the critic lowers its error. None: no limit."
+        },
     )
     belief_measure: str = field(
         default="logprob",
@@ -501,6 +538,15 @@ class A2TGPOConfig(GRPOConfig):
         self._check_range("turn_gamma", "γ", gamma is None or 0 <= gamma <= 1, "in [0, 1]")
         self._check_range("turn_clip_strength", "β", 0 <= self.turn_clip_strength < 1, "in [0, 1)")
         self._check_range("gain_noise_floor", "σ", self.gain_noise_floor >= 0, "at least 0")
+        self._check_critic()
+
+    def _check_critic(self) -> None:
+        clip = self.cliprange_value
+        self._check_range("gae_lambda", "λ", 0 <= self.gae_lambda <= 1, "in [0, 1]")
+        self._check_range("critic_layers", "blocks", self.critic_layers >= 0, "at least 0 (0: a head on the policy)")
+        self._check_range("critic_learning_rate", "per step", self.critic_learning_rate > 0, "above 0")
+        self._check_range("vf_coef", "weight", self.vf_coef > 0, "above 0")
+        self._check_range("cliprange_value", "reward", clip is None or clip > 0, "above 0, or None for no limit")
 
     def _check_with_estimator(self) -> None:
         if unmeasured := [signal for signal in self.signals if signal not in SIGNALS]:
@@ -556,6 +602,11 @@ class A2TGPOConfig(GRPOConfig):
             )
         if self.tool_loop == "trl":
             self._check_unread_by_trls_loop(defaults)
+        if self.importance_sampling_level == "turn_product" and self.loss_type == "vespo":
+            raise ValueError(
+                "loss_type='vespo' sums the log ratios of tokens, and importance_sampling_level='turn_product' gives each token the sum "
+                "of its turn: choose importance_sampling_level='token', or another loss type, such as 'dapo'."
+            )
         if self.loss_type in ("sapo", "vespo") and "turn_clip_strength" in read and self.turn_clip_strength:
             raise ValueError(
                 f"loss_type={self.loss_type!r} has no clip range for turn_clip_strength={self.turn_clip_strength} to "

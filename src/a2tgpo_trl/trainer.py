@@ -45,11 +45,15 @@ from .signals.beliefs.signal import Beliefs
 from .signals.finite_rewards import marking_nan, without_infinite
 from .signals.states import States
 from .signals.turn_rewards import TurnRewards
+from .signals.values import Values
 
 logger = logging.get_logger(__name__)
 
-SIGNALS = {"beliefs": Beliefs, "turn_rewards": TurnRewards, "states": States}
+SIGNALS = {"beliefs": Beliefs, "turn_rewards": TurnRewards, "states": States, "values": Values}
 """By the name under which estimators ask for them."""
+
+TURN_RATIOS = {"turn": "mean", "turn_product": "sum"}
+"""Levels of `importance_sampling_level` that are a turn's → how the log ratios of its tokens are joined."""
 
 
 class A2TGPOTrainer(GRPOTrainer):
@@ -89,7 +93,8 @@ class A2TGPOTrainer(GRPOTrainer):
     - `_tool_call_loop`: the loop of this library, in which tools run beside generation.
     - `_calculate_rewards`: gives reward functions the turns; NaN and infinite rewards count as missing.
     - `_generate_and_score_completions`: measures signals, and adds the credit of turns.
-    - `_compute_loss`: the turn's ratio and clip range.
+    - `_compute_loss`: the turn's ratio and clip range, and the loss of signals that are learned.
+    - `create_optimizer`, `_save`, `_load_from_checkpoint`: what is learned beside the policy, such as a critic.
     - `_set_signature_columns_if_needed`: keeps the answer column.
     - `_log_completion_extra`, `log`: names that are taken are refused, and tables take values of any type.
     - `train`, `_run_epoch`: resume from complete checkpoints alone; a finished run trains no further.
@@ -357,12 +362,16 @@ class A2TGPOTrainer(GRPOTrainer):
     def _compute_loss(self, model, inputs):
         scale = inputs.get("clip_scale", 1.0)
         settings = {"epsilon_low": self.epsilon_low * scale, "epsilon_high": self.epsilon_high * scale}
-        if self.args.importance_sampling_level == "turn":
-            inputs = dict(inputs)  # TRL uses the batch again, and this level changes what it says of the old policy
-            compute = partial(_with_turn_level_old_logps, self._get_per_token_logps_and_entropies, inputs)
+        if reduction := TURN_RATIOS.get(self.args.importance_sampling_level):
+            inputs = dict(inputs)  # TRL uses the batch again, and these levels change what it says of the old policy
+            compute = partial(_with_turn_level_old_logps, self._get_per_token_logps_and_entropies, inputs, reduction)
             settings |= {"importance_sampling_level": "token", "_get_per_token_logps_and_entropies": compute}
-        with replaced(self, **settings):
-            return super()._compute_loss(model, inputs)
+        with ExitStack() as stack:
+            for signal in self.signals.values():
+                stack.enter_context(signal.while_computing_loss(model))
+            with replaced(self, **settings):
+                loss = super()._compute_loss(model, inputs)
+        return sum((signal.loss(inputs) for signal in self.signals.values()), start=loss)
 
     # ---- logs --------------------------------------------------------------------------------------------------
 
@@ -385,6 +394,26 @@ class A2TGPOTrainer(GRPOTrainer):
         with replaced(self, _logs=table), replaced(grpo_trainer, print_prompt_completions_sample=print_plainly):
             super().log(logs, start_time)
 
+    # ---- what is learned beside the policy ---------------------------------------------------------------------
+
+    def create_optimizer(self, model=None):
+        optimizer = super().create_optimizer(model)
+        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for group in (group for signal in self.signals.values() for group in signal.param_groups()):
+            if id(group["params"][0]) not in known:  # a trainer may train again
+                optimizer.add_param_group(group)
+        return optimizer
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        for signal in self.signals.values():
+            signal.save(output_dir or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for signal in self.signals.values():
+            signal.load(resume_from_checkpoint)
+
     # ---- training as a whole -----------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
@@ -406,11 +435,14 @@ class A2TGPOTrainer(GRPOTrainer):
         super()._run_epoch(*args, **kwargs)
 
 
-def _with_turn_level_old_logps(compute: Callable, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+def _with_turn_level_old_logps(
+    compute: Callable, inputs: dict[str, Any], reduction: str, *args: Any, **kwargs: Any
+) -> Any:
     """TRL's log-probabilities; with them the old ones in `inputs` become such that a token's ratio is its turn's."""
     logps, entropies, aux_loss = compute(*args, **kwargs)
-    if "old_per_token_logps" in inputs:
-        inputs["old_per_token_logps"] = turn_level_old_logps(logps, inputs["old_per_token_logps"], inputs["turn_ids"])
+    if (old := inputs.get("old_per_token_logps")) is not None:
+        inputs.setdefault("sampling_per_token_logps", old)  # which TRL's off_policy_mask_threshold sums up
+        inputs["old_per_token_logps"] = turn_level_old_logps(logps, old, inputs["turn_ids"], reduction)
     return logps, entropies, aux_loss
 
 

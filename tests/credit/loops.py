@@ -82,6 +82,9 @@ def random_turns(seed, num_generations=4, groups=4) -> Turns:
     )
     turn_rewards = cells(lambda: rng.choice([rng.gauss(0, 1), 0.0, -0.1, NAN]), num_turns)
     states = [[rng.choice([0, 7, -5, 2**60]) if k < num_turns[i] else -1 for k in range(width)] for i in range(n)]
+    values = cells(lambda: rng.gauss(0, 1), num_turns, width + 1)
+    for i, row in enumerate(values):
+        row[num_turns[i]] = 0.0 if answered[i] else rng.gauss(0, 1)  # a limit cut it off
     return Turns(
         outcome=torch.tensor(outcome, dtype=torch.float64),
         rewards=torch.tensor(rewards, dtype=torch.float64),
@@ -92,6 +95,7 @@ def random_turns(seed, num_generations=4, groups=4) -> Turns:
             "beliefs": torch.tensor(beliefs, dtype=torch.float64),
             "turn_rewards": torch.tensor(turn_rewards, dtype=torch.float64),
             "states": torch.tensor(states),
+            "values": torch.tensor(values, dtype=torch.float64),
         },
         answered=torch.tensor(answered),
     )
@@ -203,6 +207,16 @@ def gigpo(turns, o):
     ahead = to_go(rewards_with_outcome(turns, o.turn_credit_groups), o.turn_gamma)
     step = compare(ahead, lambda i, k: (i // size, states[i][k]), scale=o.turn_scale)
     return added(turns, step, o.turn_advantage_coef)
+
+
+def turn_ppo(turns, o):
+    rewards, values = rewards_with_outcome(turns, "all"), numbers(turns.signals["values"])
+    deltas = {(i, k): r + o.turn_gamma * values[i, k + 1] - values[i, k] for (i, k), r in rewards.items()}
+    credit = to_go(deltas, o.turn_gamma * o.gae_lambda)
+    if o.whiten_advantages and credit:
+        mean, deviation = statistics.mean(credit.values()), statistics.pstdev(credit.values()) + 1e-6
+        credit = {cell: (value - mean) / deviation for cell, value in credit.items()}
+    return [[credit.get((i, k), 0.0) for k in range(turns.max_turns)] for i in range(len(turns.outcome))]
 
 
 def trace(turns, o, window=3, fill=2.0):

@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("module", ["comparison", "credit", "ratio", "turns"])
+@pytest.mark.parametrize("module", ["advantage", "comparison", "credit", "ratio", "turns"])
 def test_examples(module):
     result = doctest.testmod(importlib.import_module(f"a2tgpo_trl.functional.{module}"))
     assert result.attempted > 0

@@ -26,7 +26,7 @@ def warn_of_settings(args: A2TGPOConfig, protocol: str | None) -> None:
             "or num_iterations above 1."
         )
     widest = max(args.epsilon, args.epsilon_high or 0.0)
-    if args.importance_sampling_level != "token" and args.loss_type != "cispo" and widest >= 0.1:
+    if args.importance_sampling_level in ("turn", "sequence") and args.loss_type != "cispo" and widest >= 0.1:
         logger.warning(
             f"epsilon={args.epsilon} and epsilon_high={args.epsilon_high} suit the ratio of a token; the ratio of a "
             f"{args.importance_sampling_level} moves far less and will hardly ever reach them. Leave them unset, or set "

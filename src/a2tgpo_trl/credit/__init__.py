@@ -13,6 +13,7 @@ from .outcome import without_rounding
 from .returns import Returns
 from .schedule import SCHEDULES, scheduled
 from .trace import TRACE
+from .turn_ppo import TurnPPO
 
 ESTIMATORS: dict[str, type[Estimator]] = {
     "a2tgpo": A2TGPO,
@@ -24,6 +25,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "gtpo": GTPO,
     "mt_grpo": MTGRPO,
     "gigpo": GiGPO,
+    "turn_ppo": TurnPPO,
 }
 """By the name that `advantage_estimator` takes."""
 
@@ -44,6 +46,7 @@ __all__ = [
     "GiGPO",
     "Returns",
     "TurnCredit",
+    "TurnPPO",
     "Turns",
     "check_credit",
     "estimator_of",

@@ -22,6 +22,7 @@ SIGNALS = MappingProxyType(
         ),
         "turn_rewards": ("turn_reward_weights",),
         "states": (),
+        "values": ("critic_layers", "critic_learning_rate", "vf_coef", "cliprange_value"),
     }
 )
 """What can be measured for an estimator → the options of its measurement."""
@@ -45,7 +46,8 @@ class Turns:
             answer at the prompt and after each observation, NaN where absent. `"beliefs_before_observation"`, shape `(N, K)`:
             that at the end of each tool turn's own text, with `gain_from="turn_end"` alone. `"turn_rewards"`, shape `(N, K)`: the reward of
             each turn, NaN where it has none. `"states"`, shape `(N, K)`, long: the state before each turn, equal numbers for
-            the same state of a prompt, -1 where there is no turn.
+            the same state of a prompt, -1 where there is no turn. `"values"`, shape `(N, K + 1)`: what a critic expects before each
+            turn; after the last one 0, or the value of the last state where a limit cut the rollout off; NaN elsewhere.
         answered (`Tensor`, shape `(N,)`, *optional*): Whether the last turn is an answer turn; not so where the completion was
             cut off, or ended at a call. Default: where no observation follows the last turn.
 
@@ -67,8 +69,8 @@ class Turns:
     @property
     def max_turns(self) -> int:
         """`K`."""
-        for name, values in self.signals.items():  # all as wide, but for the belief at the prompt
-            return values.size(1) - (name == "beliefs")
+        for name, values in self.signals.items():  # all as wide, but for what is known of the prompt too
+            return values.size(1) - (name in ("beliefs", "values"))
         return max(int(self.num_turns.max()), 1)
 
     @property
@@ -131,12 +133,15 @@ class TurnCredit:
             outcome advantage.
         columns (`dict[str, Tensor]`): What else metrics, tables and records are to show, each of shape `(N, K)`, NaN where a
             turn has no value.
+        value_targets (`Tensor`, shape `(N, K)`, *optional*): What the critic is to learn of the state before each turn; NaN for
+            nothing. Needs the signal `"values"`.
     """
 
     advantages: Tensor
     clip_scale: Tensor | None = None
     outcome_part: Tensor | None = None
     columns: dict[str, Tensor] = field(default_factory=dict)
+    value_targets: Tensor | None = None
 
 
 class Estimator:
@@ -214,7 +219,8 @@ def check_credit(estimator: Estimator, turns: Turns, credit: TurnCredit) -> None
         turns ([`Turns`]), credit ([`TurnCredit`]): What it was given for, and what.
 
     Raises:
-        ValueError: If a tensor has another shape, an advantage is NaN, or columns are missing or too many.
+        ValueError: If a tensor has another shape, an advantage is NaN, columns are missing or too many, or a critic is asked and
+            not taught.
     """
     name, per_completion = type(estimator).__name__, tuple(turns.outcome.shape)
     per_turn = (*per_completion, turns.max_turns)
@@ -224,6 +230,7 @@ def check_credit(estimator: Estimator, turns: Turns, credit: TurnCredit) -> None
             "make them the same."
         )
     given = {"advantages": credit.advantages, "clip_scale": credit.clip_scale, "outcome_part": credit.outcome_part}
+    given["value_targets"] = credit.value_targets
     for tensor, values in (given | credit.columns).items():
         shapes = [per_turn, per_completion] if tensor == "advantages" else [per_turn]
         if values is not None and tuple(values.shape) not in shapes:
@@ -231,6 +238,12 @@ def check_credit(estimator: Estimator, turns: Turns, credit: TurnCredit) -> None
                 f"{name}.credit gave {tensor} of shape {tuple(values.shape)}: expected {' or '.join(map(str, shapes))}, "
                 "completions × turns."
             )
+    if credit.value_targets is None and "values" in estimator.signals:
+        raise ValueError(
+            f"{name} asks a critic and teaches it nothing: give TurnCredit(..., value_targets=…), such as advantages + values."
+        )
+    if credit.value_targets is not None and "values" not in turns.signals:
+        raise ValueError(f'{name} gave value_targets, and no critic was asked: state "values" in {name}.signals.')
     if credit.advantages.isnan().any():
         raise ValueError(
             f"{name}.credit gave advantages that are NaN: a turn without a process signal has the outcome's alone, for "

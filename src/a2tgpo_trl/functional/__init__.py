@@ -6,6 +6,7 @@ Axes: `N` completions, rows of one prompt together (`num_generations` consecutiv
 with NaN; `B` completions of a batch; `T` completion tokens. Masks are 1 where a token counts.
 """
 
+from .advantage import explained_variance, generalized_advantages, value_loss, whiten
 from .comparison import (
     COMPARISONS,
     comparison_sets,
@@ -25,11 +26,12 @@ from .credit import (
     with_outcome,
 )
 from .ratio import turn_level_old_logps, turn_log_ratio
-from .turns import observation_ends, spread_turns, turn_ends, turn_ids
+from .turns import observation_ends, spread_turns, turn_ends, turn_ids, turn_starts
 
 __all__ = [
     "COMPARISONS",
     "turn_ids",
+    "turn_starts",
     "turn_ends",
     "observation_ends",
     "spread_turns",
@@ -44,6 +46,10 @@ __all__ = [
     "accumulate",
     "windowed_mean",
     "discounted_outcome",
+    "generalized_advantages",
+    "whiten",
+    "value_loss",
+    "explained_variance",
     "turn_advantages",
     "adaptive_clip_scale",
     "turn_log_ratio",

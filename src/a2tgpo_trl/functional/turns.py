@@ -53,6 +53,28 @@ def observation_ends(completion_mask: Tensor, tool_mask: Tensor | None = None) -
     return _last_places(latest_turn.where(observed, -1), _max_turns(ids))
 
 
+def turn_starts(turn_ids: Tensor) -> Tensor:
+    """
+    Find where each turn's own text starts: the length of the completion before it.
+
+    Args:
+        turn_ids (`Tensor`, shape `(B, T)`, long):
+            Turn of each token, -1 off-turn.
+
+    Returns:
+        `Tensor`, shape `(B, K)`, long: the number of completion tokens before the turn; -1 where there is none. `K` is the
+        largest number of turns of a row, at least 1.
+
+    Example:
+        >>> turn_starts(torch.tensor([[0, 0, -1, -1, 1, -1], [0, -1, -1, -1, -1, -1]]))
+        tensor([[ 0,  4],
+                [ 0, -1]])
+    """
+    first = turn_ids.clone()
+    first[:, 1:] = first[:, 1:].where(turn_ids[:, 1:] != turn_ids[:, :-1], -1)
+    return (_last_places(first, _max_turns(turn_ids)) - 1).clamp(min=-1)
+
+
 def turn_ends(turn_ids: Tensor) -> Tensor:
     """
     Find where each turn's own text ends: the length of the completion up to and including it.

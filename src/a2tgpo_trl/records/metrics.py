@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..credit import TurnCredit, Turns
+from ..functional import explained_variance
 from ..rollout import StopReason, ToolLoop
 
 
@@ -27,6 +28,9 @@ def credit_metrics(turns: Turns, credit: TurnCredit) -> dict[str, float]:
     metrics = _turn_metrics(turns, credit)
     if "beliefs" in turns.signals:
         metrics |= _belief_metrics(turns)
+    if credit.value_targets is not None:
+        values = turns.signals["values"][:, :-1]
+        metrics["critic/explained_variance"] = explained_variance(values, credit.value_targets)
     for name, values in credit.columns.items():
         metrics |= _gain_metrics(values, turns) if name == "normalized_gain" else {f"{name}/mean": values.nanmean()}
     return dict(zip(metrics, torch.stack([value.float() for value in metrics.values()]).tolist(), strict=True))

@@ -1,8 +1,11 @@
 """[`Signal`]: what an advantage estimator reads beside the outcome, measured for each batch of rollouts."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from trl import GRPOTrainer
 
 from ..batch import GenerationBatch
@@ -10,7 +13,7 @@ from ..batch import GenerationBatch
 
 class Signal:
     """
-    One that measures nothing; subclasses override what they need.
+    One that measures nothing and learns nothing; subclasses override what they need.
 
     Args:
         trainer ([`A2TGPOTrainer`]): Set up but for its signals.
@@ -49,6 +52,47 @@ class Signal:
             it.
         """
         raise NotImplementedError(f"{type(self).__name__} has no method measure(batch, ends).")
+
+    def while_computing_loss(self, model: nn.Module) -> AbstractContextManager:
+        """
+        What is to be in force while TRL computes the loss of a micro-batch.
+
+        Args:
+            model (`nn.Module`): The policy, as the trainer has wrapped it.
+        """
+        return nullcontext()
+
+    def loss(self, inputs: Mapping[str, Any]) -> Tensor | float:
+        """
+        What a signal that is learned adds to the loss of a micro-batch, scaled for gradient accumulation.
+
+        Args:
+            inputs (`Mapping[str, Any]`): The tensors of the micro-batch.
+        """
+        return 0.0
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups of the optimizer with what it trains beside the policy."""
+        return []
+
+    def save(self, folder: str | Path) -> None:
+        """
+        Write what it has learned.
+
+        Args:
+            folder (`str` or `Path`): Where the policy is saved; to be called by one process.
+        """
+
+    def load(self, folder: str | Path) -> None:
+        """
+        Read what it had learned.
+
+        Args:
+            folder (`str` or `Path`): Of a checkpoint.
+
+        Raises:
+            ValueError: If it is not there, or does not fit.
+        """
 
 
 def gather_turns(batch: GenerationBatch, table: Tensor, fill: float) -> Tensor:
