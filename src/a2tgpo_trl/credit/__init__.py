@@ -3,6 +3,7 @@
 from ..functional import COMPARISONS
 from .a2tgpo import A2TGPO
 from .a2tgpo_stop import A2TGPOStop
+from .at2po import AT2PO
 from .base import CREDIT_GROUPS, SIGNALS, Estimator, TurnCredit, Turns, check_credit, options_read
 from .gigpo import GiGPO
 from .grpo import GRPO
@@ -23,11 +24,13 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "gtpo": GTPO,
     "mt_grpo": MTGRPO,
     "gigpo": GiGPO,
+    "at2po": AT2PO,
 }
 """By the name that `advantage_estimator` takes."""
 
 __all__ = [
     "A2TGPO",
+    "AT2PO",
     "COMPARISONS",
     "CREDIT_GROUPS",
     "ESTIMATORS",
