@@ -189,7 +189,7 @@ class Unpicklable(Estimator):
         (
             Unmeasured,
             {},
-            r"needs 'noise' with these options, which is not measured: there are beliefs, turn_rewards, states\. Choose another",
+            r"needs 'noise' with these options, which is not measured: there are beliefs, turn_rewards, states\b.*\. Choose another",
         ),
         (Misspelt, {}, r"Misspelt.options names 'turn_gama', which is no option of A2TGPOConfig"),
         (Fixing, {}, r"Fixing.defaults names 'turn_rescale', which cannot depend on the estimator"),
