@@ -97,6 +97,7 @@ def test_every_metric_that_a_run_logs_is_explained(build):
         dict(beta=0.01, max_steps=2, peft_config=adapter),
         dict(advantage_estimator="trace", max_steps=1),
         dict(advantage_estimator="gigpo", max_steps=1, turn_reward_funcs=format_penalty),
+        dict(advantage_estimator="at2po", max_steps=1, tree_chains=4),
     ]
     logged = set()
     for options in runs:

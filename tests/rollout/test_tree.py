@@ -182,9 +182,8 @@ def test_a_fork_has_the_tokens_before_the_turn_and_nothing_in_common():
         Turn([3], {"content": "z"}, node=1),
     ]
     forked = fork(rollout, 1)
-    #                                       1  2  5
-    assert forked.context_ids == [9, 1, 2, 5]
-    assert forked.tool_mask == [1, 1, 0]
+    assert forked.prompt_ids == [9]
+    assert list(zip(forked.completion_ids, forked.tool_mask, strict=True)) == [(1, 1), (2, 1), (5, 0)]
     assert forked.logprobs == [-1.0, -2.0, 0.0]
     assert (forked.stop_reason, forked.state, forked.num_shared_turns) == (None, "s", 1)
     (turn,) = forked.turns
