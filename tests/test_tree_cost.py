@@ -20,4 +20,4 @@ def test_trees_are_paired_with_chains():
     assert figures["chains"]["generated_tokens"] > 0
     assert figures["chains_over_trees"]["generated_tokens"]["median"] > 1
     assert figures["trees"]["tree/leaves_per_chain"] > 1
-    assert 0 < figures["chains_over_trees"]["seconds"]["min"]
+    assert figures["chains_over_trees"]["seconds"]["min"] > 0

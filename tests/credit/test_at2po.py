@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from a2tgpo_trl.credit import AT2PO, Turns
 from a2tgpo_trl.functional import leaves_below, tree_values
+from conftest import same, weights
 
 SEEDS = range(12)
 
@@ -206,8 +207,6 @@ def test_baselines_that_there_are_not():
 
 def test_training_without_an_expansion_is_training_with_grpo(build):
     """The same weights, bit for bit: scripted rollouts, two updates."""
-    from conftest import same, weights
-
     shared = dict(
         importance_sampling_level="turn", loss_type="grpo", skip_empty_updates=True, per_device_train_batch_size=4
     )

@@ -16,6 +16,7 @@ from a2tgpo_trl.functional import leaves_below, observation_ends
 from a2tgpo_trl.records import read_turns
 from a2tgpo_trl.rollout import Rollout, StopReason, ToolCall, Turn
 from a2tgpo_trl.rollout.tree import Branch, TreePlan, choose, fork, number_nodes
+from conftest import CHAT_ROWS, chat_correct, chat_rollouts
 
 GROUP = 8
 TREE = {"tree_chains": 3, "tree_expansions": 2}  # rounds of 2, 2 and 1
@@ -247,6 +248,25 @@ def test_each_prompt_gets_its_leaves(trainers, protocol, options):
         assert tensors["tool_mask"][i, :length].tolist() == rollout.tool_mask
         assert len(rollout.logprobs) == length
     assert batch.turns.num_turns.tolist() == [len(rollout.turns) for rollout in batch.rollouts]
+
+
+def test_calls_of_a_chat_template(build):
+    """Read by TRL's own parser, which also gets the rows that are not written yet."""
+    options = dict(advantage_estimator="at2po", tree_chains=2, tree_choice="random", per_device_train_batch_size=4)
+    trainer = build(
+        chat_rollouts(),
+        reward=chat_correct,
+        dataset=Dataset.from_list(CHAT_ROWS),
+        processing_class=tiny.chat_tokenizer(),
+        steps_per_generation=1,
+        **options,
+    )
+    trainer.model.train()
+    rollouts = trainer._roll_out(CHAT_ROWS[:4]).rollouts
+    assert [rollout.num_shared_turns is None for rollout in rollouts] == [True, True, False, False]
+    assert len(set(map(path, rollouts))) == 4
+    assert all(turn.calls for rollout in rollouts for turn in rollout.turns[:-1])
+    assert [rollout.stop_reason for rollout in rollouts] == [StopReason.ANSWERED] * 4
 
 
 def test_the_mask_of_a_fork(trainers):

@@ -12,7 +12,7 @@ class AT2PO(Estimator):
     """
     Each turn has the value of its node: a mean of what became of the leaves below it, weighted by surprisal.
 
-    Without an expansion (`tree_chains=num_generations`) each turn has the outcome's advantage, as with GRPO.
+    It needs `tree_chains`. Without an expansion (`tree_chains=num_generations`) each turn has the outcome's advantage, as with GRPO.
 
     Args:
         baseline (`str`, default `"none"`): What is subtracted from a turn's value: `"none"`, nothing; `"parent"`, the value of the

@@ -95,19 +95,17 @@ def choose(leaves: Sequence[Rollout], number: int, plan: TreePlan) -> list[Branc
     Raises:
         ValueError: If log-probabilities are missing by which to choose.
     """
-    candidates = _candidates(leaves, plan)
-    siblings = Counter(
-        {leaf.turns[k].node: _parent(leaf, k) for leaf in leaves for k in range(len(leaf.turns))}.values()
-    )
-    prompt = _Candidate(Branch(0, 0), None, 0.0)
+    prompt, candidates = _Candidate(Branch(0, 0), None, 0.0), _candidates(leaves, plan)
+    parents = {turn.node: _parent(leaf, k) for leaf in leaves for k, turn in enumerate(leaf.turns)}
+    siblings = Counter(parents.values())  # a turn itself included
+
+    def score(candidate: _Candidate) -> tuple[float, float]:
+        others = 0 if candidate is prompt else siblings[candidate.parent] - 1
+        value = candidate.surprisal - plan.sibling_penalty * others if plan.by_surprisal else 0.0
+        return value, plan.rng.random()
+
     branches = []
-    while len(branches) < number:
-
-        def score(candidate: _Candidate) -> tuple[float, float]:
-            others = 0 if candidate is prompt else siblings[candidate.parent] - 1
-            value = candidate.surprisal - plan.sibling_penalty * others if plan.by_surprisal else 0.0
-            return value, plan.rng.random()
-
+    for _ in range(number):
         best = max([prompt, *candidates], key=score)
         if best is not prompt:
             candidates.remove(best)
