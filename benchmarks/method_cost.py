@@ -29,7 +29,7 @@ BASELINE = "grpo"
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = add_demo_model(make_parser(__doc__, rounds=6))
-    others = [name for name in ESTIMATORS if name != BASELINE]
+    others = [name for name, cls in ESTIMATORS.items() if name != BASELINE and "tree" not in cls.signals]
     parser.add_argument("--methods", nargs="+", choices=others, default=others, help="which to pair with GRPO")
     return parser.parse_args(arguments)
 

@@ -85,6 +85,10 @@ GROUPS = {
         "How turns are generated together; see [rollout.md](rollout.md#who-waits-for-whom).",
         ("reuse_history", "lockstep"),
     ),
+    "Trees": (
+        "Rollouts that begin as others did; see [rollout.md](rollout.md#trees).",
+        ("tree_chains", "tree_expansions", "tree_choice", "tree_sibling_penalty", "tree_shared_turns"),
+    ),
     "Records": (
         "What is kept of every turn; see [metrics.md](metrics.md#turn-records).",
         ("turn_records", "turn_records_max_mb", "turn_table_steps"),

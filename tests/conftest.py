@@ -12,6 +12,7 @@ from datasets import Dataset
 
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.credit import ESTIMATORS
 
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it gives
 
@@ -81,6 +82,11 @@ def chat_correct(completions, **kwargs):
 
 
 CHAT_ROWS = [{"prompt": [{"role": "user", "content": QUESTION}], "answer": ["Paris"]}] * 8
+
+
+def needed_by(estimator):
+    """Options without which an estimator cannot work; groups have at least four rollouts, which are no tree yet."""
+    return {"tree_chains": 4} if "tree" in ESTIMATORS[estimator].signals else {}
 
 
 def weights(trainer):

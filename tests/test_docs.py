@@ -15,6 +15,7 @@ from a2tgpo_trl.functional import observation_ends, turn_ids
 from a2tgpo_trl.records import SCHEMA
 from a2tgpo_trl.rewards import format_penalty
 from a2tgpo_trl.rollout import StopReason, ToolCall, Turn
+from conftest import needed_by
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -98,6 +99,7 @@ def test_every_metric_that_a_run_logs_is_explained(build):
         dict(advantage_estimator="trace", max_steps=1),
         dict(advantage_estimator="turn_ppo", max_steps=1),
         dict(advantage_estimator="gigpo", max_steps=1, turn_reward_funcs=format_penalty),
+        dict(advantage_estimator="at2po", max_steps=1, tree_chains=4),
     ]
     logged = set()
     for options in runs:
@@ -160,7 +162,7 @@ def test_the_comparison_says_what_the_class_says(name):
     cls, row = ESTIMATORS[name], methods()[name]
     assert row["paper"] == (cls.paper or "in no paper")
     assert named(row["reads"]) == [*cls.signals, *cls.optional_signals]
-    config = A2TGPOConfig("unused", advantage_estimator=name, use_cpu=True, bf16=False)
+    config = A2TGPOConfig("unused", advantage_estimator=name, use_cpu=True, bf16=False, **needed_by(name))
     assert named(row["options"]) == [f"{option}={getattr(config, option)}" for option in cls.options]
     text = (DOCS / "methods.md").read_text(encoding="utf-8")
     assert f"[`{name}`](#{name})" in text and f"\n## {name}\n" in text

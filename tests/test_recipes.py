@@ -22,6 +22,7 @@ from a2tgpo_trl.cli.train import TrainArguments
 from a2tgpo_trl.credit import ESTIMATORS, options_read
 from a2tgpo_trl.search import BM25Search
 from a2tgpo_trl.search.server import make_app
+from conftest import needed_by
 from serving import serving
 
 COMPLETE = ("demo", "colab-t4", "paper-multihop", "paper-singlehop")
@@ -171,7 +172,7 @@ def test_a_method_is_itself_whatever_the_recipe(method, recipe):
     names |= {"epsilon", "epsilon_high"} if alone.importance_sampling_level in ("token", "turn_product") else set()
     assert {name: getattr(added, name) for name in names} == {name: getattr(alone, name) for name in names}
     if method != "returns":  # whose recipe shows another choice than its defaults
-        default = A2TGPOConfig("unused", advantage_estimator=method, use_cpu=True, bf16=False)
+        default = A2TGPOConfig("unused", advantage_estimator=method, use_cpu=True, bf16=False, **needed_by(method))
         assert {name: getattr(alone, name) for name in names} == {name: getattr(default, name) for name in names}
 
 

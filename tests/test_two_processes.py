@@ -33,7 +33,8 @@ def test_two_processes_against_one(tmp_path):
     ways = ("", "_by_trees", "_by_prefixes", "_otherwise")
     gains = [f"information_gain{way}" for way in ways]
     assert not torch.equal(alone["information_gain"][1], alone["information_gain_otherwise"][1])
-    methods = [f"advantages of {name}" for name in ESTIMATORS]
+    methods = [key for key in alone if key.startswith("advantages of ")]
+    assert len(methods) >= len(ESTIMATORS) - 1  # trees do not span processes
     for key in ("advantages", *methods, *gains, "clip_scale"):
         together = [row for part in pair for row in part[key]]
         for left, right in zip(alone[key], together, strict=True):
@@ -78,3 +79,17 @@ def test_the_command_on_two_processes(tmp_path, monkeypatch):
     alone, together = ((tmp_path / f"{processes}.jsonl").read_text() for processes in (1, 2))
     assert together == alone
     assert [json.loads(line)["index"] for line in alone.splitlines()[1:]] == [0, 1, 2, 3, 4]
+
+
+def test_trees_on_two_processes(tmp_path):
+    """A tree each, in as many collective generations, and the credit of both on each."""
+    launch(2, str(WORKER.with_name("trees_worker.py")), str(tmp_path))
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first["generations"] == second["generations"]
+    assert first["paths"] != second["paths"]
+    assert all(len(set(map(tuple, part["paths"]))) == 4 for part in (first, second))
+    nodes = first["nodes"]
+    assert [[node for node in row if node >= 0] for row in nodes.tolist()] == first["paths"] + second["paths"]
+    assert torch.equal(nodes, second["nodes"])
+    torch.testing.assert_close(first["values"], second["values"], rtol=0, atol=0, equal_nan=True)
+    assert first["metrics"] == second["metrics"] and first["metrics"]["tree/leaves_per_chain"] >= 1

@@ -62,7 +62,7 @@ def main(folder: Path) -> None:
     otherwise = build(rows, **options, **OTHER_BELIEFS)
     aliases = [row | {"answer": ["Paris", "Lutetia", "the city of Lyon"]} for row in rows[:share]]
     outcome = build(rows, **options, advantage_estimator="grpo", skip_empty_updates=True)
-    others = {name: by_method(name, rows, share, options) for name in ESTIMATORS}
+    others = {name: by_method(name, rows, share, options) for name in OF_CHAINS}
     critics = {layers: trained_critic(rows, options, layers) for layers in (2, 0)}
     torch.save(
         {
@@ -89,6 +89,10 @@ def main(folder: Path) -> None:
         },
         folder / f"{processes}-{rank}.pt",
     )
+
+
+# Trees need whole groups on each process
+OF_CHAINS = [name for name, estimator in ESTIMATORS.items() if "tree" not in estimator.signals]
 
 
 def by_method(name, rows, share, options):

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from .credit import TurnCredit, Turns, without_rounding
-from .functional import observation_ends, spread_turns, turn_ids
+from .functional import leaves_below, observation_ends, spread_turns, turn_ids
 from .rollout import Rollout, StopReason
 
 
@@ -97,15 +97,18 @@ class GenerationBatch:
             outcome = without_rounding(outcome, rewards.isnan(), self.num_generations)
         self.turns = Turns(outcome, rewards, num_turns, num_tool_turns, self.num_generations, measured, answered)
 
-    def take_credit(self, credit: TurnCredit) -> None:
+    def take_credit(self, credit: TurnCredit, once_for_all_leaves: bool = True) -> None:
         """
         Write into the tensors what the losses of policy and critic read, and with beliefs the gains.
 
         Args:
             credit ([`TurnCredit`]): Of all processes.
+            once_for_all_leaves (`bool`): Whether a turn that leaves of a tree have in common counts as one in the loss; else it counts
+                in each of them.
         """
         self.credit, ids = credit, self.tensors["turn_ids"]
-        self.tensors["advantages"] = advantages = credit.advantages[self.local]
+        weighted = _shared_out(credit.advantages, self.turns) if once_for_all_leaves else credit.advantages
+        self.tensors["advantages"] = advantages = weighted[self.local]
         if advantages.dim() == 2:
             self.tensors["advantages"] = spread_turns(advantages, ids, fill=0.0)
         if credit.clip_scale is not None:
@@ -133,6 +136,14 @@ class GenerationBatch:
             rollout.rewards = dict(zip(names, rewards[i], strict=True))
             for k, turn in enumerate(rollout.turns):
                 turn.credit = {name: _number(rows[i], k) for name, rows in numbers.items()}
+
+
+def _shared_out(advantages: Tensor, turns: Turns) -> Tensor:
+    """Advantages, those of a turn divided among the completions that share it; the same where none is shared."""
+    leaves = leaves_below(turns.signals["nodes"], turns.num_generations) if "nodes" in turns.signals else None
+    if leaves is None or leaves.max() <= 1:
+        return advantages
+    return (advantages if advantages.dim() == 2 else advantages.unsqueeze(1)) / leaves.clamp(min=1)
 
 
 def _is_answered(rollout: Rollout, last_tokens: Collection[int]) -> bool:

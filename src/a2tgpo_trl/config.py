@@ -30,6 +30,10 @@ ANSWER_ALIASES = ("first", "max", "logsumexp")
 GAIN_STARTS = ("turn_start", "turn_end")
 TOOL_PROTOCOLS = ("auto", "chat", "tags")
 TOOL_LOOPS = ("a2tgpo", "trl")
+TREE_CHOICES = ("surprisal", "random")
+TREE_SHARED_TURNS = ("once", "per_leaf")
+TREE_OPTIONS = ("tree_expansions", "tree_choice", "tree_sibling_penalty", "tree_shared_turns")
+"""Options of trees, which `tree_chains` asks for."""
 LOOP_OPTIONS = (
     "answer_stop",
     "tool_concurrency",
@@ -39,6 +43,7 @@ LOOP_OPTIONS = (
     "max_observation_tokens",
     "reuse_history",
     "lockstep",
+    "tree_chains",
 )
 """Options of the tool loop of this package."""
 
@@ -80,7 +85,7 @@ class A2TGPOConfig(GRPOConfig):
         metadata={
             "help": "Over which tokens the importance ratio is averaged: 'turn' (equation 7), 'token' (GRPO) or "
             "'sequence' (GSPO); 'turn_product' is the ratio of the whole turn, the product over its tokens. Default: 'turn' with "
-            "'a2tgpo', 'a2tgpo_stop' and 'igpo', 'turn_product' with 'turn_ppo', 'token' with the others."
+            "'a2tgpo', 'a2tgpo_stop', 'igpo' and 'at2po', 'turn_product' with 'turn_ppo', 'token' with the others."
         },
     )
     epsilon: float | None = field(
@@ -101,7 +106,7 @@ class A2TGPOConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "TRL's loss type. The paper's is 'grpo', a mean over tokens, then over completions. Default: 'grpo' with "
-            "'a2tgpo', 'a2tgpo_stop' and 'igpo', 'dapo' with the others."
+            "'a2tgpo', 'a2tgpo_stop', 'igpo' and 'at2po', 'dapo' with the others."
         },
     )
     advantage_estimator: str = field(
@@ -111,8 +116,8 @@ class A2TGPOConfig(GRPOConfig):
             "their sum, arXiv 2510.14967, whose own importance ratio is per token); 'grpo' (TRL's outcome advantage alone: nothing is "
             "measured, and importance_sampling_level, epsilon, loss_type and skip_empty_updates default to what GRPOTrainer does); "
             "'trace' (log-ratios of beliefs, arXiv 2607.13988); 'a2tgpo_stop' (credit for stopping too, in no paper); 'gtpo' "
-            "(arXiv 2511.14846), 'mt_grpo' (arXiv 2505.11821) and their family 'returns'; 'gigpo' (arXiv 2505.10978); or 'turn_ppo' "
-            "(generalised advantages from a critic, arXiv 2512.17008). "
+            "(arXiv 2511.14846), 'mt_grpo' (arXiv 2505.11821) and their family 'returns'; 'gigpo' (arXiv 2505.10978); 'turn_ppo' "
+            "(generalised advantages from a critic, arXiv 2512.17008); or 'at2po' (outcomes backed up a tree of rollouts, arXiv 2601.04767). "
             "Or a subclass of a2tgpo_trl.credit.Estimator of your own: its dotted name on the command line, the class or an object of "
             "it in Python."
         },
@@ -384,12 +389,48 @@ class A2TGPOConfig(GRPOConfig):
             "collective: ZeRO-3, FSDP, vLLM server, vLLM with tensor parallelism."
         },
     )
+    tree_chains: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rollouts that each prompt of a training batch begins with. The others of its num_generations then begin as one of "
+            "them did: turns are written anew in rounds, and the rollouts of a prompt are the leaves of a tree. Paper: 10 of 22. "
+            "Default: all; no tree."
+        },
+    )
+    tree_expansions: int = field(
+        default=6,
+        metadata={
+            "help": "Most turns of a prompt that are written anew in one round, each as the start of a new rollout. The last round has "
+            "what is missing to num_generations. Paper: 6."
+        },
+    )
+    tree_choice: str = field(
+        default="surprisal",
+        metadata={
+            "help": "Which turns are written anew: 'surprisal', those whose tokens were least expected, by the mean of -log π less "
+            "tree_sibling_penalty, against 0 for a new rollout from the prompt; or 'random', any."
+        },
+    )
+    tree_sibling_penalty: float = field(
+        default=0.05,
+        metadata={
+            "help": "Nats that a turn's surprisal counts less for each other turn that was written in the same place (tree_choice="
+            "'surprisal'). Paper: 0.05."
+        },
+    )
+    tree_shared_turns: str = field(
+        default="once",
+        metadata={
+            "help": "How a turn that several rollouts share is trained on: 'once', its advantage divided by their number in each of "
+            "them; or 'per_leaf', in full in each, as in the release of the paper."
+        },
+    )
     skip_empty_updates: bool | None = field(
         default=None,
         metadata={
             "help": "Whether an optimizer step whose gradient is exactly zero leaves weights and optimizer state alone. "
             "TRL takes such steps: Adam's momentum moves the weights although there was nothing to learn from. Default: True with "
-            "'a2tgpo', 'a2tgpo_stop' and 'igpo', False with the others."
+            "'a2tgpo', 'a2tgpo_stop', 'igpo' and 'at2po', False with the others."
         },
     )
     turn_records: bool = field(
@@ -436,6 +477,7 @@ class A2TGPOConfig(GRPOConfig):
                 f"ig_tokens_per_batch must be at least 1, or None for TRL's batch size, got {self.ig_tokens_per_batch}."
             )
         self._check_rollouts()
+        self._check_tree()
         self._check_records()
         self._check_unread()
         self._check_with_estimator()
@@ -448,6 +490,7 @@ class A2TGPOConfig(GRPOConfig):
             self.epsilon, default_high = _CLIP_RANGES[self.importance_sampling_level]
             self.epsilon_high = default_high if self.epsilon_high is None else self.epsilon_high
         super().__post_init__()
+        self._check_whole_groups()
 
     @property
     def estimator(self) -> Estimator:
@@ -554,6 +597,11 @@ class A2TGPOConfig(GRPOConfig):
                 f"advantage_estimator={self.advantage_estimator!r} needs {unmeasured[0]!r} with these options, which is not "
                 f"measured: there are {', '.join(SIGNALS)}. Choose another estimator, or options that need nothing else."
             )
+        if "tree" in self.signals and self.tree_chains is None:
+            raise ValueError(
+                f"advantage_estimator={self.advantage_estimator!r} credits the turns of a tree, and tree_chains is not set: set it, for "
+                f"example to {max(self.num_generations // 2, 1)} of num_generations={self.num_generations}, or choose another estimator."
+            )
         self.estimator.check(self.options_for(self.estimator))
 
     def _check_range(self, option: str, symbol: str, valid: bool, expected: str) -> None:
@@ -576,6 +624,48 @@ class A2TGPOConfig(GRPOConfig):
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise ValueError(f"{option} must be at least 1, or None for no limit, got {value}.")
+
+    def _check_tree(self) -> None:
+        self._check_choice("tree_choice", TREE_CHOICES)
+        self._check_choice("tree_shared_turns", TREE_SHARED_TURNS)
+        defaults = {option.name: option.default for option in fields(self)}
+        if self.tree_chains is None:
+            for option in TREE_OPTIONS:
+                if getattr(self, option) != defaults[option]:
+                    raise ValueError(
+                        f"{option}={getattr(self, option)!r} has no effect without a tree: leave it at its default "
+                        f"({defaults[option]!r}), or set tree_chains."
+                    )
+            return
+        if not 1 <= self.tree_chains <= self.num_generations:
+            raise ValueError(
+                f"tree_chains must be at least 1 and at most num_generations={self.num_generations}, got {self.tree_chains}: it is how "
+                "many of a prompt's rollouts do not begin as another one did."
+            )
+        if self.tree_expansions < 1:
+            raise ValueError(f"tree_expansions must be at least 1, got {self.tree_expansions}.")
+        self._check_range("tree_sibling_penalty", "nats", self.tree_sibling_penalty >= 0, "at least 0")
+        if self.tree_choice == "random" and self.tree_sibling_penalty != defaults["tree_sibling_penalty"]:
+            raise ValueError(
+                f"tree_sibling_penalty={self.tree_sibling_penalty} has no effect with tree_choice='random': leave it at its default "
+                f"({defaults['tree_sibling_penalty']}), or choose 'surprisal'."
+            )
+        if self.use_transformers_continuous_batching and (self.tree_choice == "surprisal" or "tree" in self.signals):
+            raise ValueError(
+                f"tree_choice={self.tree_choice!r} with advantage_estimator={self.advantage_estimator!r} needs the log-probabilities of "
+                "sampled tokens, which continuous batching does not tell: set use_transformers_continuous_batching=False, or "
+                "tree_choice='random' with an estimator that does not read the tree."
+            )
+
+    def _check_whole_groups(self) -> None:
+        """A tree is played by one process."""
+        rows = self.per_device_train_batch_size * self.steps_per_generation
+        if self.tree_chains is not None and rows % self.num_generations:
+            raise ValueError(
+                f"tree_chains={self.tree_chains} needs all rollouts of a prompt on one process, and each has {rows} rows "
+                f"(per_device_train_batch_size={self.per_device_train_batch_size} times steps_per_generation="
+                f"{self.steps_per_generation}), no multiple of num_generations={self.num_generations}: change one of them."
+            )
 
     def _check_records(self) -> None:
         if self.turn_records_max_mb <= 0:

@@ -5,6 +5,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from functools import partial
+from random import Random
 from typing import Any
 
 import torch
@@ -41,15 +42,17 @@ from .rollout import (
 )
 from .rollout.generation.backends import backend_of
 from .rollout.player import RolloutPlayer, make_protocol
+from .rollout.tree import TreePlan
 from .signals.beliefs.signal import Beliefs
 from .signals.finite_rewards import marking_nan, without_infinite
 from .signals.states import States
+from .signals.tree import Tree
 from .signals.turn_rewards import TurnRewards
 from .signals.values import Values
 
 logger = logging.get_logger(__name__)
 
-SIGNALS = {"beliefs": Beliefs, "turn_rewards": TurnRewards, "states": States, "values": Values}
+SIGNALS = {"beliefs": Beliefs, "turn_rewards": TurnRewards, "states": States, "tree": Tree, "values": Values}
 """By the name under which estimators ask for them."""
 
 TURN_RATIOS = {"turn": "mean", "turn_product": "sum"}
@@ -144,6 +147,7 @@ class A2TGPOTrainer(GRPOTrainer):
         checks.check_columns(args.estimator)
         self.turn_reward_funcs = _as_list(turn_reward_funcs)
         checks.check_turn_rewards(args, self.turn_reward_funcs)
+        checks.check_tree(args, protocol, rollout_func)
         checks.check_reference(args, model, peft_config)
         checks.warn_of_settings(args, protocol)
         # GRPOTrainer takes tools for calls of the chat template, which may not know any
@@ -172,6 +176,7 @@ class A2TGPOTrainer(GRPOTrainer):
         self.backend = backend_of(self)
         self._player = self._make_player(protocol, checks.prompts_are_conversational(train_dataset))
         asked_for = {*args.signals, *(["turn_rewards"] if self.turn_reward_funcs else [])}
+        asked_for |= {"tree"} if args.tree_chains is not None else set()
         self.signals = {name: signal(self) for name, signal in SIGNALS.items() if name in asked_for}
         self._add_callbacks()
 
@@ -243,16 +248,17 @@ class A2TGPOTrainer(GRPOTrainer):
         generate = super()._generate_single_turn
         if self._player is None:
             return generate(prompt_ids, images, multimodal_fields, num_generations, has_tool_images)
-        return self._player.first_turns(generate, prompt_ids, num_generations)
+        return self._player.first_turns(generate, prompt_ids, num_generations, self._tree_plan())
 
     def _tool_call_loop(self, prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields):
         if self._player is None:
             return super()._tool_call_loop(
                 prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields
             )
-        loop = self._player.play(super()._generate_single_turn, prompt_ids, completion_ids, logprobs)
+        plan = self._tree_plan()
+        loop = self._player.play(super()._generate_single_turn, prompt_ids, completion_ids, logprobs, plan)
         record = RolloutRecord.of(loop, self._player.executor.num_abandoned, self._player.turns.tokens_fed)
-        for name, value in rollout_metrics(gather_object([record])).items():
+        for name, value in rollout_metrics(gather_object([record]), plan is not None).items():
             self._metrics[self._batch.mode][name].append(value)
         self._batch.rollouts = rollouts = loop.rollouts
         return (
@@ -264,6 +270,16 @@ class A2TGPOTrainer(GRPOTrainer):
             sum(result.failed for result in loop.results),
             [[] for _ in rollouts],
         )
+
+    def _tree_plan(self) -> TreePlan | None:
+        """How the batch's rollouts become trees; `None` if they are chains, as all are that are not trained on."""
+        args = self.args
+        if args.tree_chains is None or not self._batch.training:
+            return None
+        rng = Random(args.seed + self.state.global_step)
+        by_surprisal = args.tree_choice == "surprisal"
+        shape = self.num_generations, args.tree_chains, args.tree_expansions
+        return TreePlan(*shape, by_surprisal, args.tree_sibling_penalty, rng)
 
     @torch.no_grad()
     def play(self, rows: list[dict[str, Any]], greedy: bool = False, num_generations: int = 1) -> list[Rollout]:
@@ -354,7 +370,7 @@ class A2TGPOTrainer(GRPOTrainer):
         options = scheduled(args.options_for(self.estimator), args.turn_advantage_schedule, progress, batch.turns)
         credit = self.estimator.credit(batch.turns, options)
         check_credit(self.estimator, batch.turns, credit)
-        batch.take_credit(credit)
+        batch.take_credit(credit, once_for_all_leaves=args.tree_shared_turns == "once")
         log_credit(batch, self._metrics[batch.mode], self._logs)
 
     # ---- loss --------------------------------------------------------------------------------------------------

@@ -120,6 +120,39 @@ def test_a_prompt_beyond_the_context_of_the_engine_names_the_option(by_chance):
         trainer.play(chance.rows())
 
 
+@pytest.mark.parametrize("backend", ["transformers", *OTHERS])
+def test_trees(by_chance, backend):
+    """Leaves that begin as others did; surprisals are those of TRL's forward, where the backend tells log-probabilities."""
+    tells = backend != "continuous batching"
+    choice = {"tree_choice": "surprisal" if tells else "random"}
+    shape = {"num_generations": 4, "per_device_train_batch_size": 8, "steps_per_generation": 1}
+    trainer = by_chance(backend, tree_chains=2, tree_expansions=1, **choice, **shape)
+    trainer.model.train()
+    batch = trainer._roll_out([row for row in chance.rows()[:4:2] for _ in range(4)])
+    paths = [tuple(turn.node for turn in rollout.turns) for rollout in batch.rollouts]
+    assert [rollout.num_shared_turns is None for rollout in batch.rollouts] == [True, True, False, False] * 2
+    assert len(set(paths[:4])) == len(set(paths[4:])) == 4
+    tensors = batch.tensors
+    for i, rollout in enumerate(batch.rollouts):
+        length, kept = rollout.completion_length, rollout.num_shared_turns or 0
+        assert tensors["completion_ids"][i, :length].tolist() == rollout.completion_ids
+        sources = batch.rollouts[i // 4 * 4 : i]
+        assert not kept or any(
+            [t.ids for t in other.turns[:kept]] == [t.ids for t in rollout.turns[:kept]] for other in sources
+        )
+    ids, mask = (
+        torch.cat([tensors[f"prompt_{part}"], tensors[f"completion_{part}"]], dim=1) for part in ("ids", "mask")
+    )
+    with torch.no_grad():
+        logps, *_ = trainer._get_per_token_logps_and_entropies(
+            trainer.model.eval(), ids, mask, tensors["completion_ids"].size(1)
+        )
+    for i, rollout in enumerate(batch.rollouts):
+        for k, turn in enumerate(rollout.turns):
+            expected = -logps[i][tensors["turn_ids"][i] == k].mean().item()
+            assert (turn.surprisal == pytest.approx(expected, abs=1e-3)) if tells else turn.surprisal is None
+
+
 @pytest.mark.parametrize("tools", [(), (chance.look,)], ids=["no tools", "tools"])
 def test_turns_that_continuous_batching_cannot_write_are_an_error(by_chance, tools):
     settings = {

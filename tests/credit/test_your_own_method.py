@@ -21,7 +21,7 @@ from a2tgpo_trl.records import read_turns
 from a2tgpo_trl.records.rows import turn_rows
 from a2tgpo_trl.report import as_markdown, shown_rollout
 from a2tgpo_trl.rewards import format_penalty
-from conftest import QUESTION
+from conftest import QUESTION, needed_by
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your_own_method.md").read_text(encoding="utf-8")
 
@@ -189,7 +189,7 @@ class Unpicklable(Estimator):
         (
             Unmeasured,
             {},
-            r"needs 'noise' with these options, which is not measured: there are beliefs, turn_rewards, states\. Choose another",
+            r"needs 'noise' with these options, which is not measured: there are beliefs, turn_rewards, states\b.*\. Choose another",
         ),
         (Misspelt, {}, r"Misspelt.options names 'turn_gama', which is no option of A2TGPOConfig"),
         (Fixing, {}, r"Fixing.defaults names 'turn_rescale', which cannot depend on the estimator"),
@@ -276,6 +276,8 @@ def test_nothing_asks_for_an_estimator_by_name():
 def test_every_estimator_reads_what_it_states(score, name):
     """Stated options are the only ones given, so that one that is not stated would fail."""
     functions = [format_penalty] if name in ("gtpo", "mt_grpo", "returns") else None
-    batch, trainer = score(advantage_estimator=name, turn_reward_funcs=functions)
+    batch, trainer = score(
+        advantage_estimator=name, turn_reward_funcs=functions, per_device_train_batch_size=4, **needed_by(name)
+    )
     assert (batch["advantages"] != 0).any()
     assert type(trainer.estimator) is ESTIMATORS[name]

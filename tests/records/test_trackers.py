@@ -96,6 +96,9 @@ def calls_of_any_form(build):
     return train
 
 
+OF_TREES = ("node", "parent", "depth", "leaves_below", "surprisal")
+
+
 def queries(completions):
     return [json.loads(cell)[0]["tool_calls"][0]["function"]["arguments"]["query"] for cell in completions]
 
@@ -116,7 +119,8 @@ def test_wandb_offline(build, tmp_path, wandb):
     content = read_table(tmp_path, tables[0][1])
     assert content["columns"] == ["step", "batch", *[n for n in content["columns"] if n not in ("step", "batch")]]
     assert (
-        set(content["columns"]) == set(SCHEMA.names) - {"turn_reward", "turn_rewards"} and len(content["data"]) == 10
+        set(content["columns"]) == set(SCHEMA.names) - {"turn_reward", "turn_rewards", *OF_TREES}
+        and len(content["data"]) == 10
     )
     first = dict(zip(content["columns"], content["data"][1], strict=True))
     assert first["text"] == "<search>Lyon</search>" and json.loads(first["calls"])[0]["name"] == "search"

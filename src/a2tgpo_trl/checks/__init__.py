@@ -10,7 +10,14 @@ from ..config import A2TGPOConfig
 from .data import check_answer_columns, check_datasets, check_reward_columns, first_row, prompts_are_conversational
 from .methods import check_columns, check_for_beliefs, check_reference, check_turn_rewards
 from .settings import check_trainable, warn_of_settings
-from .tools import check_observation_limit, check_tool_names, check_tools, check_trls_loop, checked_protocol
+from .tools import (
+    check_observation_limit,
+    check_tool_names,
+    check_tools,
+    check_tree,
+    check_trls_loop,
+    checked_protocol,
+)
 
 __all__ = [
     "check_answer_columns",
@@ -24,6 +31,7 @@ __all__ = [
     "check_tool_names",
     "check_tools",
     "check_trainable",
+    "check_tree",
     "check_trls_loop",
     "check_turn_rewards",
     "checked_protocol",

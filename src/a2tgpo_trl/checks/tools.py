@@ -159,3 +159,28 @@ def check_trls_loop(args: A2TGPOConfig, config: PretrainedConfig, tools: list[Ca
             f"tool_loop='trl' cannot play {config.model_type}: TRL reads max_position_embeddings from the model's configuration, "
             f"and {type(config).__name__} itself has none. Choose tool_loop='a2tgpo'."
         )
+
+
+def check_tree(args: A2TGPOConfig, protocol: str | None, rollout_func: Callable | None) -> None:
+    """
+    Refuse a tree that nothing would grow.
+
+    Args:
+        args ([`A2TGPOConfig`]): The options.
+        protocol (`str`, *optional*): The tool protocol, if there are tools.
+        rollout_func (`Callable`, *optional*): As [`A2TGPOTrainer`] gets it.
+
+    Raises:
+        ValueError: If there are no tools, or a function of the user's plays rollouts.
+    """
+    if args.tree_chains is None:
+        return
+    if rollout_func is not None:
+        raise ValueError(
+            f"tree_chains={args.tree_chains} has no effect on rollouts that a rollout_func plays: leave one of them out."
+        )
+    if protocol is None:
+        raise ValueError(
+            f"tree_chains={args.tree_chains} lets rollouts begin with the turns of others, and without tools a rollout is one turn: "
+            "give tools or an environment_factory, or leave it out."
+        )

@@ -5,7 +5,7 @@ from dataclasses import fields
 from textwrap import fill, wrap
 
 from .. import A2TGPOConfig
-from ..credit import ESTIMATORS, Estimator, options_read
+from ..credit import ESTIMATORS, Estimator, estimator_of, options_read
 from .main import OptionParser, as_bad_usage
 from .names import load_estimator
 from .parser import defaults_of_this_machine
@@ -71,8 +71,9 @@ def described(name: str, choice: str | type[Estimator]) -> str:
 
 
 def at_defaults(choice: str | type[Estimator]) -> A2TGPOConfig:
-    """The configuration of a method in which nobody set anything."""
-    return A2TGPOConfig("unused", advantage_estimator=choice, report_to="none", **defaults_of_this_machine())
+    """The configuration of a method in which nobody set anything that it can do without."""
+    needed = {"tree_chains": 1} if "tree" in estimator_of(choice).signals else {}
+    return A2TGPOConfig("unused", advantage_estimator=choice, report_to="none", **needed, **defaults_of_this_machine())
 
 
 def reads(config: A2TGPOConfig) -> str:

@@ -3,6 +3,7 @@
 from ..functional import COMPARISONS
 from .a2tgpo import A2TGPO
 from .a2tgpo_stop import A2TGPOStop
+from .at2po import AT2PO
 from .base import CREDIT_GROUPS, SIGNALS, Estimator, TurnCredit, Turns, check_credit, options_read
 from .gigpo import GiGPO
 from .grpo import GRPO
@@ -26,11 +27,13 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "mt_grpo": MTGRPO,
     "gigpo": GiGPO,
     "turn_ppo": TurnPPO,
+    "at2po": AT2PO,
 }
 """By the name that `advantage_estimator` takes."""
 
 __all__ = [
     "A2TGPO",
+    "AT2PO",
     "COMPARISONS",
     "CREDIT_GROUPS",
     "ESTIMATORS",

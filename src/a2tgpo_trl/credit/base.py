@@ -23,6 +23,7 @@ SIGNALS = MappingProxyType(
         "turn_rewards": ("turn_reward_weights",),
         "states": (),
         "values": ("critic_layers", "critic_learning_rate", "vf_coef", "cliprange_value"),
+        "tree": (),
     }
 )
 """What can be measured for an estimator → the options of its measurement."""
@@ -47,7 +48,9 @@ class Turns:
             that at the end of each tool turn's own text, with `gain_from="turn_end"` alone. `"turn_rewards"`, shape `(N, K)`: the reward of
             each turn, NaN where it has none. `"states"`, shape `(N, K)`, long: the state before each turn, equal numbers for
             the same state of a prompt, -1 where there is no turn. `"values"`, shape `(N, K + 1)`: what a critic expects before each
-            turn; after the last one 0, or the value of the last state where a limit cut the rollout off; NaN elsewhere.
+            turn; after the last one 0, or the value of the last state where a limit cut the rollout off; NaN elsewhere. `"nodes"`, shape
+            `(N, K)`, long: numbers of the turns, equal in completions of a prompt that share the turn, -1 where there is none;
+            `"surprisals"`, shape `(N, K)`: the mean of -log π over each turn's tokens, NaN where it is not known.
         answered (`Tensor`, shape `(N,)`, *optional*): Whether the last turn is an answer turn; not so where the completion was
             cut off, or ended at a call. Default: where no observation follows the last turn.
 

@@ -26,6 +26,7 @@ from .credit import (
     with_outcome,
 )
 from .ratio import turn_level_old_logps, turn_log_ratio
+from .tree import leaves_below, tree_values
 from .turns import observation_ends, spread_turns, turn_ends, turn_ids, turn_starts
 
 __all__ = [
@@ -54,4 +55,6 @@ __all__ = [
     "adaptive_clip_scale",
     "turn_log_ratio",
     "turn_level_old_logps",
+    "leaves_below",
+    "tree_values",
 ]

@@ -24,7 +24,7 @@ def log_credit(batch: GenerationBatch, metrics: dict[str, list[float]], logs: di
     if batch.answers is not None:
         unanswerable = torch.tensor([float(batch.answers.count([]))], device=turns.outcome.device)
         metrics["information_gain/rows_without_answer"].append(batch.accelerator.gather(unanswerable).sum().item())
-    if credit.advantages.dim() == 2:
+    if batch.tensors["advantages"].dim() == 2:
         advantages, ids = batch.tensors["advantages"], batch.tensors["turn_ids"]
         means = advantages.sum(dim=1) / (ids >= 0).sum(dim=1).clamp(min=1)  # advantages are 0 off-turn
         means, logged = batch.accelerator.gather(means), logs["advantages"]

@@ -144,6 +144,10 @@ class RolloutRecord:
         num_generations (`int`): Calls of the generation backend after the first turn.
         num_abandoned (`int`): Calls that were abandoned and still run.
         num_tokens (`int`): Tokens of all prompts and completions.
+        num_generated (`int`): Tokens that the model wrote; those of a turn that rollouts share once.
+        num_turns (`int`): Turns of all rollouts.
+        shared_turns (`list`): Of each rollout the number of turns that it shares with an earlier one of its tree; `None` if the tree
+            began with it, or there is no tree.
         tokens_fed (`int`, *optional*): Tokens that the model read; `None` where the backend does not tell.
     """
 
@@ -152,6 +156,9 @@ class RolloutRecord:
     num_generations: int
     num_abandoned: int
     num_tokens: int
+    num_generated: int
+    num_turns: int
+    shared_turns: list[int | None]
     tokens_fed: int | None
 
     @classmethod
@@ -164,16 +171,20 @@ class RolloutRecord:
             num_generations=loop.num_generations,
             num_abandoned=num_abandoned,
             num_tokens=sum(len(rollout.context_ids) for rollout in loop.rollouts),
+            num_generated=sum(len(turn.ids) for rollout in loop.rollouts for turn in rollout.written_turns),
+            num_turns=sum(len(rollout.turns) for rollout in loop.rollouts),
+            shared_turns=[rollout.num_shared_turns for rollout in loop.rollouts],
             tokens_fed=tokens_fed,
         )
 
 
-def rollout_metrics(records: Sequence[RolloutRecord]) -> dict[str, float]:
+def rollout_metrics(records: Sequence[RolloutRecord], trees: bool = False) -> dict[str, float]:
     """
     Metrics of how a batch of rollouts was played; see `docs/metrics.md`. Tools that were not called are left out.
 
     Args:
         records (`Sequence[RolloutRecord]`): One of each process.
+        trees (`bool`): Whether the rollouts are leaves of trees.
 
     Returns:
         `dict[str, float]`: metric by name.
@@ -181,6 +192,9 @@ def rollout_metrics(records: Sequence[RolloutRecord]) -> dict[str, float]:
     reasons = [reason for record in records for reason in record.stop_reasons]
     metrics = {f"rollout/stop/{reason}": reasons.count(reason) / len(reasons) for reason in StopReason}
     metrics["rollout/generations"] = max(record.num_generations for record in records)
+    metrics["rollout/generated_tokens"] = sum(record.num_generated for record in records) / len(reasons)
+    if trees:
+        metrics |= _tree_metrics(records)
     if all(record.tokens_fed is not None for record in records):
         fed = sum(record.tokens_fed for record in records)
         metrics["rollout/tokens_fed"] = fed / len(reasons)
@@ -198,3 +212,13 @@ def rollout_metrics(records: Sequence[RolloutRecord]) -> dict[str, float]:
             metrics[f"tools/{name}/latency_p95"] = float(np.quantile(latencies, 0.95))
             metrics[f"tools/{name}/latency_max"] = max(latencies)
     return metrics
+
+
+def _tree_metrics(records: Sequence[RolloutRecord]) -> dict[str, float]:
+    shared = [number for record in records for number in record.shared_turns]
+    forks = [number for number in shared if number is not None]
+    return {
+        "tree/leaves_per_chain": len(shared) / sum(not number for number in shared),
+        "tree/fork_depth": sum(forks) / len(forks) if forks else math.nan,
+        "tree/shared_turns": sum(forks) / sum(record.num_turns for record in records),
+    }

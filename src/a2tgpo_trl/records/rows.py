@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..credit import TurnCredit, Turns
+from ..functional import leaves_below
 from ..rollout import Rollout, ToolCall, ToolResult
 from .schema import SCHEMA
 from .tables import as_json, encodable
@@ -91,11 +92,26 @@ def credit_columns(turns: Turns, credit: TurnCredit, epsilon: tuple[float, float
         columns["information_gain"] = turns.information_gain
     if "turn_rewards" in turns.signals:
         columns["turn_reward"] = turns.signals["turn_rewards"]
+    if "nodes" in turns.signals:
+        columns |= _tree_columns(turns)
     columns |= credit.columns
     if "normalized_gain" in credit.columns:
         normalized = credit.columns["normalized_gain"]
         columns["turn_group_size"] = _members(~normalized.isnan(), turns.num_generations)
     return columns
+
+
+def _tree_columns(turns: Turns) -> dict[str, Tensor]:
+    nodes = turns.signals["nodes"]
+    is_turn = nodes >= 0
+    columns = {
+        "node": nodes,
+        "parent": torch.cat([torch.full_like(nodes[:, :1], -1), nodes[:, :-1]], dim=1),
+        "depth": torch.arange(turns.max_turns, device=nodes.device).expand_as(nodes),
+        "leaves_below": leaves_below(nodes, turns.num_generations),
+    }
+    numbers = {name: values.double().where(is_turn & (values >= 0), math.nan) for name, values in columns.items()}
+    return numbers | {"surprisal": turns.signals["surprisals"]}
 
 
 def _clip_ranges(credit: TurnCredit, like: Tensor, epsilon: tuple[float, float]) -> dict[str, Tensor]:

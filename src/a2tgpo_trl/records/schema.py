@@ -57,7 +57,31 @@ SCHEMA = pa.schema(
             "reward of the turn by the name of its function, null where it gave none",
             nullable=True,
         ),
-        _column("advantage", pa.float32(), "advantage of the turn's tokens; null: they are masked", nullable=True),
+        _column(
+            "node", pa.int32(), "number of the turn in the tree of its prompt; null without a tree", nullable=True
+        ),
+        _column(
+            "parent",
+            pa.int32(),
+            "node of the turn before it; null at the first turn, and without a tree",
+            nullable=True,
+        ),
+        _column("depth", pa.int32(), "turns before it on its branch of the tree; null without a tree", nullable=True),
+        _column(
+            "leaves_below", pa.int32(), "rollouts of the tree that share the turn; null without a tree", nullable=True
+        ),
+        _column(
+            "surprisal",
+            pa.float32(),
+            "mean of -log π over its sampled tokens, in nats; null without a tree",
+            nullable=True,
+        ),
+        _column(
+            "advantage",
+            pa.float32(),
+            "advantage of the turn's tokens, before tree_shared_turns divides it by leaves_below; null: they are masked",
+            nullable=True,
+        ),
         _column("outcome_advantage", pa.float32(), "the part of it that the rewards gave", nullable=True),
         _column("clip_low", pa.float32(), "lower end of the clip range of the importance ratio", nullable=True),
         _column("clip_high", pa.float32(), "upper end of it", nullable=True),

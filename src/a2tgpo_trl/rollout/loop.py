@@ -80,10 +80,10 @@ Agree = Callable[[int], int]
 
 class ToolLoop:
     """
-    Plays rollouts, whose first turn is written, to their end. Tools run beside generation.
+    Plays rollouts to their end. Tools run beside generation.
 
     Args:
-        rollouts (`list[Rollout]`): Changed in place.
+        rollouts (`list[Rollout]`): Changed in place. They end with a turn, or with what the model reads before one.
         toolboxes (`list[Toolbox]`): What each of them may call.
         generate (`Callable`): Writes the next turn of some of the rollouts.
         protocol (`ToolProtocol`): Reads calls, writes observations.
@@ -120,7 +120,7 @@ class ToolLoop:
         self._called_at: dict[int, float] = {}  # the same for those that were written together
         self._ready: list[int] = []  # have read their tool results
 
-    def play(self, patience: float = 0.0) -> None:
+    def play(self, patience: float = 0.0, rows: Iterable[int] | None = None) -> None:
         """
         Rollouts that have read their tool results take their next turn together once none is missing, or once they have
         waited as long as the last generation took. What was missing then is not waited for again: a slow tool costs the
@@ -129,9 +129,10 @@ class ToolLoop:
 
         Args:
             patience (`float`): Seconds that the last generation took, before this loop.
+            rows (`Iterable[int]`, *optional*): Indices of the rollouts that are played. Default: all.
         """
         late: set[int] = set()
-        with self._executing():
+        with self._executing(rows):
             ready_since = perf_counter()
             while self._ready or self.executor.pending:
                 if not self._ready:
@@ -147,14 +148,15 @@ class ToolLoop:
                     self._observe(0.0)
                     ready_since = perf_counter()
 
-    def play_in_lockstep(self, agree: Agree) -> None:
+    def play_in_lockstep(self, agree: Agree, rows: Iterable[int] | None = None) -> None:
         """
         All rollouts that go on take their next turn together, and all processes generate equally often.
 
         Args:
             agree (`Callable`): Maximum over the processes.
+            rows (`Iterable[int]`, *optional*): Indices of the rollouts that are played. Default: all.
         """
-        with self._executing():
+        with self._executing(rows):
             while True:
                 while self.executor.pending:
                     self._observe(None)
@@ -166,18 +168,29 @@ class ToolLoop:
     def _time_to_wait(self, end: float, late: set[int]) -> float:
         """Seconds that ready rollouts wait for others, until `end` at most, and for those that called with them."""
         missing = self._calling - late
-        called_together = {self._called_at[index] for index in self._ready}
+        called_together = {self._called_at.get(index) for index in self._ready}
         ends = [self._called_at[index] + INSTANT for index in missing if self._called_at[index] in called_together]
         return max([end, *ends]) - perf_counter() if missing else 0.0
 
     @contextmanager
-    def _executing(self):
+    def _executing(self, rows: Iterable[int] | None):
         try:
-            self._call_tools(range(len(self.rollouts)))
+            self._begin(range(len(self.rollouts)) if rows is None else rows)
             yield
         except BaseException:
             self.executor.discard()
             raise
+
+    def _begin(self, indices: Iterable[int]) -> None:
+        """Rollouts whose last turn calls something do so; those that read something last, if only the prompt, are ready."""
+        calling = []
+        for index in indices:
+            rollout = self.rollouts[index]
+            if rollout.turns and not rollout.turns[-1].results:
+                calling.append(index)
+            elif rollout.stop_reason is None:
+                self._ready.append(index)
+        self._call_tools(calling)
 
     def _call_tools(self, indices: Iterable[int]) -> None:
         now = perf_counter()
@@ -229,7 +242,8 @@ class ToolLoop:
     def _take_turns(self, batch_size: int) -> None:
         indices, self._ready = sorted(self._ready), []
         rollouts = [self.rollouts[index] for index in indices]
-        contexts, rooms = [rollout.context_ids for rollout in rollouts], list(map(self.limits.room, rollouts))
+        contexts = [rollout.context_ids for rollout in rollouts]
+        rooms = [max(self.limits.room(rollout), 1) for rollout in rollouts]  # a prompt may fill the model's context
         turns, logprobs = self.generate(indices, contexts, rooms, batch_size)
         self.num_generations += 1
         for i, index in enumerate(indices):

@@ -1,7 +1,7 @@
-"""Plays the rollouts of a trainer: their first turns, and the tool loop after these."""
+"""Plays the rollouts of a trainer: their first turns, the tool loop after these, and the rounds of trees."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -14,9 +14,11 @@ from .loop import RolloutLimits, Toolbox, ToolLoop
 from .protocols.base import ToolProtocol
 from .protocols.chat import ChatProtocol
 from .protocols.tags import TagProtocol
+from .replay import rebuild_environments
 from .rollout import Rollout
 from .tools.environments import STATE_KEY, state_of
 from .tools.executor import ToolExecutor
+from .tree import TreePlan, choose, fork, number_nodes
 
 Generate = Callable[..., tuple[list[list[int]], list[list[float]] | None]]
 """TRL's `_generate_single_turn`."""
@@ -78,12 +80,35 @@ class RolloutPlayer:
             trainer.args.max_observation_tokens,
         )
 
-    def first_turns(self, generate: Generate, prompt_ids: list[list[int]], num_generations: int):
-        """The first turn after each prompt, as `generate` returns turns."""
+    def first_turns(
+        self, generate: Generate, prompt_ids: list[list[int]], num_generations: int, plan: TreePlan | None = None
+    ):
+        """
+        The first turn after each prompt, as `generate` returns turns.
+
+        Args:
+            generate (`Callable`): TRL's `_generate_single_turn`.
+            prompt_ids (`list[list[int]]`, length `B`): The prompts.
+            num_generations (`int`): How often each prompt follows itself.
+            plan ([`TreePlan`], *optional*): With one, rows that are no chains get an end-of-sequence token, which [`play`] replaces:
+                TRL knows no completion without any token.
+        """
+        self.turns.keeps_logprobs = plan is not None
+        if plan is None:
+            return self._first_turns(generate, range(len(prompt_ids)), prompt_ids, num_generations)
+        rows = plan.chain_rows(len(prompt_ids))
+        ids, logprobs = self._first_turns(generate, rows, [prompt_ids[row] for row in rows], plan.chains)
+        written, nothing = dict(zip(rows, ids, strict=True)), [self.trainer._tokenizer.eos_token_id]
+        told = None if logprobs is None else dict(zip(rows, logprobs, strict=True))
+        every_row = range(len(prompt_ids))
+        turns = [written.get(row, nothing) for row in every_row]
+        return turns, None if told is None else [told.get(row, [0.0]) for row in every_row]
+
+    def _first_turns(self, generate: Generate, rows: Sequence[int], prompt_ids: list[list[int]], num_generations: int):
         limits = replace(self.limits, max_completion_length=sys.maxsize)  # the backend's own limit
         # A prompt that fills the model's context gets one token: TRL knows no completion without any
         room = [max(limits.room(Rollout(ids)), 1) for ids in prompt_ids]
-        return self.turns.write(generate, range(len(room)), prompt_ids, room, len(room), num_generations)
+        return self.turns.write(generate, rows, prompt_ids, room, len(room), num_generations)
 
     def play(
         self,
@@ -91,6 +116,7 @@ class RolloutPlayer:
         prompt_ids: list[list[int]],
         completion_ids: list[list[int]],
         logprobs: list[list[float]] | None,
+        plan: TreePlan | None = None,
     ) -> ToolLoop:
         """
         Play rollouts, whose first turn is written, to their end.
@@ -100,6 +126,8 @@ class RolloutPlayer:
             prompt_ids (`list[list[int]]`, length `B`): The prompts.
             completion_ids (`list[list[int]]`, length `B`): The first turns.
             logprobs (`list[list[float]]`, length `B`, *optional*): Their log-probabilities.
+            plan ([`TreePlan`], *optional*): With one, rollouts that are no chains begin as others did, and their first turns are
+                nothing.
 
         Returns:
             [`ToolLoop`]: played, with its rollouts.
@@ -109,25 +137,54 @@ class RolloutPlayer:
             Rollout(ids, state=state_of(toolbox.environment) if toolbox.tells_state else None)
             for ids, toolbox in zip(prompt_ids, toolboxes, strict=True)
         ]
-        for i, rollout in enumerate(rollouts):
+        chains = range(len(rollouts)) if plan is None else plan.chain_rows(len(rollouts))
+        for i in chains:
             given = None if logprobs is None else logprobs[i]
-            rollout.add_turn(completion_ids[i], given, self.protocol, toolboxes[i].schemas)
+            rollouts[i].add_turn(completion_ids[i], given, self.protocol, toolboxes[i].schemas)
 
         def write(rows, contexts, max_tokens, batch_size):
-            self.turns.forget(row for row, rollout in enumerate(rollouts) if rollout.stop_reason)
+            if plan is None:  # of a tree others may go on from what they have read
+                self.turns.forget(row for row, rollout in enumerate(rollouts) if rollout.stop_reason)
             return self.turns.write(generate, rows, contexts, max_tokens, batch_size)
 
         with progress("Rollouts", len(rollouts), "rollout", self.trainer.args.disable_tqdm) as bar:
             watch = partial(_show_finished, bar)
             loop = ToolLoop(rollouts, toolboxes, write, self.protocol, self.executor, self.limits, watch)
             try:
-                if self.trainer.args.lockstep or self.turns.collective:
-                    loop.play_in_lockstep(self.turns.agree)
-                else:
-                    loop.play(self.turns.seconds)
+                self._play_rows(loop, chains)
+                if plan is not None:
+                    self._grow(loop, plan)
             finally:
                 self._replace_busy_environments()
         return loop
+
+    def _play_rows(self, loop: ToolLoop, rows: Sequence[int]) -> None:
+        if self.trainer.args.lockstep or self.turns.collective:
+            loop.play_in_lockstep(self.turns.agree, rows)
+        else:
+            loop.play(self.turns.seconds, rows)
+
+    def _grow(self, loop: ToolLoop, plan: TreePlan) -> None:
+        """Play the rounds after the chains. Each process plays as many, so that collective generations meet."""
+        rollouts = loop.rollouts
+        groups = range(0, len(rollouts), plan.leaves)
+        for first in groups:
+            _check_prompts(rollouts[first : first + plan.leaves], plan.chains)
+        for added in plan.rounds:
+            forks = []
+            for first in groups:
+                leaves = rollouts[first : first + added.start]
+                number_nodes(leaves)
+                for i, branch in zip(added, choose(leaves, len(added), plan), strict=True):
+                    row = first + i
+                    rollouts[row] = fork(leaves[branch.leaf], branch.num_turns)
+                    # The last token is to be read, for the model to go on from
+                    self.turns.fork(first + branch.leaf, row, len(rollouts[row].context_ids) - 1)
+                    forks.append(row)
+            rebuild_environments({row: rollouts[row] for row in forks}, loop.toolboxes, self.executor, plan.chains)
+            self._play_rows(loop, forks)
+        for first in groups:
+            number_nodes(rollouts[first : first + plan.leaves])
 
     def _toolbox(self, row: int) -> Toolbox:
         trainer = self.trainer
@@ -144,6 +201,20 @@ class RolloutPlayer:
         """TRL uses environments again; one that an abandoned call is still in is left to that call."""
         for pool in getattr(self.trainer, "_environment_pool", {}).values():
             pool[:] = [environment for environment in pool if not self.executor.is_busy(environment)]
+
+
+def _check_prompts(group: Sequence[Rollout], tree_chains: int) -> None:
+    """
+    Refuse a tree whose leaves have different prompts.
+
+    Raises:
+        RuntimeError: As where `reset` of an environment wrote something else for each rollout.
+    """
+    if any(rollout.prompt_ids != group[0].prompt_ids for rollout in group):
+        raise RuntimeError(
+            f"tree_chains={tree_chains} lets rollouts of a prompt begin as others did, and the prompts of a group differ: let reset of "
+            "an environment say the same for the same row, or leave tree_chains out."
+        )
 
 
 def _thread_initializer(device: torch.device) -> Callable[[], None] | None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import groupby
+from statistics import fmean
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -42,6 +43,9 @@ class Turn:
             if there was no room.
         observation_ids (`list[int]`): Tokens that the model reads after the turn.
         state (`str`, *optional*): What the environment's `state_key()` said then, where states are asked for.
+        surprisal (`float`, *optional*): Mean of -log π over its tokens, in nats, where the backend tells log-probabilities.
+        node (`int`, *optional*): Number of the turn in the tree of its prompt; equal numbers in rollouts of a group are the same
+            turn.
         rewards (`dict[str, float | None]`): By turn reward function.
         credit (`dict[str, float | None]`): What the turn earned, by column of turn records: `advantage`, `clip_scale`, with
             beliefs `information_gain`, the estimator's own columns; `None` where the turn has no value.
@@ -54,6 +58,8 @@ class Turn:
     observed: list[Message] = field(default_factory=list, repr=False)
     observation_ids: list[int] = field(default_factory=list, repr=False)
     state: str | None = None
+    surprisal: float | None = None
+    node: int | None = None
     rewards: dict[str, float | None] = field(default_factory=dict)
     credit: dict[str, float | None] = field(default_factory=dict)
 
@@ -80,6 +86,8 @@ class Rollout:
         logprobs (`list[float]`, *optional*): Sampling log-probabilities of the completion, 0 on observations.
         stop_reason (`StopReason`, *optional*): Why the rollout is over; `None` where nobody tells.
         state (`str`, *optional*): What the environment's `state_key()` said before the first turn.
+        num_shared_turns (`int`, *optional*): In a tree, how many of its first turns were written for another rollout; `None` if it
+            is one that the tree began with.
         prompt (`str` or `list[dict]`), completion (`str` or `list[dict]`): As reward functions get them.
         answer (`str`, *optional*): The true answer: the first alias.
         rewards (`dict[str, float]`): By reward function; NaN where it gave none.
@@ -93,6 +101,7 @@ class Rollout:
     logprobs: list[float] | None = None
     stop_reason: StopReason | None = None
     state: str | None = None
+    num_shared_turns: int | None = None
     prompt: str | list[Message] = ""
     completion: str | list[Message] = ""
     answer: str | None = None
@@ -126,6 +135,11 @@ class Rollout:
         return [message for turn in self.turns for message in (turn.message, *turn.observed)]
 
     @property
+    def written_turns(self) -> list[Turn]:
+        """The turns that were written for this rollout, and not for another one of its tree."""
+        return self.turns[self.num_shared_turns or 0 :]
+
+    @property
     def num_tool_turns(self) -> int:
         """Rounds of calls that were executed."""
         return sum(bool(turn.results) for turn in self.turns)
@@ -137,7 +151,8 @@ class Rollout:
         calls = []
         if ids or not self.turns:
             message, calls = protocol.read_turn(ids, prefix=self.context_ids, schemas=schemas)
-            self.turns.append(Turn(ids, message, calls))
+            surprisal = -fmean(logprobs) if logprobs else None
+            self.turns.append(Turn(ids, message, calls, surprisal=surprisal))
         if logprobs is not None:
             self.logprobs = (self.logprobs or []) + logprobs
         if not calls:

@@ -219,3 +219,21 @@ def test_nothing_speaks_against(architecture):
     model = tiny.model(architecture)
     assert why_no_history(model, greedy()) is None
     assert DynamicCache(config=model.config).layers
+
+
+def test_a_fork_reads_what_is_its_own():
+    player = Player(tiny.model())
+    prompt = [7, 8, 9, 10, 11]
+    (turn,) = player.turn([0], [prompt])
+    context = [*prompt, *turn, 30, 31, 32]
+    player.turn([0], [context])
+    player.history.fork(0, 5, len(context) - 1)
+    player.history.fork(0, 6, len(prompt) - 1)
+    player.history.fork(9, 7, 4)  # nothing is kept of it
+    fed = player.history.tokens_fed
+    # The same context, another one of the same beginning, the prompt, and one that is read as a whole
+    turns = player.turn([5, 6, 7], [context, prompt, [40, 41]])
+    assert player.widths[-1] == 2  # the last token of the forks, and two of the other
+    new = player.history.tokens_fed - fed - (1 + 1 + 2)
+    assert sum(len(turn) - 1 for turn in turns) <= new <= sum(map(len, turns))  # a token written last may be unread
+    player.turn([0, 5], [[*context, 33], [*context, *turns[0], 34]])  # the source goes on, too

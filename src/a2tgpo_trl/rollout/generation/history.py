@@ -94,6 +94,18 @@ class HistoryCache:
         for row in rows:
             self._histories.pop(row, None)
 
+    def fork(self, source: Hashable, row: Hashable, length: int) -> None:
+        """
+        Let a rollout go on from what another one has read; nothing if nothing is kept of that.
+
+        Args:
+            source, row (`Hashable`): The rollout that has read it, and the one that shall go on from it.
+            length (`int`): Tokens that they have in common.
+        """
+        if (history := self._histories.get(source)) is not None:
+            layers = [(keys[:, :length], values[:, :length]) for keys, values in history.layers]
+            self._histories[row] = _History(history.ids[:length], layers)
+
     def generate(
         self,
         generate: Callable[..., Tensor],

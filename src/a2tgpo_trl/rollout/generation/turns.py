@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging
 from trl import GRPOTrainer
 
@@ -30,6 +30,7 @@ class TurnGenerator:
 
     Attributes:
         seconds (`float`): How long the last generation took.
+        keeps_logprobs (`bool`): Whether `model.generate` keeps the log-probabilities of what it samples.
         tokens_fed (`int`, *optional*): Tokens that the model has read in this batch, padding not counted; `None` where
             the backend does not tell.
     """
@@ -41,6 +42,7 @@ class TurnGenerator:
         self.model = trainer.accelerator.unwrap_model(trainer.model)
         self.collective = self.backend.collective
         self.seconds = 0.0
+        self.keeps_logprobs = False
         self._history = None
         self._tokens_read_again = 0
         protocol.stop_strings = self.backend.stop_at(protocol.stop_strings)
@@ -71,6 +73,11 @@ class TurnGenerator:
         if self._history is not None:
             self._history.drop(rows)
 
+    def fork(self, source: int, row: int, length: int) -> None:
+        """Let a rollout go on from the first tokens that another one has read."""
+        if self._history is not None:
+            self._history.fork(source, row, length)
+
     def write(
         self,
         generate: Callable[..., Turns],
@@ -100,8 +107,11 @@ class TurnGenerator:
         rows = [*rows, *[None] * missing]
         contexts = contexts + [[self.trainer._tokenizer.eos_token_id]] * missing
         limits = [*max_tokens, *[1] * missing]
-        with self._limited_to(limits), self._generating(rows, contexts, limits):
+        sampled = _SampledLogprobs(self.trainer.temperature) if self._samples else None
+        with self._limited_to(limits), self._generating(rows, contexts, limits, sampled):
             ids, logprobs = generate(contexts, None, {}, num_generations)
+        if sampled is not None and sampled.steps:
+            logprobs = sampled.of_turns(ids)
         ends = [min(self.protocol.cut_turn(turn), limit) for turn, limit in zip(ids, limits, strict=True)]
         ids = [turn[:end] for turn, end in zip(ids, ends, strict=True)]
         if self._history is None:
@@ -112,6 +122,10 @@ class TurnGenerator:
             logprobs = [turn[:end] for turn, end in zip(logprobs, ends, strict=True)][:size]
         self.seconds = perf_counter() - start
         return ids[:size], logprobs
+
+    @property
+    def _samples(self) -> bool:
+        return self.keeps_logprobs and self.backend.takes_row_options
 
     def _missing_rows(self, size: int, batch_size: int) -> int:
         """Rows that this process adds to a collective generation, so that it takes part."""
@@ -133,12 +147,22 @@ class TurnGenerator:
         return backend.limited_to(min(most, max(limits)))
 
     @contextmanager
-    def _generating(self, rows: list[int | None], contexts: list[list[int]], limits: list[int]):
+    def _generating(
+        self,
+        rows: list[int | None],
+        contexts: list[list[int]],
+        limits: list[int],
+        sampled: "_SampledLogprobs | None",
+    ):
         """While TRL generates, pass `model.generate` what TRL does not: limits by row, histories, a tokenizer."""
         if not self.backend.takes_row_options:
             yield
             return
-        generate = partial(self.model.generate, stopping_criteria=StoppingCriteriaList([_RowLimits(limits)]))
+        criteria = StoppingCriteriaList([_RowLimits(limits)])
+        generate = partial(self.model.generate, stopping_criteria=criteria)
+        if sampled is not None:
+            criteria.append(_Gather(sampled))
+            generate = partial(generate, logits_processor=LogitsProcessorList([sampled]))
         if self.protocol.stop_strings:
             generate = partial(generate, tokenizer=self.trainer._tokenizer)
         if self._history is not None:
@@ -157,3 +181,41 @@ class _RowLimits(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         self.num_written += 1
         return (self.limits <= self.num_written).to(input_ids.device)
+
+
+class _SampledLogprobs(LogitsProcessor):
+    """
+    Keeps log π of each sampled token, as TRL's forward has it: at the temperature, before top-k and the like.
+
+    Args:
+        temperature (`float`): Of the sampling.
+    """
+
+    def __init__(self, temperature: float):
+        self.temperature = temperature
+        self.steps: list[torch.Tensor] = []  # each (B,)
+        self._logps: torch.Tensor | None = None  # (B, V), of the token to come
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._logps = (scores / self.temperature).log_softmax(dim=-1)
+        return scores
+
+    def gather(self, sampled: torch.Tensor) -> None:
+        """Keep those of the tokens that were sampled, `(B,)`."""
+        self.steps.append(self._logps.gather(1, sampled.unsqueeze(1)).squeeze(1))
+
+    def of_turns(self, turns: list[list[int]]) -> list[list[float]]:
+        """By row, of as many tokens as each turn has."""
+        rows = torch.stack(self.steps, dim=1).tolist()
+        return [row[: len(turn)] for row, turn in zip(rows, turns, strict=True)]
+
+
+class _Gather(StoppingCriteria):
+    """Ends no row: it is asked when a token has been sampled."""
+
+    def __init__(self, logprobs: _SampledLogprobs):
+        self.logprobs = logprobs
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.logprobs.gather(input_ids[:, -1])
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
