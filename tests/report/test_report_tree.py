@@ -68,6 +68,16 @@ class TestValues:
         draw_credit([record(belief_before=-1.0, clip_low=0.9, clip_high=1.1, clip_scale=1.0)], tmp_path / "credit.png")
         assert labels == ["belief in the answer", "advantage", "clip range of\nthe ratio, − 1"]
 
+    def test_texts_under_many_turns_stay_apart(self, tmp_path, monkeypatch):
+        labels = []
+        set_xticks = Axes.set_xticks
+        monkeypatch.setattr(
+            Axes, "set_xticks", lambda self, at, names, **kw: labels.extend(names) or set_xticks(self, at, names, **kw)
+        )
+        draw_credit([record(text="one two three " * 9)] * 8, tmp_path / "credit.png")
+        assert len(labels) == 8
+        assert max(len(line) for label in labels for line in label.splitlines()) * 8 <= 80
+
     def test_the_page_shows_them(self, tree_page, official):
         _, turns = official
         rows = turns[turns["generation"] == 12]
