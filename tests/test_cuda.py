@@ -7,6 +7,7 @@ Skipped where there is no GPU; with `--test-device cpu` all but what only a GPU 
 """
 
 import contextlib
+import math
 import warnings
 
 import pytest
@@ -87,9 +88,13 @@ UPDATES = {"shared": {}, "trees": dict(per_device_train_batch_size=4, steps_per_
 
 
 def untimed(trainer):
-    """What was logged of each update, without its seconds."""
+    """What was logged of each update, without its seconds; NaN where there was nothing to measure."""
     rows = [row for row in trainer.state.log_history if "loss" in row]
-    return [{name: row[name] for name in row if "time" not in name and "latency" not in name} for row in rows]
+    timed = ("time", "latency")
+    return [
+        {name: math.nan if value is None else value for name, value in row.items() if not any(map(name.count, timed))}
+        for row in rows
+    ]
 
 
 @pytest.mark.parametrize("updates", UPDATES)
