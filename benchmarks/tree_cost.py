@@ -1,5 +1,5 @@
 """
-Claim: a leaf of a tree costs at most 1 / 1.3 of the generated tokens, and of the seconds, of a rollout that starts from the prompt.
+Claim: a rollout that starts from the prompt costs at least 1.3 times the generated tokens of a leaf of a tree; and how many times its seconds.
 
 Trees of 10 chains and two rounds of 6 turns against 22 chains, for each of a few prompts, sampled from the demo's model on the CPU in float32: six
 tool turns, each of up to 50 tokens that the model writes and about 100 that an instant tool returns, and an answer. What the model

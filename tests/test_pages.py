@@ -10,6 +10,7 @@ import pytest
 
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.credit import ESTIMATORS
+from conftest import needed_by
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -70,7 +71,10 @@ BY_ESTIMATOR = [f for f in fields(A2TGPOConfig) if re.search(r" Default: .* with
 
 @pytest.mark.parametrize("option", BY_ESTIMATOR, ids=lambda option: option.name)
 def test_defaults_by_estimator_are_those_that_are_told(option):
-    configs = {name: A2TGPOConfig("unused", advantage_estimator=name, use_cpu=True, bf16=False) for name in ESTIMATORS}
+    configs = {
+        name: A2TGPOConfig("unused", advantage_estimator=name, use_cpu=True, bf16=False, **needed_by(name))
+        for name in ESTIMATORS
+    }
     values = {name: getattr(config, option.name) for name, config in configs.items()}
     values = {name: value for name, value in values.items() if value is not None}
     assert told_defaults(option, set(values)) == values
