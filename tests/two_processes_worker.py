@@ -108,7 +108,7 @@ def by_method(name, rows, share, options):
 
 def trained_critic(rows, options, layers):
     """Weights and losses of a critic after plain gradient descent, clipped and not."""
-    options = options | dict(optim="sgd", critic_layers=layers, critic_learning_rate=0.05, max_grad_norm=1.0)
+    options = options | dict(optim="sgd", critic_layers=layers, critic_learning_rate=0.05, logging_steps=1)
     trainer = build(rows, **options, advantage_estimator="turn_ppo", gae_lambda=0.8)
     trainer.train()
     losses = [row["critic/value_loss"] for row in trainer.state.log_history if "loss" in row]

@@ -10,7 +10,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch.testing import assert_close
-from transformers import get_constant_schedule
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, get_constant_schedule
 
 import tiny
 from a2tgpo_trl import A2TGPOTrainer
@@ -180,6 +180,18 @@ def test_quantised_weights_are_not_copied():
     ):
         Critic(policy, 1)
     Critic(policy, 0)
+
+
+def test_a_policy_in_four_bits_has_a_head_alone(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    tiny.model().save_pretrained(tmp_path)
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
+    for model in (policy, get_peft_model(policy, LoraConfig(target_modules="all-linear"))):
+        with pytest.raises(
+            ValueError, match="critic_layers=2 copies the first blocks of the policy, whose weights are quan"
+        ):
+            Critic(model, 2)
+        assert Critic(model, 0).blocks is None
 
 
 # How it is trained
