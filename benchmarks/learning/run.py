@@ -67,7 +67,7 @@ class Run:
 
     def execute(self) -> dict:
         """Train, and return what was measured."""
-        start = time.monotonic()
+        start, cpu = time.monotonic(), time.process_time()
         world_seed = self.seed % WORLDS + 1
         model = AutoModelForCausalLM.from_pretrained(warm_start(self.task.warm_start, world_seed), dtype=torch.float32)
         with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +84,7 @@ class Run:
             "optimizer_steps": trainer.state.global_step,
             "empty_updates": trainer.skipped_updates.num_empty,
             "seconds": {"all": time.monotonic() - start, "training": time.monotonic() - trained - curve.seconds}
-            | {"evaluation": curve.seconds},
+            | {"evaluation": curve.seconds, "processor": time.process_time() - cpu},
         }
 
     def _trainer(self, model, world: World, folder: str) -> "MeasuredTrainer":

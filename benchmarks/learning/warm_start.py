@@ -119,7 +119,9 @@ def train(settings: WarmStart, seed: int) -> LlamaForCausalLM:
         optimizer.zero_grad()
         if step % 100 == 0:
             seconds = time.monotonic() - start
-            print(f"warm start, seed {seed}: step {step}/{settings.steps}, loss {loss:.3f}, {seconds:.0f} s", flush=True)
+            print(
+                f"warm start, seed {seed}: step {step}/{settings.steps}, loss {loss:.3f}, {seconds:.0f} s", flush=True
+            )
     return model
 
 
