@@ -58,9 +58,11 @@ def test_training_and_held_out_questions_start_from_other_entities():
 
 def test_the_tokenizer_has_a_token_a_word():
     tokenizer = task.make_tokenizer()
-    words = "<search> e1 r2 </search> <result>e1 r2 e159</result> none"
+    words = "<search> e1 r2 </search> <result>e1 r2 e159</result>"
     ids = tokenizer(words)["input_ids"]
-    assert len(tokenizer) == 182 and len(ids) == 10 and tokenizer.unk_token_id not in ids
+    answer = task.ANSWER_TEMPLATE.format(answer="e1")
+    assert len(tokenizer(answer)["input_ids"]) == task.TOKENS_OF_AN_ANSWER
+    assert len(tokenizer) == 182 and len(ids) == 9 and tokenizer.unk_token_id not in ids
 
 
 def test_noise_hides_results_and_flips_rewards():

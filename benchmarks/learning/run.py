@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 from datasets import Dataset
-from task import ANSWER_TEMPLATE, Task, make_outcome, make_search, make_tokenizer
+from task import TOKENS_OF_AN_ANSWER, Task, make_outcome, make_search, make_tokenizer
 from transformers import AutoModelForCausalLM, PrinterCallback, ProgressCallback, TrainerCallback
 from warm_start import warm_start
 from world import World
@@ -123,7 +123,6 @@ class Run:
             "max_steps": size.updates * size.batches,
             "max_completion_length": TOKENS_OF_A_TURN * (hops + 3),
             "max_tool_calling_iterations": hops + 2,
-            "answer_template": ANSWER_TEMPLATE,
             "learning_rate": 3e-4,
             "lr_scheduler_type": "constant",
             "tool_concurrency": 1,  # with lockstep: noise is drawn in the same order
@@ -183,7 +182,7 @@ def diagnose(batch) -> dict:
         gains = turns.information_gain.nansum(1)
         found["belief_at_prompt"] = _mean(turns.signals["beliefs"][:, 0])
         found["gain_outcome_correlation"] = _correlation(gains, turns.rewards)
-        found["scored_tokens"] = len(ANSWER_TEMPLATE.split()) * int((turns.num_tool_turns + 1).sum())
+        found["scored_tokens"] = TOKENS_OF_AN_ANSWER * int((turns.num_tool_turns + 1).sum())
     return found
 
 

@@ -9,7 +9,10 @@ from world import ENTITIES, RELATIONS, World, ask
 
 from a2tgpo_trl.rewards import exact_match_reward
 
-ANSWER_TEMPLATE = "<answer> {answer} </answer>"
+ANSWER_TEMPLATE = "<answer>{answer}</answer>"
+"""The default of `answer_template`, which methods without beliefs do not take as an option."""
+
+TOKENS_OF_AN_ANSWER = 3
 TAGS = [f"<{slash}{tag}>" for tag in ("search", "result", "answer") for slash in ("", "/")]
 PAD, END = "<pad>", "<end>"
 UNKNOWN = "abcdef"  # the word that transformers puts before each token to see what a stop string can match
