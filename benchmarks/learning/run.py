@@ -153,8 +153,10 @@ class MeasuredTrainer(A2TGPOTrainer):
             self.batches.append(diagnose(batch))
 
     def log(self, logs, start_time=None):
-        if self.batches and "entropy" in logs:
-            self.batches[-1] |= {"entropy": logs["entropy"], "clipped": logs.get("clip_ratio/region_mean")}
+        metrics = self._metrics["train"]  # TRL empties them here
+        for name, ours in (("entropy", "entropy"), ("clip_ratio/region_mean", "clipped")):
+            if self.batches and metrics[name]:
+                self.batches[-1][ours] = statistics.fmean(metrics[name])
         super().log(logs, start_time)
 
 
