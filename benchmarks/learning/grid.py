@@ -1,0 +1,181 @@
+"""Runs a grid of cells × tasks × seeds, two at a time in the background; a run whose file is there is left out.
+
+python benchmarks/learning/grid.py [grid.yaml] [--out FOLDER] [--workers 2] [--list]
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import yaml
+
+HERE = Path(__file__).parent
+SECTIONS = ("options", "sizes", "tasks", "cells", "experiments")
+
+
+class GridError(ValueError):
+    """A grid file that cannot be run."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """
+    A run and its place.
+
+    Attributes:
+        task (`str`), cell (`str`), seed (`int`): Their names in the grid, and the seed.
+        settings (`dict`): Of the run: `task`, `size`, `method`, `options`.
+    """
+
+    task: str
+    cell: str
+    seed: int
+    settings: dict
+
+    def path(self, folder: Path) -> Path:
+        return folder / self.task / self.cell / f"{self.seed}.json"
+
+
+def read_grid(path: Path) -> list[Planned]:
+    """
+    The runs of a grid file, all cells of a seed before the next seed, so that what is done is always comparable.
+
+    Args:
+        path (`Path`): YAML with the sections `options`, `sizes`, `tasks`, `cells` and `experiments`.
+
+    Returns:
+        `list[Planned]`: each run once.
+
+    Raises:
+        GridError: If a section is missing, or a name is none of the grid's.
+    """
+    grid = yaml.safe_load(path.read_text())
+    if not isinstance(grid, dict) or (missing := [name for name in SECTIONS if name not in grid]):
+        lacks = missing[0] if isinstance(grid, dict) else SECTIONS[0]
+        raise GridError(f"{path}: the section {lacks!r} is missing. A grid has {', '.join(SECTIONS)}.")
+    planned = {}
+    for experiment in grid["experiments"]:
+        for seed in range(experiment["seeds"][0], experiment["seeds"][1] + 1):
+            for task in experiment["tasks"]:
+                for cell in experiment["cells"]:
+                    planned[task, cell, seed] = Planned(task, cell, seed, _settings(path, grid, task, cell))
+    return sorted(planned.values(), key=lambda run: run.seed)
+
+
+def _settings(path: Path, grid: dict, task: str, cell: str) -> dict:
+    asked = dict(_named(path, grid, "tasks", task))
+    size = _named(path, grid, "sizes", asked.pop("size", None))
+    chosen = _named(path, grid, "cells", cell)
+    if unknown := sorted(chosen.keys() - {"method", "options"}):
+        raise GridError(f"{path}: cell {cell!r} has {unknown[0]!r}. A cell has a method and options.")
+    options = grid["options"] | chosen.get("options", {})
+    return {"task": asked, "size": size, "method": chosen["method"], "options": options}
+
+
+def _named(path: Path, grid: dict, section: str, name: str) -> dict:
+    if name not in grid[section]:
+        raise GridError(f"{path}: {name!r} is not in the section {section!r}. There are {', '.join(grid[section])}.")
+    return grid[section][name]
+
+
+def _begin() -> None:
+    os.nice(10)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def execute(job: tuple[Planned, Path]) -> tuple[Planned, float, str]:
+    """Run, and write the file at once or not at all."""
+    planned, path = job
+    from run import Run, Size, Task
+
+    settings = planned.settings
+    known = {"task": Task, "size": Size}
+    made = {name: cls(**settings[name]) for name, cls in known.items()}
+    start = time.monotonic()
+    try:
+        result = Run(**made, method=settings["method"], seed=planned.seed, options=settings["options"]).execute()
+    except Exception as error:  # one cell that cannot run leaves the others
+        return planned, time.monotonic() - start, f"failed: {type(error).__name__}: {error}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps({"cell": planned.cell, "task": planned.task, "seed": planned.seed} | result) + "\n")
+    partial.replace(path)
+    area = sum(point["exact_match"] for point in result["curve"]) / len(result["curve"])
+    return planned, time.monotonic() - start, f"mean exact match {area:.3f}"
+
+
+def run_all(planned: list[Planned], folder: Path, workers: int) -> int:
+    """Run what has no file yet; the number of runs that failed."""
+    left = [(run, run.path(folder)) for run in planned if not run.path(folder).exists()]
+    print(f"{len(planned)} runs, {len(planned) - len(left)} of them done", flush=True)
+    failures = 0
+    with multiprocessing.get_context("spawn").Pool(workers, _begin) as pool:
+        for number, (run, seconds, said) in enumerate(_results(pool, left), start=1):
+            failures += said.startswith("failed")
+            print(f"{number}/{len(left)} {run.task} {run.cell} seed {run.seed}: {said} ({seconds:.0f} s)", flush=True)
+    return failures
+
+
+def _results(pool, jobs: list) -> Iterator[tuple[Planned, float, str]]:
+    return pool.imap_unordered(execute, jobs)
+
+
+def prepare(planned: list[Planned]) -> None:
+    """Train the warm starts that the runs need, before workers would do so twice."""
+    from run import WORLDS
+    from task import Task
+    from warm_start import warm_start
+
+    default = next(f.default for f in fields(Task) if f.name == "warm_start")
+    needed = {(run.settings["task"].get("warm_start", default), run.seed % WORLDS + 1) for run in planned}
+    for name, seed in sorted(needed):
+        warm_start(name, seed)
+
+
+def parse(args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("grid", type=Path, nargs="?", default=HERE / "grid.yaml")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--list", action="store_true", help="say what would run")
+    return parser.parse_args(args)
+
+
+def main(args: list[str] | None = None) -> int:
+    options = parse(args)
+    try:
+        planned = read_grid(options.grid)
+    except GridError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.list:
+        for run in planned:
+            print(run.path(options.out), "done" if run.path(options.out).exists() else "")
+        return 0
+    try:
+        _begin_parent(planned, options.out)
+        return min(run_all(planned, options.out, options.workers), 1)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", flush=True)
+        return 130
+
+
+def _begin_parent(planned: list[Planned], folder: Path) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    prepare([run for run in planned if not run.path(folder).exists()])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

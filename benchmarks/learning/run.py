@@ -1,0 +1,228 @@
+"""One run: a method with its options on a task with a seed → what was measured, as one dictionary."""
+
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+
+import torch
+from datasets import Dataset
+from task import TOKENS_OF_AN_ANSWER, Task, make_outcome, make_search, make_tokenizer
+from transformers import AutoModelForCausalLM, PrinterCallback, ProgressCallback, TrainerCallback
+from warm_start import warm_start
+from world import World
+
+from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.credit import Estimator, estimator_of
+from a2tgpo_trl.rewards import exact_match_reward
+
+WORLDS = 3
+"""Pairs of a world and a warm start; a seed takes the one of its remainder."""
+
+CLIP_RANGES = {"token": (0.2, 0.2), "turn": (0.05, 0.067), "sequence": (0.05, 0.067)}
+EVALUATION_SEED = 10**6
+TOKENS_OF_A_TURN = 14  # a query and its result have 10, and a model may write a few more
+
+
+@dataclass(frozen=True)
+class Size:
+    """
+    How much a run rolls out and learns.
+
+    Attributes:
+        prompts (`int`): In a batch.
+        group (`int`): Rollouts of each.
+        updates (`int`): Of a batch.
+        batches (`int`): Of the run.
+        every (`int`): Batches between evaluations.
+        questions (`int`): Held-out questions of an evaluation, each played once.
+    """
+
+    prompts: int = 8
+    group: int = 8
+    updates: int = 8
+    batches: int = 25
+    every: int = 5
+    questions: int = 128
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    One run.
+
+    Attributes:
+        task ([`Task`]): What is asked.
+        size ([`Size`]): How much is rolled out.
+        method (`str`): The option `advantage_estimator`.
+        seed (`int`): Of the rollouts, the questions, and of which warm start.
+        options (`dict`): Of [`A2TGPOConfig`].
+    """
+
+    task: Task
+    size: Size
+    method: str
+    seed: int
+    options: dict = field(default_factory=dict)
+
+    def execute(self) -> dict:
+        """Train, and return what was measured."""
+        start, cpu = time.monotonic(), time.process_time()
+        world_seed = self.seed % WORLDS + 1
+        model = AutoModelForCausalLM.from_pretrained(warm_start(self.task.warm_start, world_seed), dtype=torch.float32)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = self._trainer(model, World(world_seed), folder)
+            curve = Curve(trainer, self.task.rows(World(world_seed), 0, self.size.questions, held_out=True), self.size)
+            trainer.add_callback(curve)
+            trained = time.monotonic()
+            trainer.train()
+        return {
+            "run": asdict(self),
+            "world": world_seed,
+            "curve": curve.points,
+            "batches": trainer.batches,
+            "optimizer_steps": trainer.state.global_step,
+            "empty_updates": trainer.skipped_updates.num_empty,
+            "seconds": {"all": time.monotonic() - start, "training": time.monotonic() - trained - curve.seconds}
+            | {"evaluation": curve.seconds, "processor": time.process_time() - cpu},
+        }
+
+    def _trainer(self, model, world: World, folder: str) -> "MeasuredTrainer":
+        size, task = self.size, self.task
+        trainer = MeasuredTrainer(
+            model=model,
+            reward_funcs=[make_outcome(task.reward_noise, self.seed), exact_match_reward],
+            args=A2TGPOConfig(folder, **self._options()),
+            train_dataset=Dataset.from_list(task.rows(world, self.seed, size.prompts * size.batches, held_out=False)),
+            processing_class=make_tokenizer(),
+            tools=[make_search(world, task.result_noise, self.seed)],
+        )
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
+        return trainer
+
+    def _options(self) -> dict:
+        size, hops = self.size, self.task.hops
+        level = self.options.get("importance_sampling_level") or (
+            Estimator.defaults | estimator_of(self.method).defaults
+        ).get("importance_sampling_level")
+        low, high = CLIP_RANGES[level]
+        return {
+            "advantage_estimator": self.method,
+            "importance_sampling_level": level,
+            "epsilon": low,
+            "epsilon_high": high,
+            "loss_type": "grpo",
+            "skip_empty_updates": True,
+            "reward_weights": [1.0, 0.0],
+            "num_generations": size.group,
+            "per_device_train_batch_size": size.prompts * size.group // size.updates,
+            "per_device_eval_batch_size": size.questions,
+            "steps_per_generation": size.updates,
+            "gradient_accumulation_steps": 1,
+            "max_steps": size.updates * size.batches,
+            "max_completion_length": TOKENS_OF_A_TURN * (hops + 3),
+            "max_tool_calling_iterations": hops + 2,
+            "learning_rate": 3e-4,
+            "lr_scheduler_type": "constant",
+            "tool_concurrency": 1,  # with lockstep: noise is drawn in the same order
+            "lockstep": True,
+            "turn_records": False,
+            "gradient_checkpointing": False,
+            "bf16": False,
+            "use_cpu": True,
+            "dataloader_pin_memory": False,
+            "save_strategy": "no",
+            "logging_steps": size.updates,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "seed": self.seed,
+        } | self.options
+
+
+class MeasuredTrainer(A2TGPOTrainer):
+    """Keeps the diagnostics of each batch that it trains on."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.batches: list[dict] = []
+
+    def _give_credit(self, batch):
+        super()._give_credit(batch)
+        if batch.training:
+            self.batches.append(diagnose(batch))
+
+    def log(self, logs, start_time=None):
+        metrics = self._metrics["train"]  # TRL empties them here
+        for name, ours in (("entropy", "entropy"), ("clip_ratio/region_mean", "clipped")):
+            if self.batches and metrics[name]:
+                self.batches[-1][ours] = statistics.fmean(metrics[name])
+        super().log(logs, start_time)
+
+
+def diagnose(batch) -> dict:
+    """Of a batch with its credit: what the reward and the credit of its groups are like."""
+    turns, credit = batch.turns, batch.credit
+    groups = turns.rewards.view(-1, turns.num_generations)
+    mixed = (groups.amax(1) != groups.amin(1)).repeat_interleave(turns.num_generations)
+    written = sum(sum(len(turn.ids) for turn in rollout.turns) for rollout in batch.rollouts)
+    found = {
+        "reward": turns.rewards.mean().item(),
+        "exact_match": batch.rewards[:, 1].mean().item(),
+        "dead_groups": 1 - mixed.float().mean().item(),
+        "turns": turns.num_turns.float().mean().item(),
+        "generated_tokens": written,
+        "scored_tokens": 0,
+    }
+    if credit.advantages.dim() == 2:
+        base = turns.outcome.unsqueeze(1) if credit.outcome_part is None else credit.outcome_part
+        exists = torch.arange(turns.max_turns) < turns.num_turns.unsqueeze(1)
+        size = (credit.advantages - base).abs()
+        found["turn_part_mixed"] = _mean(size[exists & mixed.unsqueeze(1)])
+        found["turn_part_dead"] = _mean(size[exists & ~mixed.unsqueeze(1)])
+    if "beliefs" in turns.signals:
+        gains = turns.information_gain.nansum(1)
+        found["belief_at_prompt"] = _mean(turns.signals["beliefs"][:, 0])
+        found["gain_outcome_correlation"] = _correlation(gains, turns.rewards)
+        found["scored_tokens"] = TOKENS_OF_AN_ANSWER * int((turns.num_tool_turns + 1).sum())
+    return found
+
+
+def _mean(values: torch.Tensor) -> float | None:
+    return values.mean().item() if values.numel() else None
+
+
+def _correlation(a: torch.Tensor, b: torch.Tensor) -> float | None:
+    pair = torch.stack([a, b])
+    return torch.corrcoef(pair)[0, 1].item() if (pair.std(dim=1) > 0).all() else None
+
+
+class Curve(TrainerCallback):
+    """Sampled exact match on held-out questions before training and every few batches."""
+
+    def __init__(self, trainer: A2TGPOTrainer, rows: list[dict], size: Size):
+        self.trainer, self.rows, self.size = trainer, rows, size
+        self.points: list[dict] = []
+        self.seconds = 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._measure(0)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        batch, rest = divmod(state.global_step, self.size.updates)
+        if not rest and batch % self.size.every == 0:
+            self._measure(batch)
+
+    def _measure(self, batch: int) -> None:
+        start = time.monotonic()
+        with torch.random.fork_rng():  # the training's own random numbers do not depend on evaluations
+            torch.manual_seed(EVALUATION_SEED + batch)
+            played = self.trainer.play(self.rows)
+        self.points.append(
+            {
+                "batch": batch,
+                "exact_match": statistics.fmean(rollout.rewards["exact_match_reward"] for rollout in played),
+                "turns": statistics.fmean(len(rollout.turns) for rollout in played),
+            }
+        )
+        self.seconds += time.monotonic() - start

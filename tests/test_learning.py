@@ -1,0 +1,199 @@
+"""`benchmarks/learning`: the world, a small run, the grid and its tables."""
+
+import json
+import random
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "learning"))
+
+world, task, warm_start, run, grid, tables = map(
+    import_module, ("world", "task", "warm_start", "run", "grid", "tables")
+)
+SMALL = {"prompts": 2, "group": 4, "updates": 2, "batches": 2, "every": 1, "questions": 4}
+
+
+def test_facts_are_the_same_when_asked_again_and_stay_in_reach():
+    facts = world.World(5)
+    for entity in range(0, world.ENTITIES, 7):
+        for relation in range(world.RELATIONS):
+            found = facts.fact(entity, relation)
+            assert found == world.World(5).fact(entity, relation) and found in world.candidates(entity, relation)
+    assert [facts.fact(e, 0) for e in range(20)] != [world.World(6).fact(e, 0) for e in range(20)]
+
+
+@pytest.mark.parametrize(("hops", "widths"), [(2, [160, 8]), (3, [160, 40, 8]), (4, [160, 160, 40, 8])])
+def test_an_informative_chain_narrows_the_answer_and_another_does_not(hops, widths):
+    for informative, expected in ((True, widths), (False, [160] * hops)):
+        question = world.ask(random.Random(0), hops, informative)
+        path = question.path(world.World(1))
+        found = [world.candidates(e, r) for e, r in zip(path, question.relations, strict=False)]
+        assert [len(reachable) for reachable in found] == expected
+        assert all(fact in reachable for fact, reachable in zip(path[1:], found, strict=True))
+
+
+def test_scripted_traces_end_in_the_true_answer_and_stop_early_at_times():
+    chance, facts = random.Random(0), world.World(3)
+    lengths = set()
+    for _ in range(200):
+        question = world.ask(chance, 2, True)
+        asked, answer = world.trace(chance, facts, question, world.Habits(), lambda query: facts.fact(*query))
+        assert answer == question.path(facts)[-1]
+        lengths.add(len(asked))
+    assert {0, 1, 2, 3} <= lengths
+
+
+def test_training_and_held_out_questions_start_from_other_entities():
+    def starts(held_out):
+        rows = task.Task(2).rows(world.World(1), 0, 300, held_out)
+        return {row["prompt"].split()[1] for row in rows}
+
+    assert starts(True) and not starts(True) & starts(False)
+
+
+def test_the_tokenizer_has_a_token_a_word():
+    tokenizer = task.make_tokenizer()
+    words = "<search> e1 r2 </search> <result>e1 r2 e159</result>"
+    ids = tokenizer(words)["input_ids"]
+    answer = task.ANSWER_TEMPLATE.format(answer="e1")
+    assert len(tokenizer(answer)["input_ids"]) == task.TOKENS_OF_AN_ANSWER
+    assert len(tokenizer) == 182 and len(ids) == 9 and tokenizer.unk_token_id not in ids
+
+
+def test_noise_hides_results_and_flips_rewards():
+    facts = world.World(1)
+    assert task.make_search(facts, 1.0, 0)("e1 r2") == "none"
+    assert task.make_search(facts, 0.0, 0)("e1 r2") == f"e1 r2 e{facts.fact(1, 2)}"
+    right = {"completions": ["<answer> e1 </answer>"], "answer": ["e1"]}
+    assert task.make_outcome(0.0, 0)(**right) == [1.0] and task.make_outcome(1.0, 0)(**right) == [0.0]
+
+
+@pytest.fixture
+def untrained(monkeypatch, tmp_path):
+    folder = tmp_path / "model"
+    warm_start.make_model(0).save_pretrained(folder)
+    monkeypatch.setattr(run, "warm_start", lambda name, seed: folder)
+    monkeypatch.setattr(grid, "prepare", lambda planned: None)
+
+
+@pytest.mark.parametrize("method", ["grpo", "a2tgpo"])
+def test_a_run_measures_every_batch_and_the_curve(untrained, method):
+    result = run.Run(run.Task(2), run.Size(**SMALL), method, 1001).execute()
+    assert [point["batch"] for point in result["curve"]] == [0, 1, 2]
+    assert len(result["batches"]) == 2 and result["optimizer_steps"] == 4
+    for batch in result["batches"]:
+        assert batch["dead_groups"] >= 0 and batch["generated_tokens"] > 0 and "entropy" in batch
+        assert ("belief_at_prompt" in batch) == (method == "a2tgpo") == (batch["scored_tokens"] > 0)
+    assert json.loads(json.dumps(result))["run"]["method"] == method
+
+
+def test_the_same_seed_gives_the_same_run(untrained):
+    first, second = (run.Run(run.Task(2, result_noise=0.3), run.Size(**SMALL), "a2tgpo", 7).execute() for _ in "ab")
+    assert first["batches"] == second["batches"] and first["curve"] == second["curve"]
+
+
+def small_grid(folder: Path, **changes) -> Path:
+    content = {
+        "options": {},
+        "sizes": {"small": SMALL},
+        "tasks": {"short": {"size": "small", "hops": 2}},
+        "cells": {"grpo_turn": {"method": "grpo", "options": {"importance_sampling_level": "turn"}}},
+        "experiments": [{"tasks": ["short"], "cells": ["grpo_turn"], "seeds": [1, 2]}],
+    }
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump(content | changes))
+    return path
+
+
+def test_what_a_job_writes_is_left_out_when_the_grid_goes_on(untrained, tmp_path, capsys):
+    (first, second), out = grid.read_grid(small_grid(tmp_path)), tmp_path / "results"
+    grid.execute((first, first.path(out)))
+    assert [p.name for p in out.rglob("*.*")] == ["1.json"]
+    grid.main([str(small_grid(tmp_path)), "--out", str(out), "--list"])
+    done, left = capsys.readouterr().out.strip().splitlines()
+    assert done == f"{first.path(out)} done" and left.strip() == str(second.path(out))
+    second.path(out).write_text("{}")
+    assert grid.main([str(small_grid(tmp_path)), "--out", str(out), "--workers", "1"]) == 0
+    assert "2 runs, 2 of them done" in capsys.readouterr().out
+
+
+def test_a_cell_that_cannot_run_is_told_and_leaves_no_file(untrained, tmp_path):
+    cells = {"grpo_turn": {"method": "grpo", "options": {"turn_advantage_coef": 1.0}}}
+    planned = grid.read_grid(small_grid(tmp_path, cells=cells))[0]
+    _, _, said = grid.execute((planned, planned.path(tmp_path / "results")))
+    assert said.startswith("failed: ValueError: turn_advantage_coef") and not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cells": {"other": {"method": "grpo"}}}, "'grpo_turn' is not in the section 'cells'. There are other."),
+        ({"cells": {"grpo_turn": {"methods": "grpo"}}}, "cell 'grpo_turn' has 'methods'. A cell has a method"),
+        ({"tasks": {"short": {"size": "big", "hops": 2}}}, "'big' is not in the section 'sizes'. There are small."),
+    ],
+)
+def test_a_bad_grid_gives_one_error(tmp_path, capsys, changes, message):
+    assert grid.main([str(small_grid(tmp_path, **changes))]) == 2
+    said = capsys.readouterr().err
+    assert message in said and len(said.splitlines()) == 1
+
+
+def test_the_registered_grid_can_be_read():
+    planned = grid.read_grid(grid.HERE / "grid.yaml")
+    assert {run.seed for run in planned} == set(range(1, 13)) and max(run.seed for run in planned) < 1000
+
+
+def made(seed: int, *curve: float, cell: str = "a") -> dict:
+    points = [{"batch": 5 * i, "exact_match": value} for i, value in enumerate(curve)]
+    batches = [{"dead_groups": 0.5, "generated_tokens": 100, "scored_tokens": 30}] * 2
+    return {
+        "task": "t",
+        "cell": cell,
+        "seed": seed,
+        "curve": points,
+        "batches": batches,
+        "seconds": {"processor": 9.0},
+    }
+
+
+def test_areas_and_paired_intervals_by_hand():
+    assert tables.area(made(1, 0.0, 0.5, 1.0)) == pytest.approx(0.5)
+    assert tables.batches_to(made(1, 0.0, 0.5, 1.0), 0.5) == 5 and tables.batches_to(made(1, 0.0, 0.1), 0.5) is None
+    ours = {seed: made(seed, value, value) for seed, value in ((1, 0.4), (2, 0.6), (3, 0.8), (9, 0.0))}
+    base = {seed: made(seed, value, value) for seed, value in ((1, 0.3), (2, 0.4), (3, 0.5))}
+    mean, half = tables.paired(ours, base)  # differences .1, .2, .3: mean .2, deviation .1, t(2) = 4.303
+    assert mean == pytest.approx(0.2) and half == pytest.approx(4.303 * 0.1 / 3**0.5)
+
+
+def test_tables_of_files(tmp_path, capsys):
+    for cell, value in (("grpo_turn", 0.4), ("a", 0.6)):
+        for seed in (1, 2):
+            path = tmp_path / "t" / cell / f"{seed}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(made(seed, value, value, cell=cell)))
+    tables.main([str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "### t"
+    assert lines[4].startswith(
+        "| a | 2 | 0.600 ± 0.000 | – | +0.200 ± 0.000 | 0.600 ± 0.000 | 0 (2 of 2) | 50% | 200 | 60 |"
+    )
+
+
+def test_curves_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    curves = import_module("curves")
+    curves.draw("t", {"a": {1: made(1, 0.0, 0.5), 2: made(2, 0.0, 0.7)}}, tmp_path / "t.png")
+    assert (tmp_path / "t.png").stat().st_size > 1000
+    assert curves.bands([made(1, 0.0, 0.5), made(2, 0.0, 0.7)])[1] == pytest.approx([0.0, 0.6])
+
+
+def test_labels_of_a_warm_start_leave_the_prompt_out():
+    settings = warm_start.WarmStart({2: world.Habits()}, steps=1, traces=3)
+    ((ids, labels),) = warm_start.batches(settings, 0)
+    assert ids.shape == labels.shape and torch.equal(labels[:, :5], torch.full((3, 5), warm_start.IGNORED))
+    assert torch.equal(ids[labels != warm_start.IGNORED], labels[labels != warm_start.IGNORED])
