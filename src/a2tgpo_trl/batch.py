@@ -107,8 +107,8 @@ class GenerationBatch:
                 in each of them.
         """
         self.credit, ids = credit, self.tensors["turn_ids"]
-        weighted = _shared_out(credit.advantages, self.turns) if once_for_all_leaves else credit.advantages
-        self.tensors["advantages"] = advantages = weighted[self.local]
+        weights = _weights(self.turns) if once_for_all_leaves else None
+        self.tensors["advantages"] = advantages = _weighted(credit.advantages, weights)[self.local]
         if advantages.dim() == 2:
             self.tensors["advantages"] = spread_turns(advantages, ids, fill=0.0)
         if credit.clip_scale is not None:
@@ -118,7 +118,9 @@ class GenerationBatch:
         if credit.value_targets is not None:
             self.tensors["value_targets"] = credit.value_targets[self.local]
             self.tensors["old_values"] = self.turns.signals["values"][self.local, :-1]
-            self.tensors["num_value_targets"] = (~credit.value_targets.isnan()).sum()
+            counted = _weighted((~credit.value_targets.isnan()).float(), weights)
+            self.tensors["value_weights"] = counted[self.local]
+            self.tensors["num_value_targets"] = counted.sum()
 
     def finish_rollouts(self, names: Sequence[str], answers: Sequence[str | None], columns: dict[str, Tensor]) -> None:
         """
@@ -138,12 +140,15 @@ class GenerationBatch:
                 turn.credit = {name: _number(rows[i], k) for name, rows in numbers.items()}
 
 
-def _shared_out(advantages: Tensor, turns: Turns) -> Tensor:
-    """Advantages, those of a turn divided among the completions that share it; the same where none is shared."""
+def _weights(turns: Turns) -> Tensor | None:
+    """One over the completions that share a turn, `(N, K)`; `None` where none is shared."""
     leaves = leaves_below(turns.signals["nodes"], turns.num_generations) if "nodes" in turns.signals else None
-    if leaves is None or leaves.max() <= 1:
-        return advantages
-    return (advantages if advantages.dim() == 2 else advantages.unsqueeze(1)) / leaves.clamp(min=1)
+    return None if leaves is None or leaves.max() <= 1 else 1 / leaves.clamp(min=1)
+
+
+def _weighted(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Values of turns, or of completions, `(N, K)` or `(N,)`."""
+    return values if weights is None else weights * (values if values.dim() == 2 else values.unsqueeze(1))
 
 
 def _is_answered(rollout: Rollout, last_tokens: Collection[int]) -> bool:

@@ -400,6 +400,17 @@ def test_a_shared_turn_counts_once_in_the_loss(trainers, estimator):
     torch.testing.assert_close(once.tensors["advantages"], shares.masked_fill(ids < 0, 0.0))
 
 
+def test_a_shared_turn_teaches_a_critic_once(trainers):
+    once = rolled_out(trainers(advantage_estimator="turn_ppo", **TREE))
+    turns = [
+        (group, node) for group, rollouts in enumerate(groups(once.rollouts)) for r in rollouts for node in path(r)
+    ]
+    assert len(turns) > len(set(turns))
+    torch.testing.assert_close(once.tensors["num_value_targets"], torch.tensor(float(len(set(turns)))))
+    per_leaf = rolled_out(trainers(advantage_estimator="turn_ppo", tree_shared_turns="per_leaf", **TREE))
+    assert per_leaf.tensors["num_value_targets"] == len(turns)
+
+
 def test_a_node_has_one_belief_that_of_its_chain(trainers):
     trainer = trainers(advantage_estimator="a2tgpo", **TREE)
     batch = rolled_out(trainer)

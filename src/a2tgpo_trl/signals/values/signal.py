@@ -83,10 +83,10 @@ class Values(Signal):
         values = self._read(hidden, inputs["turn_ids"], inputs["completion_mask"], targets.size(1) + 1)[:, :-1]
         there = ~targets.isnan()
         values, old, targets = values[there], inputs["old_values"][there], targets[there]
-        errors = value_loss(values, old, targets, args.cliprange_value)
-        window = self._num_targets(inputs)
-        self._log(inputs, errors, (errors > (values - targets) ** 2))
-        return args.vf_coef * errors.sum() / window
+        errors, weights = value_loss(values, old, targets, args.cliprange_value), inputs["value_weights"][there]
+        clipped = (errors > (values - targets) ** 2).to(errors.dtype)
+        self._log(inputs, weights * errors.detach(), weights * clipped)
+        return args.vf_coef * (weights * errors).sum() / self._num_targets(inputs)
 
     def param_groups(self) -> list[dict[str, Any]]:
         trained = [parameter for parameter in self.critic.parameters() if parameter.requires_grad]
@@ -148,7 +148,7 @@ class Values(Signal):
 
     def _log(self, inputs: Mapping[str, Any], errors: Tensor, clipped: Tensor) -> None:
         """Such that the mean over the micro-batches of a generation batch is that over its turns."""
-        sums = torch.stack([errors.detach().sum(), clipped.sum().to(errors.dtype)])
+        sums = torch.stack([errors.sum(), clipped.sum()])
         splits = self.trainer.args.steps_per_generation if self.trainer.model.training else 1
         share = (
             self.trainer.accelerator.reduce(sums, reduction="sum") * splits / inputs["num_value_targets"].clamp(min=1)
