@@ -32,6 +32,7 @@ OVERRIDDEN = {
     "create_optimizer": "self model=None",  # this one and the next two of transformers' Trainer
     "_save": "self output_dir=None state_dict=None",
     "_load_from_checkpoint": "self resume_from_checkpoint model=None",
+    "_load_best_model": "self",
     "log": "self logs start_time=None",
     "train": "self resume_from_checkpoint=None trial=None ignore_keys_for_eval=None",
     "_run_epoch": "self model epoch train_dataloader steps_in_epoch num_update_steps_per_epoch trial ignore_keys_for_eval "

@@ -54,6 +54,7 @@ def test_two_processes_against_one(tmp_path):
         for part in pair:
             assert part["metrics"][name] == pytest.approx(value, abs=1e-4, nan_ok=True), name
     assert pair[0]["empty"] == pair[1]["empty"] == alone["empty"]
+    assert [part["saved"] for part in pair] == [True, False] and alone["saved"]
     assert pair[0]["skipped"] == pair[1]["skipped"] == [True, False, True, True, False]
     for name, value in pair[0]["weights"].items():
         assert torch.equal(value, pair[1]["weights"][name])
@@ -92,4 +93,5 @@ def test_trees_on_two_processes(tmp_path):
     assert [[node for node in row if node >= 0] for row in nodes.tolist()] == first["paths"] + second["paths"]
     assert torch.equal(nodes, second["nodes"])
     torch.testing.assert_close(first["values"], second["values"], rtol=0, atol=0, equal_nan=True)
-    assert first["metrics"] == second["metrics"] and first["metrics"]["tree/leaves_per_chain"] >= 1
+    chains = sum(len({path[0] for path in part["paths"]}) for part in (first, second))
+    assert first["metrics"] == second["metrics"] and first["metrics"]["tree/leaves_per_chain"] == 8 / chains

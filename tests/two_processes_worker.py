@@ -67,6 +67,7 @@ def main(folder: Path) -> None:
     torch.save(
         {
             "critics": critics,
+            "saved": saves_critic(rows, options, folder / f"model-{rank}"),
             "outcome": outcome._generate_and_score_completions([dict(row) for row in rows[:share]])["advantages"],
             "advantages": list(batch["advantages"]),
             **{f"advantages of {name}": list(advantages) for name, advantages in others.items()},
@@ -113,6 +114,12 @@ def trained_critic(rows, options, layers):
     trainer.train()
     losses = [row["critic/value_loss"] for row in trainer.state.log_history if "loss" in row]
     return dict(trainer.signals["values"].critic.state_dict()), dict(trainer.model.state_dict()), losses
+
+
+def saves_critic(rows, options, folder):
+    """Whether this process writes the critic where it is told to save a model."""
+    build(rows, **options, advantage_estimator="turn_ppo").save_model(str(folder))
+    return (folder / "critic.pt").exists()
 
 
 def lengths(turns, **columns):

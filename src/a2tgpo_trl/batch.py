@@ -141,8 +141,10 @@ class GenerationBatch:
 
 
 def _weights(turns: Turns) -> Tensor | None:
-    """One over the completions that share a turn, `(N, K)`; `None` where none is shared."""
-    leaves = leaves_below(turns.signals["nodes"], turns.num_generations) if "nodes" in turns.signals else None
+    """One over the completions with a reward that share a turn, `(N, K)`; `None` where none is shared."""
+    if "nodes" not in turns.signals:
+        return None
+    leaves = leaves_below(turns.signals["nodes"].masked_fill(turns.unscored.unsqueeze(1), -1), turns.num_generations)
     return None if leaves is None or leaves.max() <= 1 else 1 / leaves.clamp(min=1)
 
 

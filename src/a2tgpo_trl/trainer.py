@@ -97,7 +97,7 @@ class A2TGPOTrainer(GRPOTrainer):
     - `_calculate_rewards`: gives reward functions the turns; NaN and infinite rewards count as missing.
     - `_generate_and_score_completions`: measures signals, and adds the credit of turns.
     - `_compute_loss`: the turn's ratio and clip range, and the loss of signals that are learned.
-    - `create_optimizer`, `_save`, `_load_from_checkpoint`: what is learned beside the policy, such as a critic.
+    - `create_optimizer`, `_save`, `_load_from_checkpoint`, `_load_best_model`: what is learned beside the policy, such as a critic.
     - `_set_signature_columns_if_needed`: keeps the answer column.
     - `_log_completion_extra`, `log`: names that are taken are refused, and tables take values of any type.
     - `train`, `_run_epoch`: resume from complete checkpoints alone; a finished run trains no further.
@@ -192,6 +192,7 @@ class A2TGPOTrainer(GRPOTrainer):
         for name, tools in getattr(self, "_env_tools", {}).items():
             self._env_tools[name] = without_state_keys(tools, self._standalone_tools)
         self.tools = without_state_keys(self.tools or [], self._standalone_tools)
+        checks.check_tree_tools(self.args, self.tools)
         player = RolloutPlayer(self, make_protocol(self, protocol, conversational))
         if self.tools and self.args.max_observation_tokens is not None:
             checks.check_observation_limit(self.args.max_observation_tokens, player.protocol, self.tools[0].__name__)
@@ -422,13 +423,18 @@ class A2TGPOTrainer(GRPOTrainer):
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
-        for signal in self.signals.values():
+        for signal in self.signals.values() if self.args.should_save else ():
             signal.save(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         for signal in self.signals.values():
             signal.load(resume_from_checkpoint)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        for signal in self.signals.values():
+            signal.load(self.state.best_model_checkpoint)
 
     # ---- training as a whole -----------------------------------------------------------------------------------
 

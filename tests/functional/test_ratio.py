@@ -132,6 +132,14 @@ def test_padding_tokens_changes_nothing():
     assert turn_log_ratio(wide, wide_ids)[:, 6:].eq(0).all()
 
 
+def test_the_ratio_of_a_long_turn_does_not_overflow():
+    ids, logps = torch.zeros(1, 50, dtype=torch.long), torch.zeros(1, 50)
+    old = turn_level_old_logps(logps, logps - 2.0, ids, reduction="sum")  # a log ratio of 100
+    assert (logps - old).exp().isfinite().all() and ((logps - old) == 20).all()
+    old = turn_level_old_logps(logps, logps - 0.1, ids, reduction="sum")
+    torch.testing.assert_close(logps - old, torch.full((1, 50), 5.0))
+
+
 def test_old_logps_carry_no_gradient():
     logps = torch.zeros(1, 3, requires_grad=True)
     assert not turn_level_old_logps(logps, torch.ones(1, 3), torch.tensor([[0, 0, 1]])).requires_grad

@@ -12,9 +12,11 @@ from datasets import Dataset
 import chance
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.batch import _weights
+from a2tgpo_trl.credit import Turns
 from a2tgpo_trl.functional import leaves_below, observation_ends
 from a2tgpo_trl.records import read_turns
-from a2tgpo_trl.rollout import Rollout, StopReason, ToolCall, Turn
+from a2tgpo_trl.rollout import Rollout, StopReason, TagProtocol, ToolCall, ToolResult, Turn
 from a2tgpo_trl.rollout.tree import Branch, TreePlan, choose, fork, number_nodes
 from conftest import CHAT_ROWS, chat_correct, chat_rollouts
 
@@ -154,6 +156,36 @@ def test_random_choices_come_from_the_seed():
     equal = [leaf((i, 1.0), (9 + i, 1.0)) for i in range(5)]
     ties = [choose(equal, 1, plan(rng=Random(seed)))[0].leaf for seed in range(20)]
     assert len(set(ties)) > 2
+
+
+def test_turns_after_a_call_that_timed_out_are_left_as_they_are():
+    """What the environment did in the meantime cannot be done again."""
+    leaves = [leaf((0, 1.0), (1, 5.0), (2, 9.0))]
+    assert choose(leaves, 1, plan()) == [Branch(0, 1)]
+    leaves[0].turns[0].results = [ToolResult("look", "too late", failed=True, timed_out=True)]
+    assert choose(leaves, 2, plan()) == [Branch(0, 0), Branch(0, 0)]  # the turn that called it, the prompt
+
+
+def test_unknown_log_probabilities_of_some_tokens_do_not_count():
+    """TRL tells NaN of vLLM's as `None`."""
+    for logprobs, surprisal in (([-0.5, None, -1.5], 1.0), ([None], None), (None, None)):
+        rollout = Rollout([9])
+        rollout.add_turn([1, 2, 2], logprobs, TagProtocol(tiny.tokenizer(), [ask]), [])
+        assert rollout.turns[0].surprisal == surprisal
+
+
+def test_leaves_without_a_reward_take_no_share():
+    """Turn 0 is shared by all three rollouts, and nothing scored the last one."""
+    nodes = torch.tensor([[0, 1], [0, 2], [0, 3]])
+    turns = Turns(
+        outcome=torch.tensor([1.0, 0.5, 0.0]),
+        rewards=torch.tensor([1.0, 0.5, torch.nan]),
+        num_turns=torch.full((3,), 2),
+        num_tool_turns=torch.ones(3, dtype=torch.long),
+        num_generations=3,
+        signals={"nodes": nodes},
+    )
+    assert _weights(turns).tolist() == [[0.5, 1.0], [0.5, 1.0], [1.0, 1.0]]
 
 
 def test_missing_log_probabilities_are_an_error():
@@ -482,6 +514,13 @@ class Counter:
         return f"{self.looks}: {key % 5}"
 
 
+class Mute:
+    """An environment that can be asked nothing."""
+
+    def reset(self, **row):
+        return None
+
+
 class Dice(Counter):
     """Answers by chance."""
 
@@ -605,6 +644,11 @@ def test_a_group_on_several_processes_is_refused(config, monkeypatch):
             steps_per_generation=1,
             tree_chains=4,
         )
+
+
+def test_a_tree_of_an_environment_without_tools_is_refused(trainers):
+    with pytest.raises(ValueError, match=r"tree_chains=3 .* without tools a rollout is one turn"):
+        trainers(environment_factory=Mute, **TREE)
 
 
 def test_a_tree_without_a_loop_is_refused(build):

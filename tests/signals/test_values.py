@@ -8,7 +8,6 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, get_constant_schedule
 
@@ -320,7 +319,7 @@ def test_a_run_that_is_resumed_is_the_run_that_went_on(build, layers, adapter, t
     options |= dict(lr_scheduler_type="linear", gradient_accumulation_steps=2, save_strategy="steps", save_steps=2)
     whole = build(**options)
     whole.train()
-    saved = load_file(tmp_path / "run" / "checkpoint-2" / "critic.safetensors")
+    saved = torch.load(tmp_path / "run" / "checkpoint-2" / "critic.pt", weights_only=True)
     resumed = build(**options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert_close(critic_of(resumed).state_dict(), critic_of(whole).state_dict(), rtol=0, atol=0)
@@ -335,9 +334,19 @@ def test_checkpoints_without_its_weights_or_with_others(build, tmp_path):
     checkpoint = tmp_path / "run" / "checkpoint-2"
     with pytest.raises(ValueError, match="holds another critic than critic_layers=1 of this model has"):
         build(**saving | dict(max_steps=4), critic_layers=1, **METHOD).train(resume_from_checkpoint=str(checkpoint))
-    (checkpoint / "critic.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"checkpoint-2 has no critic\.safetensors.*advantage_estimator='turn_ppo'"):
+    (checkpoint / "critic.pt").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-2 has no critic\.pt.*advantage_estimator='turn_ppo'"):
         build(**saving | dict(max_steps=4), **METHOD).train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_the_best_checkpoint_has_its_critic(build, tmp_path):
+    trainer = build(save_strategy="steps", save_steps=1, max_steps=2, critic_learning_rate=0.1, **METHOD)
+    trainer.train()
+    saved = torch.load(tmp_path / "run" / "checkpoint-1" / "critic.pt", weights_only=True)
+    assert (saved["head.weight"] != critic_of(trainer).head.weight).any()
+    trainer.state.best_model_checkpoint = str(tmp_path / "run" / "checkpoint-1")
+    trainer._load_best_model()
+    assert_close(critic_of(trainer).state_dict(), saved, rtol=0, atol=0)
 
 
 def test_a_trainer_trains_again(build):

@@ -15,6 +15,7 @@ from .tools import (
     check_tool_names,
     check_tools,
     check_tree,
+    check_tree_tools,
     check_trls_loop,
     checked_protocol,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "check_tools",
     "check_trainable",
     "check_tree",
+    "check_tree_tools",
     "check_trls_loop",
     "check_turn_rewards",
     "checked_protocol",

@@ -161,6 +161,24 @@ def check_trls_loop(args: A2TGPOConfig, config: PretrainedConfig, tools: list[Ca
         )
 
 
+def check_tree_tools(args: A2TGPOConfig, tools: list[Callable]) -> None:
+    """
+    Refuse a tree of rollouts that can call nothing, as with an environment whose only method is `reset`.
+
+    Args:
+        args ([`A2TGPOConfig`]): The options.
+        tools (`list[Callable]`): All tools, those of environments too.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if args.tree_chains is not None and not tools:
+        raise ValueError(
+            f"tree_chains={args.tree_chains} lets rollouts begin with the turns of others, and without tools a rollout is one turn: "
+            "give tools or an environment that has some, or leave it out."
+        )
+
+
 def check_tree(args: A2TGPOConfig, protocol: str | None, rollout_func: Callable | None) -> None:
     """
     Refuse a tree that nothing would grow.
@@ -180,7 +198,4 @@ def check_tree(args: A2TGPOConfig, protocol: str | None, rollout_func: Callable 
             f"tree_chains={args.tree_chains} has no effect on rollouts that a rollout_func plays: leave one of them out."
         )
     if protocol is None:
-        raise ValueError(
-            f"tree_chains={args.tree_chains} lets rollouts begin with the turns of others, and without tools a rollout is one turn: "
-            "give tools or an environment_factory, or leave it out."
-        )
+        check_tree_tools(args, [])

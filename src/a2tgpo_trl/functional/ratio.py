@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+MAX_LOG_RATIO = 20.0
+"""Where the log ratio of a whole turn is cut: the ratio of a long one overflows."""
+
 
 def turn_log_ratio(log_ratio: Tensor, turn_ids: Tensor, reduction: str = "mean") -> Tensor:
     """
@@ -41,7 +44,7 @@ def turn_level_old_logps(logps: Tensor, old_logps: Tensor, turn_ids: Tensor, red
     turn's geometric-mean ratio and the gradient of `log π(t)`. The sum of the log ratio over a turn is unchanged.
 
     With the reduction `"sum"` the value is that of the ratio of the whole turn, the product over its tokens: the terms of
-    its tokens add up to its gradient. The sum of the log ratio is not kept then.
+    its tokens add up to its gradient. The sum of the log ratio is not kept then, and its absolute value is at most 20.
 
     Args:
         logps (`Tensor`, shape `(B, T)`):
@@ -59,4 +62,5 @@ def turn_level_old_logps(logps: Tensor, old_logps: Tensor, turn_ids: Tensor, red
     # A clip range of 3e-3 lies below the resolution of half precision
     dtype = torch.promote_types(logps.dtype, torch.float32)
     logps, old_logps = logps.detach().to(dtype), old_logps.detach().to(dtype)
-    return logps - turn_log_ratio(logps - old_logps, turn_ids, reduction)
+    log_ratio = turn_log_ratio(logps - old_logps, turn_ids, reduction)
+    return logps - (log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO) if reduction == "sum" else log_ratio)

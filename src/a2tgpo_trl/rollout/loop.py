@@ -168,7 +168,7 @@ class ToolLoop:
     def _time_to_wait(self, end: float, late: set[int]) -> float:
         """Seconds that ready rollouts wait for others, until `end` at most, and for those that called with them."""
         missing = self._calling - late
-        called_together = {self._called_at.get(index) for index in self._ready}
+        called_together = {self._called_at.get(index) for index in self._ready}  # forks have called nothing
         ends = [self._called_at[index] + INSTANT for index in missing if self._called_at[index] in called_together]
         return max([end, *ends]) - perf_counter() if missing else 0.0
 

@@ -151,8 +151,8 @@ class Rollout:
         calls = []
         if ids or not self.turns:
             message, calls = protocol.read_turn(ids, prefix=self.context_ids, schemas=schemas)
-            surprisal = -fmean(logprobs) if logprobs else None
-            self.turns.append(Turn(ids, message, calls, surprisal=surprisal))
+            known = [logprob for logprob in logprobs or [] if logprob is not None]  # TRL's word for a NaN of vLLM's
+            self.turns.append(Turn(ids, message, calls, surprisal=-fmean(known) if known else None))
         if logprobs is not None:
             self.logprobs = (self.logprobs or []) + logprobs
         if not calls:

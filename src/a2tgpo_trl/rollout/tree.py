@@ -81,7 +81,8 @@ def choose(leaves: Sequence[Rollout], number: int, plan: TreePlan) -> list[Branc
     """
     Choose the turns of a tree that are written anew: those of the highest surprisal less the penalty.
 
-    A turn is chosen once at most. Turns without a call are left as they are: answers, and what a limit cut. The prompt is
+    A turn is chosen once at most. Turns without a call are left as they are: answers, and what a limit cut; so are those after a
+    call that timed out. The prompt is
     always a candidate, with surprisal 0 and any number of times: it begins a new chain.
 
     Args:
@@ -118,6 +119,8 @@ def _candidates(leaves: Sequence[Rollout], plan: TreePlan) -> list[_Candidate]:
     found: dict[int, _Candidate] = {}
     for i, leaf in enumerate(leaves):
         for k, turn in enumerate(leaf.turns):
+            if any(result.timed_out for earlier in leaf.turns[:k] for result in earlier.results):
+                break  # an environment cannot be brought back into the midst of that call
             if not turn.calls or turn.node in found:
                 continue
             if plan.by_surprisal and turn.surprisal is None:

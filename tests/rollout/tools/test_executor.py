@@ -695,6 +695,7 @@ def test_a_call_that_hangs_times_out_and_no_other(kind, gate, impatient):
     row = run_turn(executor, [call("hang"), call("sync", text="a")], {"hang": kind(hang), "sync": sync})
     assert contents(row) == [error("hang timed out after 0.2 s."), "sync a"]
     assert row[0].failed and SHORT <= row[0].seconds < LONG / 2
+    assert [result.timed_out for result in row] == [True, False]
     assert eventually(lambda: executor.num_abandoned == 1)
     gate.set()
     assert eventually(lambda: executor.num_abandoned == 0)

@@ -185,7 +185,8 @@ class _RowLimits(StoppingCriteria):
 
 class _SampledLogprobs(LogitsProcessor):
     """
-    Keeps log π of each sampled token, as TRL's forward has it: at the temperature, before top-k and the like.
+    Keeps log π of each sampled token, as TRL's forward has it: at the temperature, before top-k and the like, but after penalties
+    such as `repetition_penalty`.
 
     Args:
         temperature (`float`): Of the sampling.

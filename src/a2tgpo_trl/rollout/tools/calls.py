@@ -69,6 +69,7 @@ class ToolResult:
         failed (`bool`): Whether `content` is an error.
         ends_rollout (`bool`): Whether the tool said [`EndRollout`].
         seconds (`float`, *optional*): How long the tool ran; `None` if it did not run.
+        timed_out (`bool`): Whether the tool ran too long, or did not run behind one that did.
         reward (`float`, *optional*): What the tool said with [`ToolReward`].
     """
 
@@ -77,6 +78,7 @@ class ToolResult:
     failed: bool = False
     ends_rollout: bool = False
     seconds: float | None = None
+    timed_out: bool = False
     reward: float | None = None
 
     def message(self) -> dict[str, Any]:

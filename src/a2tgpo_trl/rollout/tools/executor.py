@@ -214,13 +214,13 @@ class ToolExecutor:
             for waiting in self._lanes.behind(execution, lane):
                 name, (owner, _) = waiting.call.name, lane
                 error = f"{name} was not run: the {owner} is still busy with a call that timed out."
-                self._settle(waiting, failure(name, error))
+                self._settle(waiting, replace(failure(name, error), timed_out=True))
                 for successor in self._lanes.leave(waiting):
                     self._launch(successor)
 
     def _timed_out(self, execution: "_Execution", seconds: float) -> ToolResult:
         name = execution.call.name
-        return replace(failure(name, f"{name} timed out after {self._timeout:g} s."), seconds=seconds)
+        return replace(failure(name, f"{name} timed out after {self._timeout:g} s."), seconds=seconds, timed_out=True)
 
     def _too_many_abandoned(self) -> str:
         names = sorted({execution.call.name for execution in self._abandoned()})

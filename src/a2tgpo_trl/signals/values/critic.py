@@ -33,7 +33,7 @@ class Critic(nn.Module):
             self.head = nn.Linear(policy.config.get_text_config().hidden_size, 1, dtype=torch.float32)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.eval()  # no dropout: old values and new ones differ by what was learned alone
+        self.eval()  # no dropout in its own blocks: old values and new ones differ by what was learned alone
 
     def hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Last hidden states of its own blocks, `(B, L, H)`."""

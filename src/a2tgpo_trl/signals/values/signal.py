@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
@@ -18,8 +17,8 @@ from ..base import Signal, gather_turns
 from .critic import Critic
 from .updates import CriticUpdates
 
-FILE = "critic.safetensors"
-"""The critic's weights in a checkpoint."""
+FILE = "critic.pt"
+"""The critic's weights in a checkpoint; engines take every `.safetensors` file there for the policy's."""
 
 
 class Values(Signal):
@@ -94,9 +93,7 @@ class Values(Signal):
         return [{"params": trained, "lr": args.critic_learning_rate, "weight_decay": args.weight_decay}]
 
     def save(self, folder: str | Path) -> None:
-        save_file(
-            {name: weight.contiguous() for name, weight in self.critic.state_dict().items()}, Path(folder) / FILE
-        )
+        torch.save(self.critic.state_dict(), Path(folder) / FILE)
 
     def load(self, folder: str | Path) -> None:
         file = Path(folder) / FILE
@@ -106,7 +103,7 @@ class Values(Signal):
                 f"resume_from_checkpoint: {folder} has no {FILE}, for it is of a run without a critic. Name a checkpoint of a run with "
                 f"advantage_estimator={self.trainer.args.advantage_estimator!r}, or start from its weights as the model."
             )
-        weights, expected = load_file(file), self.critic.state_dict()
+        weights, expected = torch.load(file, map_location=self.device, weights_only=True), self.critic.state_dict()
         if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in expected.items()}:
             raise ValueError(
                 f"resume_from_checkpoint: {file} holds another critic than critic_layers={layers} of this model has. Set critic_layers "
