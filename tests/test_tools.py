@@ -174,6 +174,7 @@ def test_broken_json_is_answered_and_deep_json_ends_nothing(rooms):
 
 def record(reasons=("answered",), calls=(), **options):
     defaults = dict(num_generations=1, num_abandoned=0, num_tokens=100, tokens_fed=90)
+    defaults |= dict(num_generated=20, num_turns=2 * len(reasons), shared_turns=[None] * len(reasons))
     return RolloutRecord(list(reasons), list(calls), **{**defaults, **options})
 
 
@@ -190,6 +191,7 @@ def test_metrics_of_several_processes():
     assert metrics["rollout/stop/length"] == metrics["rollout/stop/tool_stop"] == 0.25
     assert metrics["rollout/stop/max_turns"] == metrics["rollout/stop/overlong_observation"] == 0
     assert metrics["rollout/generations"] == 4
+    assert metrics["rollout/generated_tokens"] == 40 / 4
     assert metrics["rollout/tokens_fed"] == 150 / 4
     assert metrics["rollout/tokens_fed_ratio"] == 0.75
     assert metrics["tools/abandoned"] == 2

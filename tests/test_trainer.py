@@ -11,7 +11,7 @@ import torch
 import transformers
 from datasets import Dataset
 from transformers import LlamaForSequenceClassification, LlamaModel, TrainerCallback
-from trl import GRPOConfig
+from trl import GRPOConfig, GRPOTrainer
 
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
@@ -1007,7 +1007,7 @@ def test_defaults_are_the_papers(config):
         (dict(turn_clip_strength=-0.5), "turn_clip_strength (β)"),
         (dict(num_generations=1), "at least 2 generations"),
         (dict(advantage_estimator="ppo"), "advantage_estimator must be one of 'a2tgpo', 'igpo', 'grpo', 'a2tgpo_stop'"),
-        (dict(importance_sampling_level="word"), "importance_sampling_level must be one of 'turn', 'token', 'sequence'"),
+        (dict(importance_sampling_level="word"), "importance_sampling_level must be one of 'turn', 'turn_product', 'token', 'sequence'"),
         (dict(turn_normalization="x"), "turn_normalization must be one of"),
         (dict(belief_measure="x"), "belief_measure must be one of"),
         (dict(tool_protocol="x"), "tool_protocol must be one of"),
@@ -1208,20 +1208,27 @@ def test_completions_that_are_logged_cannot_steer_the_terminal(build, capsys, mo
     assert not CONTROL.search(printed)
 
 
-def test_turn_ratio_is_what_the_loss_sees(score):
-    """Captured inside TRL's loss: the old log-probabilities that make its token ratio the turn's."""
+def test_turn_ratio_is_what_the_loss_sees(score, monkeypatch):
+    """What TRL's loss has when it is done: the old log-probabilities that make its token ratio the turn's."""
     batch, trainer = loss_inputs(score)
     seen = {}
-    original = trainer.get_off_policy_mask
+    mask, loss = trainer.get_off_policy_mask, GRPOTrainer._compute_loss
     trainer.off_policy_mask_threshold = 1e9
 
-    def capture(advantages, per_token_logps, sampling_per_token_logps, mask, off_policy_threshold):
-        seen.update(new=per_token_logps.detach(), old=sampling_per_token_logps)
-        return original(advantages, per_token_logps, sampling_per_token_logps, mask, off_policy_threshold)
+    def see_mask(advantages, per_token_logps, sampling_per_token_logps, *args, **kwargs):
+        seen.update(new=per_token_logps.detach(), sampling=sampling_per_token_logps)
+        return mask(advantages, per_token_logps, sampling_per_token_logps, *args, **kwargs)
 
-    trainer.get_off_policy_mask = capture
+    def see_loss(self, model, inputs):
+        given = loss(self, model, inputs)
+        seen["old"] = inputs["old_per_token_logps"]
+        return given
+
+    trainer.get_off_policy_mask = see_mask
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", see_loss)
     trainer.current_gradient_accumulation_steps = 1
     trainer.compute_loss(trainer.model, batch)
+    assert torch.equal(seen["sampling"], batch["old_per_token_logps"])  # what a mask of whole completions sums up
     expected = turn_log_ratio(seen["new"] - batch["old_per_token_logps"], batch["turn_ids"])
     torch.testing.assert_close(seen["new"] - seen["old"], expected, atol=1e-6, rtol=1e-5)
 

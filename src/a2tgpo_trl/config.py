@@ -92,14 +92,14 @@ class A2TGPOConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "Lower clip range ε_low of the importance ratio. Default: 3e-3 at the turn and sequence level, the "
-            "paper's value for full fine-tuning at learning rate 1e-6, and 0.2 at the token level and with 'turn_product'."
+            "paper's value for full fine-tuning at learning rate 1e-6, and 0.2 at the token and the turn_product level."
         },
     )
     epsilon_high: float | None = field(
         default=None,
         metadata={
             "help": "Upper clip range ε_high of the importance ratio. Default: `epsilon` if that is set, else 4e-3 at the turn and "
-            "sequence level, and 0.2 at the token level and with 'turn_product'."
+            "sequence level, and 0.2 at the token and the turn_product level."
         },
     )
     loss_type: str | None = field(

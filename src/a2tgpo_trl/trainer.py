@@ -388,7 +388,8 @@ class A2TGPOTrainer(GRPOTrainer):
                 stack.enter_context(signal.while_computing_loss(model))
             with replaced(self, **settings):
                 loss = super()._compute_loss(model, inputs)
-        return sum((signal.loss(inputs) for signal in self.signals.values()), start=loss)
+        losses = [signal.loss(inputs) for signal in self.signals.values()]
+        return sum((more for more in losses if more is not None), start=loss)
 
     # ---- logs --------------------------------------------------------------------------------------------------
 

@@ -62,14 +62,14 @@ class Signal:
         """
         return nullcontext()
 
-    def loss(self, inputs: Mapping[str, Any]) -> Tensor | float:
+    def loss(self, inputs: Mapping[str, Any]) -> Tensor | None:
         """
-        What a signal that is learned adds to the loss of a micro-batch, scaled for gradient accumulation.
+        What a signal that is learned adds to the loss of a micro-batch, scaled for gradient accumulation; `None` for nothing.
 
         Args:
             inputs (`Mapping[str, Any]`): The tensors of the micro-batch.
         """
-        return 0.0
+        return None
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Groups of the optimizer with what it trains beside the policy."""
