@@ -1,5 +1,5 @@
 """
-Claim: a rollout that starts from the prompt costs at least 1.3 times the generated tokens of a leaf of a tree; and how many times its seconds.
+How many times the generated tokens and the seconds of a leaf of a tree a rollout costs that starts from the prompt.
 
 Trees of 10 chains and two rounds of 6 turns against 22 chains, for each of a few prompts, sampled from the demo's model on the CPU in float32: six
 tool turns, each of up to 50 tokens that the model writes and about 100 that an instant tool returns, and an answer. What the model
