@@ -108,10 +108,27 @@ def execute(job: tuple[Planned, Path]) -> tuple[Planned, float, str]:
         return planned, time.monotonic() - start, f"failed: {type(error).__name__}: {error}"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps({"cell": planned.cell, "task": planned.task, "seed": planned.seed} | result) + "\n")
+    about = {"cell": planned.cell, "task": planned.task, "seed": planned.seed, "settings": planned.settings}
+    partial.write_text(json.dumps(about | result) + "\n")
     partial.replace(path)
     area = sum(point["exact_match"] for point in result["curve"]) / len(result["curve"])
     return planned, time.monotonic() - start, f"mean exact match {area:.3f}"
+
+
+def check_done(planned: list[Planned], folder: Path) -> None:
+    """
+    Refuse to mix runs of one name and other settings.
+
+    Raises:
+        GridError: If a run that is done had other settings than the grid says.
+    """
+    for run in planned:
+        path = run.path(folder)
+        had = json.loads(path.read_text()).get("settings", run.settings) if path.exists() else run.settings
+        if had != run.settings:
+            raise GridError(
+                f"{path} was run with {had}, and the grid says {run.settings}. Rename the cell, or move the file away."
+            )
 
 
 def run_all(planned: list[Planned], folder: Path, workers: int) -> int:
@@ -155,6 +172,7 @@ def main(args: list[str] | None = None) -> int:
     options = parse(args)
     try:
         planned = read_grid(options.grid)
+        check_done(planned, options.out)
     except GridError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,8 +1,10 @@
 """One run: a method with its options on a task with a seed → what was measured, as one dictionary."""
 
+import math
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -14,7 +16,9 @@ from world import World
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.credit import Estimator, estimator_of
+from a2tgpo_trl.records.metrics import credit_metrics
 from a2tgpo_trl.rewards import exact_match_reward
+from a2tgpo_trl.rollout import Rollout
 
 WORLDS = 3
 """Pairs of a world and a warm start; a seed takes the one of its remainder."""
@@ -160,41 +164,38 @@ class MeasuredTrainer(A2TGPOTrainer):
         super().log(logs, start_time)
 
 
+LOGGED = {
+    "turns": "turns/mean",
+    "turn_part_mixed": "advantages/turn_part_abs_mean_mixed",
+    "turn_part_dead": "advantages/turn_part_abs_mean_equal",
+    "belief_at_prompt": "belief/first",
+    "gain_outcome_correlation": "information_gain/outcome_correlation",
+}
+"""Diagnostics → the metrics of the trainer that they are; see `docs/metrics.md`."""
+
+
 def diagnose(batch) -> dict:
-    """Of a batch with its credit: what the reward and the credit of its groups are like."""
-    turns, credit = batch.turns, batch.credit
-    groups = turns.rewards.view(-1, turns.num_generations)
-    mixed = (groups.amax(1) != groups.amin(1)).repeat_interleave(turns.num_generations)
-    written = sum(sum(len(turn.ids) for turn in rollout.turns) for rollout in batch.rollouts)
-    found = {
-        "reward": turns.rewards.mean().item(),
+    """Of a batch with its credit: what the reward and the credit of its groups are like; `None` where there is nothing to measure."""
+    metrics = credit_metrics(batch.turns, batch.credit)
+    found = {name: metrics[metric] for name, metric in LOGGED.items() if metric in metrics}
+    contexts = {context for rollout in batch.rollouts for context in _probed_contexts(rollout)}
+    return {name: None if math.isnan(value) else value for name, value in found.items()} | {
+        "reward": batch.turns.rewards.mean().item(),
         "exact_match": batch.rewards[:, 1].mean().item(),
-        "dead_groups": 1 - mixed.float().mean().item(),
-        "turns": turns.num_turns.float().mean().item(),
-        "generated_tokens": written,
-        "scored_tokens": 0,
+        "dead_groups": 1 - batch.turns.mixed.float().mean().item(),
+        "generated_tokens": sum(len(turn.ids) for rollout in batch.rollouts for turn in rollout.written_turns),
+        "scored_tokens": TOKENS_OF_AN_ANSWER * len(contexts) if "beliefs" in batch.turns.signals else 0,
     }
-    if credit.advantages.dim() == 2:
-        base = turns.outcome.unsqueeze(1) if credit.outcome_part is None else credit.outcome_part
-        exists = torch.arange(turns.max_turns) < turns.num_turns.unsqueeze(1)
-        size = (credit.advantages - base).abs()
-        found["turn_part_mixed"] = _mean(size[exists & mixed.unsqueeze(1)])
-        found["turn_part_dead"] = _mean(size[exists & ~mixed.unsqueeze(1)])
-    if "beliefs" in turns.signals:
-        gains = turns.information_gain.nansum(1)
-        found["belief_at_prompt"] = _mean(turns.signals["beliefs"][:, 0])
-        found["gain_outcome_correlation"] = _correlation(gains, turns.rewards)
-        found["scored_tokens"] = TOKENS_OF_AN_ANSWER * int((turns.num_tool_turns + 1).sum())
-    return found
 
 
-def _mean(values: torch.Tensor) -> float | None:
-    return values.mean().item() if values.numel() else None
-
-
-def _correlation(a: torch.Tensor, b: torch.Tensor) -> float | None:
-    pair = torch.stack([a, b])
-    return torch.corrcoef(pair)[0, 1].item() if (pair.std(dim=1) > 0).all() else None
+def _probed_contexts(rollout: Rollout) -> Iterator[tuple[int, ...]]:
+    """What beliefs are measured after: the prompt, and each observation. Equal ones are probed once."""
+    context = tuple(rollout.prompt_ids)
+    yield context
+    for turn in rollout.turns:
+        context += (*turn.ids, *turn.observation_ids)
+        if turn.observation_ids:
+            yield context
 
 
 class Curve(TrainerCallback):

@@ -12,12 +12,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from scipy.stats import t
+
 HERE = Path(__file__).parent
 BASELINES = ("grpo_token", "grpo_turn")
-
-# The two-sided 95 % quantile of Student's t by degrees of freedom; beyond the last, its limit of large samples is used
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-_T += (2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 
 Runs = dict[str, dict[str, dict[int, dict]]]
 
@@ -52,8 +50,9 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half of its 95 % interval by Student's t; infinite for one value."""
     if len(values) < 2:
         return values[0], math.inf
-    quantile = _T[len(values) - 2] if len(values) - 2 < len(_T) else 1.96
-    return statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values), float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(
+        len(values)
+    )
 
 
 def paired(runs: dict[int, dict], baseline: dict[int, dict]) -> tuple[float, float] | None:

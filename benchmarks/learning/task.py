@@ -13,6 +13,7 @@ ANSWER_TEMPLATE = "<answer>{answer}</answer>"
 """The default of `answer_template`, which methods without beliefs do not take as an option."""
 
 TOKENS_OF_AN_ANSWER = 3
+"""Of the answer in its template, which beliefs are measured with."""
 TAGS = [f"<{slash}{tag}>" for tag in ("search", "result", "answer") for slash in ("", "/")]
 PAD, END = "<pad>", "<end>"
 UNKNOWN = "abcdef"  # the word that transformers puts before each token to see what a stop string can match

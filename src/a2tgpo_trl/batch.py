@@ -145,7 +145,7 @@ def _weights(turns: Turns) -> Tensor | None:
     if "nodes" not in turns.signals:
         return None
     leaves = leaves_below(turns.signals["nodes"].masked_fill(turns.unscored.unsqueeze(1), -1), turns.num_generations)
-    return None if leaves is None or leaves.max() <= 1 else 1 / leaves.clamp(min=1)
+    return None if leaves.max() <= 1 else 1 / leaves.clamp(min=1)
 
 
 def _weighted(values: Tensor, weights: Tensor | None) -> Tensor:
