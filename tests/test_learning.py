@@ -37,6 +37,7 @@ def test_an_informative_chain_narrows_the_answer_and_another_does_not(hops, widt
         found = [world.candidates(e, r) for e, r in zip(path, question.relations, strict=False)]
         assert [len(reachable) for reachable in found] == expected
         assert all(fact in reachable for fact, reachable in zip(path[1:], found, strict=True))
+        assert len(set(question.relations)) == hops
 
 
 def test_scripted_traces_end_in_the_true_answer_and_stop_early_at_times():
@@ -64,7 +65,7 @@ def test_the_tokenizer_has_a_token_a_word():
     ids = tokenizer(words)["input_ids"]
     answer = task.ANSWER_TEMPLATE.format(answer="e1")
     assert len(tokenizer(answer)["input_ids"]) == task.TOKENS_OF_AN_ANSWER
-    assert len(tokenizer) == 182 and len(ids) == 9 and tokenizer.unk_token_id not in ids
+    assert len(tokenizer) == 186 and len(ids) == 9 and tokenizer.unk_token_id not in ids
 
 
 def test_noise_hides_results_and_flips_rewards():
@@ -80,7 +81,7 @@ def untrained(monkeypatch, tmp_path):
     folder = tmp_path / "model"
     warm_start.make_model(0).save_pretrained(folder)
     monkeypatch.setattr(run, "warm_start", lambda name, seed: folder)
-    monkeypatch.setattr(grid, "prepare", lambda planned: None)
+    monkeypatch.setattr(grid, "prepare", print)
 
 
 @pytest.mark.parametrize("method", ["grpo", "a2tgpo"])
@@ -91,7 +92,7 @@ def test_a_run_measures_every_batch_and_the_curve(untrained, method):
     for batch in result["batches"]:
         assert 0 <= batch["dead_groups"] <= 1 and batch["generated_tokens"] > 0 and "entropy" in batch
         assert ("belief_at_prompt" in batch) == (method == "a2tgpo") == (batch["scored_tokens"] > 0)
-    assert json.loads(json.dumps(result))["run"]["method"] == method
+    assert json.loads(json.dumps(result)) == result
 
 
 def test_the_same_seed_gives_the_same_run(untrained):
@@ -167,46 +168,93 @@ def test_the_registered_grid_can_be_read():
     assert {run.seed for run in planned} == set(range(1, 13)) and max(run.seed for run in planned) < 1000
 
 
-def made(seed: int, *curve: float, cell: str = "a") -> dict:
-    points = [{"batch": 5 * i, "exact_match": value} for i, value in enumerate(curve)]
-    batches = [{"dead_groups": 0.5, "generated_tokens": 100, "scored_tokens": 30}] * 2
+def made(seed: int, *curve: float, cell: str = "a", tokens: int = 100) -> dict:
+    batches = [{"dead_groups": 0.5, "generated_tokens": tokens, "scored_tokens": 30, "turns": 2.0}]
     return {
         "task": "t",
         "cell": cell,
         "seed": seed,
-        "curve": points,
-        "batches": batches,
+        "curve": [{"batch": 2 * i, "exact_match": value} for i, value in enumerate(curve)],
+        "batches": batches * 2 * (len(curve) - 1),
         "seconds": {"processor": 9.0},
     }
 
 
 def test_areas_and_paired_intervals_by_hand():
     assert tables.area(made(1, 0.0, 0.5, 1.0)) == pytest.approx(0.5)
-    assert tables.batches_to(made(1, 0.0, 0.5, 1.0), 0.5) == 5 and tables.batches_to(made(1, 0.0, 0.1), 0.5) is None
+    assert tables.batches_to(made(1, 0.0, 0.5, 1.0), 0.5) == 2 and tables.batches_to(made(1, 0.0, 0.1), 0.5) is None
     ours = {seed: made(seed, value, value) for seed, value in ((1, 0.4), (2, 0.6), (3, 0.8), (9, 0.0))}
     base = {seed: made(seed, value, value) for seed, value in ((1, 0.3), (2, 0.4), (3, 0.5))}
     mean, half = tables.paired(ours, base)  # differences .1, .2, .3: mean .2, deviation .1, t(2) = 4.302653
     assert mean == pytest.approx(0.2) and half == pytest.approx(4.302653 * 0.1 / 3**0.5)
 
 
-def test_tables_of_files(tmp_path, capsys):
-    for cell, value in (("grpo_turn", 0.4), ("a", 0.6)):
-        for seed in (1, 2):
-            path = tmp_path / "t" / cell / f"{seed}.json"
+def test_areas_at_equal_tokens_end_where_the_thriftier_run_does():
+    thrifty, other = made(1, 0.0, 0.4, 0.8, tokens=50), made(1, 0.0, 0.4, 0.8)
+    assert tables.area_to(other, 400) == tables.area(other)
+    assert tables.area_to(other, 300) == pytest.approx((200 * 0.2 + 100 * 0.5) / 300)
+    # The first 200 tokens: 0.4 on the mean of its whole curve, against half of the other's
+    assert tables.difference_at_equal_tokens(thrifty, other) == pytest.approx(0.4 - 0.2)
+
+
+def cells(**values) -> dict:
+    return {name: {i: made(i, v, v, cell=name) for i, v in enumerate(of, start=1)} for name, of in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([0.60, 0.62, 0.61], "win"),  # + 0.10 on 0.51
+        ([0.53, 0.55, 0.54], "better"),
+        ([0.52, 0.50, 0.53], "no difference"),
+        ([0.40, 0.42, 0.41], "worse"),
+    ],
+)
+def test_a_win_is_told_against_the_better_baseline(values, said):
+    runs = cells(grpo_token=[0.3, 0.3, 0.3], grpo_turn=[0.50, 0.52, 0.51], a=values)
+    assert tables.better_baseline(runs) == "grpo_turn"
+    assert tables.relative_gain(runs, "grpo_turn") is None and tables.relative_gain(cells(a=[0.1]), "a") is None
+    mean, _ = tables.relative_gain(runs, "a")
+    assert mean == pytest.approx((sum(values) / 3 - 0.51) / 0.51)
+    assert tables.verdict(tables.relative_gain(runs, "a")) == said
+
+
+def write(folder: Path, runs: dict) -> None:
+    for cell, of in runs.items():
+        for seed, content in of.items():
+            path = folder / "t" / cell / f"{seed}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(made(seed, value, value, cell=cell)))
+            path.write_text(json.dumps(content))
+
+
+def test_tables_of_files(tmp_path, capsys):
+    write(tmp_path, cells(a=[0.6, 0.6], grpo_turn=[0.4, 0.4]))
     tables.main([str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "### t"
-    assert lines[4].startswith(
-        "| a | 2 | 0.600 ± 0.000 | – | +0.200 ± 0.000 | 0.600 ± 0.000 | 0 (2 of 2) | 50% | 200 | 60 |"
-    )
+    assert lines[0] == "| cell | t |" and lines[4] == "| a | **+50% ± 0%** ▲ |"
+    results = lines[lines.index("### t") + 2 :]
+    assert results[3].startswith("| a | 2 | 0.600 ± 0.000 | – | +0.200 ± 0.000 | +0.200 ± 0.000 | 0.600 ± 0.000 |")
+    assert results[3].endswith("| 0 (2 of 2) | 200 | 60 | 9 |")
+    assert results[8] == "| a | 0.50 | – | – | – | – | – | – | 2.00 → 2.00 |"
+
+
+def test_the_page_gets_tables_and_pictures_between_its_marks(tmp_path):
+    pytest.importorskip("matplotlib")
+    page = import_module("page")
+    write(tmp_path / "runs", cells(a=[0.6, 0.7], grpo_turn=[0.4, 0.4]))
+    (tmp_path / "results.md").write_text(f"Before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    for _ in "ab":  # the second time over what the first wrote
+        page.main(["--runs", str(tmp_path / "runs"), "--page", str(tmp_path / "results.md")])
+        text = (tmp_path / "results.md").read_text()
+        assert text.startswith("Before\n") and text.endswith("\nafter\n") and "old" not in text
+        assert text.count("### t") == 1 and "![t](results/t.png)" in text
+    assert (tmp_path / "results" / "t.png").stat().st_size > 1000
 
 
 def test_curves_are_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     curves = import_module("curves")
-    curves.draw("t", {"a": {1: made(1, 0.0, 0.5), 2: made(2, 0.0, 0.7)}}, tmp_path / "t.png")
+    curves.draw("t", cells(a=[0.5, 0.7], grpo_turn=[0.4, 0.4]), tmp_path / "t.png")
     assert (tmp_path / "t.png").stat().st_size > 1000
     assert curves.bands([made(1, 0.0, 0.5), made(2, 0.0, 0.7)])[1] == pytest.approx([0.0, 0.6])
 

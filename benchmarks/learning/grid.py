@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -137,26 +136,26 @@ def run_all(planned: list[Planned], folder: Path, workers: int) -> int:
     print(f"{len(planned)} runs, {len(planned) - len(left)} of them done", flush=True)
     failures = 0
     with multiprocessing.get_context("spawn").Pool(workers, _begin) as pool:
-        for number, (run, seconds, said) in enumerate(_results(pool, left), start=1):
+        pool.map(prepare, warm_starts([run for run, _ in left]), chunksize=1)  # before workers would do so twice
+        for number, (run, seconds, said) in enumerate(pool.imap_unordered(execute, left), start=1):
             failures += said.startswith("failed")
             print(f"{number}/{len(left)} {run.task} {run.cell} seed {run.seed}: {said} ({seconds:.0f} s)", flush=True)
     return failures
 
 
-def _results(pool, jobs: list) -> Iterator[tuple[Planned, float, str]]:
-    return pool.imap_unordered(execute, jobs)
-
-
-def prepare(planned: list[Planned]) -> None:
-    """Train the warm starts that the runs need, before workers would do so twice."""
-    from run import WORLDS
-    from task import Task
-    from warm_start import warm_start
+def warm_starts(planned: list[Planned]) -> list[tuple[str, int]]:
+    """Names and seeds of the warm starts that runs need."""
+    from run import WORLDS, Task
 
     default = next(f.default for f in fields(Task) if f.name == "warm_start")
-    needed = {(run.settings["task"].get("warm_start", default), run.seed % WORLDS + 1) for run in planned}
-    for name, seed in sorted(needed):
-        warm_start(name, seed)
+    return sorted({(run.settings["task"].get("warm_start", default), run.seed % WORLDS + 1) for run in planned})
+
+
+def prepare(needed: tuple[str, int]) -> None:
+    """Train a warm start, unless it is there."""
+    from warm_start import warm_start
+
+    warm_start(*needed)
 
 
 def parse(args: list[str] | None = None) -> argparse.Namespace:
@@ -181,18 +180,10 @@ def main(args: list[str] | None = None) -> int:
             print(run.path(options.out), "done" if run.path(options.out).exists() else "")
         return 0
     try:
-        _begin_parent(planned, options.out)
         return min(run_all(planned, options.out, options.workers), 1)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", flush=True)
         return 130
-
-
-def _begin_parent(planned: list[Planned], folder: Path) -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    prepare([run for run in planned if not run.path(folder).exists()])
 
 
 if __name__ == "__main__":

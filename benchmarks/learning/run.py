@@ -5,7 +5,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from datasets import Dataset
@@ -23,7 +23,7 @@ from a2tgpo_trl.rollout import Rollout
 WORLDS = 3
 """Pairs of a world and a warm start; a seed takes the one of its remainder."""
 
-CLIP_RANGES = {"token": (0.2, 0.2), "turn": (0.05, 0.067), "sequence": (0.05, 0.067)}
+CLIP_RANGES = {"token": (0.2, 0.2), "turn": (0.05, 0.067), "turn_product": (0.2, 0.2)}
 EVALUATION_SEED = 10**6
 TOKENS_OF_A_TURN = 14  # a query and its result have 10, and a model may write a few more
 
@@ -81,7 +81,6 @@ class Run:
             trained = time.monotonic()
             trainer.train()
         return {
-            "run": asdict(self),
             "world": world_seed,
             "curve": curve.points,
             "batches": trainer.batches,

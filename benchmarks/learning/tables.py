@@ -8,32 +8,54 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from scipy.stats import t
 
 HERE = Path(__file__).parent
 BASELINES = ("grpo_token", "grpo_turn")
+WIN = 0.1
+"""Share of the better baseline's area that a difference needs, beside an interval above zero."""
 
-Runs = dict[str, dict[str, dict[int, dict]]]
+Cells = dict[str, dict[int, dict]]
+Runs = dict[str, Cells]
+Interval = tuple[float, float]
+"""Mean, and half of the 95 % interval."""
 
 
 def load(folder: Path) -> Runs:
-    """The runs below a folder: task → cell → seed → run."""
+    """The runs below a folder: task → cell → seed → run; the baselines come first."""
     runs: Runs = defaultdict(lambda: defaultdict(dict))
-    for path in sorted(folder.glob("*/*/*.json")):
+    for path in sorted(folder.glob("*/*/*.json"), key=lambda path: (path.parts[-2] not in BASELINES, path)):
         run = json.loads(path.read_text())
         runs[run["task"]][run["cell"]][run["seed"]] = run
-    return runs
+    return dict(sorted(runs.items()))
 
 
 def area(run: dict) -> float:
-    """Mean of the curve of sampled exact match over the run, by the trapezoidal rule."""
-    points = [(point["batch"], point["exact_match"]) for point in run["curve"]]
-    between = pairwise(points)
-    return sum((b - a) * (x + y) / 2 for (a, x), (b, y) in between) / (points[-1][0] - points[0][0])
+    """Mean of the curve of sampled exact match over the batches of the run, by the trapezoidal rule."""
+    return _mean([point["batch"] for point in run["curve"]], _heights(run))
+
+
+def _heights(run: dict) -> list[float]:
+    return [point["exact_match"] for point in run["curve"]]
+
+
+def _mean(places: Sequence[float], heights: Sequence[float]) -> float:
+    between = pairwise(zip(places, heights, strict=True))
+    return sum((b - a) * (x + y) / 2 for (a, x), (b, y) in between) / (places[-1] - places[0])
+
+
+def area_to(run: dict, tokens: float) -> float:
+    """Mean of the curve over generated tokens, from none to `tokens`."""
+    written = [0, *accumulate(batch["generated_tokens"] for batch in run["batches"])]
+    points = [(written[point["batch"]], point["exact_match"]) for point in run["curve"]]
+    inside = [point for point in points if point[0] < tokens]
+    (a, x), (b, y) = next(pair for pair in pairwise(points) if pair[1][0] >= tokens)
+    inside.append((tokens, x + (y - x) * (tokens - a) / (b - a)))
+    return _mean(*zip(*inside, strict=True))
 
 
 def final(run: dict) -> float:
@@ -46,7 +68,12 @@ def batches_to(run: dict, threshold: float) -> int | None:
     return next((point["batch"] for point in run["curve"] if point["exact_match"] >= threshold), None)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
+def total(run: dict, name: str) -> int:
+    """Sum of a count over the batches of a run."""
+    return sum(batch[name] for batch in run["batches"])
+
+
+def interval(values: Sequence[float]) -> Interval:
     """Mean and half of its 95 % interval by Student's t; infinite for one value."""
     if len(values) < 2:
         return values[0], math.inf
@@ -55,47 +82,127 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     )
 
 
-def paired(runs: dict[int, dict], baseline: dict[int, dict]) -> tuple[float, float] | None:
-    """Difference of areas by seed, over the seeds that both have; `None` if there is none."""
+def difference(one: dict, other: dict) -> float:
+    """Of areas over the batches."""
+    return area(one) - area(other)
+
+
+def difference_at_equal_tokens(one: dict, other: dict) -> float:
+    """Of areas up to as many generated tokens as the thriftier of both runs has."""
+    tokens = min(total(one, "generated_tokens"), total(other, "generated_tokens"))
+    return area_to(one, tokens) - area_to(other, tokens)
+
+
+def paired(
+    runs: dict[int, dict], baseline: dict[int, dict], compare: Callable[[dict, dict], float] = difference
+) -> Interval | None:
+    """Differences by seed, over the seeds that both have; `None` if there is none."""
     both = sorted(runs.keys() & baseline.keys())
-    return interval([area(runs[seed]) - area(baseline[seed]) for seed in both]) if both else None
+    return interval([compare(runs[seed], baseline[seed]) for seed in both]) if both else None
 
 
-def total(run: dict, name: str) -> int:
-    """Sum of a count over the batches of a run."""
-    return sum(batch[name] for batch in run["batches"])
+def better_baseline(cells: Cells) -> str | None:
+    """The one of the baselines with the larger mean area; `None` if there is none."""
+    means = {name: statistics.fmean(map(area, cells[name].values())) for name in BASELINES if name in cells}
+    return max(means, key=means.get, default=None)
 
 
-def table(cells: dict[str, dict[int, dict]], threshold: float) -> list[str]:
-    """Markdown of one task."""
-    heads = ["cell", "seeds", "area", *[f"Δ {name}" for name in BASELINES], "final", f"batches to {threshold:g}"]
-    heads += ["dead groups", "generated tokens", "scored tokens", "CPU s"]
-    return [_line(heads), _line(["---"] * len(heads)), *[_row(name, cells, threshold) for name in cells]]
+def relative_gain(cells: Cells, name: str) -> Interval | None:
+    """The difference of a cell's area to the better baseline's, as a share of that area."""
+    if (baseline := better_baseline(cells)) in (None, name) or name not in cells:
+        return None
+    found = paired(cells[name], cells[baseline])
+    level = statistics.fmean(map(area, cells[baseline].values()))
+    return found and (found[0] / level, found[1] / level)
 
 
-def _row(name: str, cells: dict[str, dict[int, dict]], threshold: float) -> str:
+def verdict(gain: Interval) -> str:
+    """`win`, `better`, `worse` or `no difference`, of a difference with its interval."""
+    mean, half = gain
+    if mean - half > 0:
+        return "win" if mean >= WIN else "better"
+    return "worse" if mean + half < 0 else "no difference"
+
+
+def overview(runs: Runs) -> list[str]:
+    """Markdown: cells × tasks, differences of areas to the better baseline in per cent of it."""
+    names = list(dict.fromkeys(name for cells in runs.values() for name in cells))
+    lines = [_line(["cell", *runs]), _line(["---"] * (len(runs) + 1))]
+    lines.append(_line(["*the better GRPO*", *[f"*{better_baseline(cells)}*" for cells in runs.values()]]))
+    return lines + [
+        _line([name, *[_in_overview(relative_gain(cells, name)) for cells in runs.values()]]) for name in names
+    ]
+
+
+def _in_overview(gain: Interval | None) -> str:
+    if gain is None:
+        return "–"
+    said = f"{gain[0]:+.0%} ± {gain[1]:.0%}"
+    marks = {"win": "**{}** ▲", "better": "**{}**", "worse": "*{}* ▽", "no difference": "{}"}
+    return marks[verdict(gain)].format(said)
+
+
+def results(cells: Cells, threshold: float) -> list[str]:
+    """Markdown of one task: what was learned, and at what cost."""
+    heads = ["cell", "seeds", "area", *[f"Δ {name}" for name in BASELINES], f"Δ {BASELINES[1]} at equal tokens"]
+    heads += ["final", f"batches to {threshold:g}", "generated tokens", "scored tokens", "CPU s"]
+    return _table(heads, ([name, *_result(cells, name, threshold)] for name in cells))
+
+
+def _result(cells: Cells, name: str, threshold: float) -> Iterator[str]:
     runs = list(cells[name].values())
-    gaps = [_gap(cells, name, baseline) for baseline in BASELINES]
+    yield str(len(runs))
+    yield _said(interval([area(run) for run in runs]))
+    for baseline in BASELINES:
+        yield _gap(cells, name, baseline, difference)
+    yield _gap(cells, name, BASELINES[1], difference_at_equal_tokens)
+    yield _said(interval([final(run) for run in runs]))
     reached = [found for run in runs if (found := batches_to(run, threshold)) is not None]
-    steps = (
-        f"{statistics.median(reached):g} ({len(reached)} of {len(runs)})" if reached else f"never (0 of {len(runs)})"
-    )
-    dead = statistics.fmean(batch["dead_groups"] for run in runs for batch in run["batches"])
-    generated, scored = (
-        statistics.fmean(total(run, column) for run in runs) for column in ("generated_tokens", "scored_tokens")
-    )
-    seconds = statistics.fmean(run["seconds"]["processor"] for run in runs)
-    shown = [name, str(len(runs)), _said(interval(list(map(area, runs)))), *gaps]
-    shown += [_said(interval(list(map(final, runs)))), steps, f"{dead:.0%}"]
-    return _line([*shown, f"{generated:,.0f}", f"{scored:,.0f}", f"{seconds:.0f}"])
+    yield f"{statistics.median(reached):g} ({len(reached)} of {len(runs)})" if reached else f"never (0 of {len(runs)})"
+    for column in ("generated_tokens", "scored_tokens"):
+        yield f"{statistics.fmean(total(run, column) for run in runs):,.0f}"
+    yield f"{statistics.fmean(run['seconds']['processor'] for run in runs):.0f}"
 
 
-def _gap(cells: dict[str, dict[int, dict]], name: str, baseline: str) -> str:
-    found = paired(cells[name], cells[baseline]) if baseline in cells and name != baseline else None
+def _gap(cells: Cells, name: str, baseline: str, compare: Callable[[dict, dict], float]) -> str:
+    found = paired(cells[name], cells[baseline], compare) if baseline in cells and name != baseline else None
     return "–" if found is None else _said(found, sign="+")
 
 
-def _said(found: tuple[float, float], sign: str = "") -> str:
+DIAGNOSTICS = {
+    "dead_groups": "dead groups",
+    "turn_part_mixed": "turn part, mixed groups",
+    "turn_part_dead": "turn part, dead groups",
+    "gain_outcome_correlation": "correlation of gain and outcome",
+    "entropy": "entropy",
+    "clipped": "clipped",
+}
+DRIFTS = {"belief_at_prompt": "belief at the prompt", "turns": "turns"}
+
+
+def diagnostics(cells: Cells) -> list[str]:
+    """Markdown of one task: means over the batches of all runs, and of some the first and the last batch."""
+    return _table(["cell", *DIAGNOSTICS.values(), *DRIFTS.values()], ([name, *_why(cells[name])] for name in cells))
+
+
+def _why(runs: dict[int, dict]) -> Iterator[str]:
+    for name in DIAGNOSTICS:
+        yield _average(batch.get(name) for run in runs.values() for batch in run["batches"])
+    for name in DRIFTS:
+        ends = [_average(run["batches"][place].get(name) for run in runs.values()) for place in (0, -1)]
+        yield " → ".join(ends) if "–" not in ends else "–"
+
+
+def _average(values: Iterator[float | None]) -> str:
+    measured = [value for value in values if value is not None]
+    return f"{statistics.fmean(measured):.2f}" if measured else "–"
+
+
+def _table(heads: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
+    return [_line(heads), _line(["---"] * len(heads)), *map(_line, rows)]
+
+
+def _said(found: Interval, sign: str = "") -> str:
     mean, half = found
     return f"{mean:{sign}.3f}" + ("" if math.isinf(half) else f" ± {half:.3f}")
 
@@ -109,8 +216,10 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=HERE / "results")
     parser.add_argument("--threshold", type=float, default=0.5)
     options = parser.parse_args(args)
-    for task, cells in load(options.folder).items():
-        print("\n".join([f"### {task}", "", *table(cells, options.threshold), ""]))
+    runs = load(options.folder)
+    print("\n".join([*overview(runs), ""]))
+    for task, cells in runs.items():
+        print("\n".join([f"### {task}", "", *results(cells, options.threshold), "", *diagnostics(cells), ""]))
 
 
 if __name__ == "__main__":

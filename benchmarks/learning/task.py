@@ -1,7 +1,7 @@
 """Tasks in the generated world: questions to train on and held-out ones, the search tool, and the outcome reward."""
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -48,12 +48,9 @@ class Task:
         questions = [ask(chance, self.hops, self.informative, starts) for _ in range(number)]
         return [{"prompt": q.prompt, "answer": f"e{q.path(world)[-1]}"} for q in questions]
 
-    def as_dict(self) -> dict:
-        return asdict(self)
-
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word: entities, relations, tags and marks, 182 in all."""
+    """One token a word: entities, relations, tags and marks, 186 in all."""
     names = [f"e{i}" for i in range(ENTITIES)] + [f"r{i}" for i in range(RELATIONS)]
     words = [PAD, END, UNKNOWN, "Q", "?", NOTHING, *TAGS, *names]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))

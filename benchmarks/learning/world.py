@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 SUPER_CLUSTERS, SUB_CLUSTERS, CLUSTER_SIZE = 4, 5, 8
 ENTITIES = SUPER_CLUSTERS * SUB_CLUSTERS * CLUSTER_SIZE
-REACH = {"anywhere": range(0, 4), "super": range(4, 7), "sub": range(7, 10)}
+REACH = {"anywhere": range(0, 8), "super": range(8, 11), "sub": range(11, 14)}
 """Where a relation leads: anywhere, within the super-cluster of its subject, or within its sub-cluster."""
 RELATIONS = sum(map(len, REACH.values()))
 WIDTH = {"anywhere": ENTITIES, "super": SUB_CLUSTERS * CLUSTER_SIZE, "sub": CLUSTER_SIZE}
@@ -76,8 +76,10 @@ def pattern(hops: int, informative: bool) -> list[str]:
 
 
 def ask(chance: random.Random, hops: int, informative: bool, starts: Sequence[int] = range(ENTITIES)) -> Question:
-    """A random question."""
-    return Question(chance.choice(starts), tuple(chance.choice(REACH[reach]) for reach in pattern(hops, informative)))
+    """A random question, whose relations differ: what was asked last tells what comes next."""
+    places = pattern(hops, informative)
+    drawn = {reach: chance.sample(relations, places.count(reach)) for reach, relations in REACH.items()}
+    return Question(chance.choice(starts), tuple(drawn[reach].pop() for reach in places))
 
 
 @dataclass(frozen=True)
