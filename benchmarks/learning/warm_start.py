@@ -36,16 +36,26 @@ class WarmStart:
     """
 
     habits: dict[int, Habits] = field(default_factory=dict)
-    steps: int = 1500
+    steps: int = 2500
     traces: int = 48
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     noisy: float = 0.25
     result_noise: float = 0.3
 
 
 WARM_STARTS = {
-    "short": WarmStart({2: Habits(stop=0.35), 3: Habits(stop=0.38), 4: Habits(stop=0.4)}),
-    "long": WarmStart({4: Habits(stop=0.12), 6: Habits(stop=0.09), 8: Habits(stop=0.07)}, steps=2000, noisy=0.1),
+    "short": WarmStart(
+        {2: Habits(stop=0.3, wrong=0.12), 3: Habits(stop=0.25, wrong=0.12), 4: Habits(stop=0.25, wrong=0.12)}
+    ),
+    "long": WarmStart(
+        {
+            hops: Habits(stop, wrong=0.05, repeat=0.03, needless=0.05)
+            for hops, stop in ((4, 0.08), (6, 0.06), (8, 0.05))
+        },
+        steps=2000,
+        traces=32,
+        noisy=0.1,
+    ),
 }
 
 
