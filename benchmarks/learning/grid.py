@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -96,11 +96,11 @@ def _begin() -> None:
 def execute(job: tuple[Planned, Path]) -> tuple[Planned, float, str]:
     """Run, and write the file at once or not at all."""
     planned, path = job
-    from run import Run, Size, Task
+    from run import Run, Size
+    from tasks import make_task
 
     settings = planned.settings
-    known = {"task": Task, "size": Size}
-    made = {name: cls(**settings[name]) for name, cls in known.items()}
+    made = {"task": make_task(settings["task"]), "size": Size(**settings["size"])}
     start = time.monotonic()
     try:
         result = Run(**made, method=settings["method"], seed=planned.seed, options=settings["options"]).execute()
@@ -150,13 +150,11 @@ def _results(pool, jobs: list) -> Iterator[tuple[Planned, float, str]]:
 def prepare(planned: list[Planned]) -> None:
     """Train the warm starts that the runs need, before workers would do so twice."""
     from run import WORLDS
-    from task import Task
+    from tasks import make_task
     from warm_start import warm_start
 
-    default = next(f.default for f in fields(Task) if f.name == "warm_start")
-    needed = {(run.settings["task"].get("warm_start", default), run.seed % WORLDS + 1) for run in planned}
-    for name, seed in sorted(needed):
-        warm_start(name, seed)
+    for run in planned:
+        warm_start(make_task(run.settings["task"]), run.seed % WORLDS + 1)
 
 
 def parse(args: list[str] | None = None) -> argparse.Namespace:
