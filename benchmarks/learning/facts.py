@@ -66,7 +66,6 @@ class Facts:
         texts += [question["question"] for question in self.questions]
         return word_tokenizer([*names, *texts, *WRONG_QUERIES, NO_QUERY, NO_RESULT], pattern)
 
-    @cache
     def look_up(self, query: str) -> tuple[tuple[str, ...], tuple[str, ...], str]:
         """What a query finds: titles, the names in the passages, and the text that the tool returns."""
         titles = tuple(passage["title"] for passage in self.search.retrieve([query])[0])
@@ -103,13 +102,12 @@ def trace(
     """
     supports, asked = list(question["supports"]), []
     names = [supports[0]]
+
+    def wrong() -> str:
+        return chance.choice(WRONG_QUERIES).format(chance.choice(names))
+
     while len(asked) < len(question["supports"]) + 2:
-        query = habits.next_query(
-            chance,
-            supports[0] if supports else None,
-            asked,
-            lambda: chance.choice(WRONG_QUERIES).format(chance.choice(names)),
-        )
+        query = habits.next_query(chance, supports[0] if supports else None, asked, wrong)
         if query is None:
             break
         titles, found, text = look_up(query)
@@ -191,12 +189,12 @@ class FactsTask(Task):
         """Of the questions to train on, each trace under names of its own; results are read, not learned."""
         chance, renaming, kinds = random.Random(world), Renaming(facts()), ("airport_currency", "city_capital")
         questions = [facts().of_countries(kind, world, held_out=False) for kind in kinds]
-        encode = cache(lambda text: facts().tokenizer(text)["input_ids"])
+        encode, look_up = cache(lambda text: facts().tokenizer(text)["input_ids"]), cache(facts().look_up)
         while True:
             question = chance.choice(chance.choice(questions))
             ids, labels = list(encode(question["question"])), []
             labels += [IGNORED] * len(ids)
-            for turn, result in trace(chance, question, settings.habits[len(question["supports"])], facts().look_up):
+            for turn, result in trace(chance, question, settings.habits[len(question["supports"])], look_up):
                 written, read = encode(turn), encode(result) if result else []
                 ids += written + read
                 labels += written + [IGNORED] * len(read)
