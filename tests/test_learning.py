@@ -1,4 +1,4 @@
-"""`benchmarks/learning`: the world, a small run, the grid and its tables."""
+"""`benchmarks/learning`: the tasks, a small run, the grid and its tables."""
 
 import json
 import random
@@ -14,9 +14,10 @@ from a2tgpo_trl.rollout import Rollout, Turn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "learning"))
 
-world, task, warm_start, run, grid, tables = map(
-    import_module, ("world", "task", "warm_start", "run", "grid", "tables")
+world, task, world_task, facts, warm_start, run, grid, tables = map(
+    import_module, ("world", "task", "world_task", "facts", "warm_start", "run", "grid", "tables")
 )
+WorldTask, FactsTask = world_task.WorldTask, facts.FactsTask
 SMALL = {"prompts": 2, "group": 4, "updates": 2, "batches": 2, "every": 1, "questions": 4}
 
 
@@ -45,7 +46,7 @@ def test_scripted_traces_end_in_the_true_answer_and_stop_early_at_times():
     lengths = set()
     for _ in range(200):
         question = world.ask(chance, 2, True)
-        asked, answer = world.trace(chance, facts, question, world.Habits(), lambda query: facts.fact(*query))
+        asked, answer = world.trace(chance, facts, question, task.Habits(), lambda query: facts.fact(*query))
         assert answer == question.path(facts)[-1]
         lengths.add(len(asked))
     assert {0, 1, 2, 3} <= lengths
@@ -53,14 +54,14 @@ def test_scripted_traces_end_in_the_true_answer_and_stop_early_at_times():
 
 def test_training_and_held_out_questions_start_from_other_entities():
     def starts(held_out):
-        rows = task.Task(2).rows(world.World(1), 0, 300, held_out)
+        rows = WorldTask(2).rows(1, 0, 300, held_out)
         return {row["prompt"].split()[1] for row in rows}
 
     assert starts(True) and not starts(True) & starts(False)
 
 
 def test_the_tokenizer_has_a_token_a_word():
-    tokenizer = task.make_tokenizer()
+    tokenizer = WorldTask.make_tokenizer()
     words = "<search> e1 r2 </search> <result>e1 r2 e159</result>"
     ids = tokenizer(words)["input_ids"]
     answer = task.ANSWER_TEMPLATE.format(answer="e1")
@@ -70,23 +71,28 @@ def test_the_tokenizer_has_a_token_a_word():
 
 def test_noise_hides_results_and_flips_rewards():
     facts = world.World(1)
-    assert task.make_search(facts, 1.0, 0)("e1 r2") == "none"
-    assert task.make_search(facts, 0.0, 0)("e1 r2") == f"e1 r2 e{facts.fact(1, 2)}"
+    quiet, noisy = WorldTask(2), WorldTask(2, result_noise=1.0, reward_noise=1.0)
+    assert noisy.make_search(1, 0)("e1 r2") == "none"
+    assert quiet.make_search(1, 0)("e1 r2") == f"e1 r2 e{facts.fact(1, 2)}"
     right = {"completions": ["<answer> e1 </answer>"], "answer": ["e1"]}
-    assert task.make_outcome(0.0, 0)(**right) == [1.0] and task.make_outcome(1.0, 0)(**right) == [0.0]
+    assert quiet.make_outcome(0)(**right) == [1.0] and noisy.make_outcome(0)(**right) == [0.0]
 
 
 @pytest.fixture
 def untrained(monkeypatch, tmp_path):
-    folder = tmp_path / "model"
-    warm_start.make_model(0).save_pretrained(folder)
-    monkeypatch.setattr(run, "warm_start", lambda name, seed: folder)
+    def random_model(task, seed):
+        folder = tmp_path / "model"
+        warm_start.make_model(type(task), seed).save_pretrained(folder)
+        return folder
+
+    monkeypatch.setattr(run, "warm_start", random_model)
     monkeypatch.setattr(grid, "prepare", print)
 
 
 @pytest.mark.parametrize("method", ["grpo", "a2tgpo"])
-def test_a_run_measures_every_batch_and_the_curve(untrained, method):
-    result = run.Run(run.Task(2), run.Size(**SMALL), method, 1001).execute()
+@pytest.mark.parametrize("asked", [WorldTask(2), FactsTask()])
+def test_a_run_measures_every_batch_and_the_curve(untrained, asked, method):
+    result = run.Run(asked, run.Size(**SMALL), method, 1001).execute()
     assert [point["batch"] for point in result["curve"]] == [0, 1, 2]
     assert len(result["batches"]) == 2 and result["optimizer_steps"] == 4
     for batch in result["batches"]:
@@ -96,7 +102,7 @@ def test_a_run_measures_every_batch_and_the_curve(untrained, method):
 
 
 def test_the_same_seed_gives_the_same_run(untrained):
-    first, second = (run.Run(run.Task(2, result_noise=0.3), run.Size(**SMALL), "a2tgpo", 7).execute() for _ in "ab")
+    first, second = (run.Run(WorldTask(2, result_noise=0.3), run.Size(**SMALL), "a2tgpo", 7).execute() for _ in "ab")
     assert first["batches"] == second["batches"] and first["curve"] == second["curve"]
 
 
@@ -259,8 +265,107 @@ def test_curves_are_drawn(tmp_path):
     assert curves.bands([made(1, 0.0, 0.5), made(2, 0.0, 0.7)])[1] == pytest.approx([0.0, 0.6])
 
 
-def test_labels_of_a_warm_start_leave_the_prompt_out():
-    settings = warm_start.WarmStart({2: world.Habits()}, steps=1, traces=3)
-    ((ids, labels),) = warm_start.batches(settings, 0)
-    assert ids.shape == labels.shape and torch.equal(labels[:, :5], torch.full((3, 5), warm_start.IGNORED))
-    assert torch.equal(ids[labels != warm_start.IGNORED], labels[labels != warm_start.IGNORED])
+@pytest.mark.parametrize(("asked", "prompt"), [(WorldTask, 5), (FactsTask, 15)])
+def test_labels_of_a_warm_start_leave_the_prompt_out(asked, prompt):
+    settings = warm_start.WarmStart({2: task.Habits(), 3: task.Habits()}, steps=1, traces=20)
+    (parts,) = warm_start.batches(asked, settings, 0)
+    assert [len(ids) for ids, _ in parts] == [16, 4]
+    for ids, labels in parts:
+        assert ids.shape == labels.shape and (labels[:, :prompt] == task.IGNORED).all()
+        learned = labels != task.IGNORED
+        assert learned.any(dim=1).all() and torch.equal(ids[learned], labels[learned])
+
+
+def test_parts_of_a_step_have_the_loss_of_the_whole():
+    settings = warm_start.WarmStart({3: task.Habits()}, steps=1, traces=20)
+    (parts,), model = warm_start.batches(WorldTask, settings, 0), warm_start.make_model(WorldTask, 0)
+    whole = torch.cat([torch.nn.functional.pad(labels, (0, 64 - labels.shape[1]), value=-100) for _, labels in parts])
+    ids = torch.cat([torch.nn.functional.pad(ids, (0, 64 - ids.shape[1])) for ids, _ in parts])
+    number = sum((labels[:, 1:] != task.IGNORED).sum() for _, labels in parts)
+    found = sum(warm_start.loss_of(model, *part) for part in parts) / number
+    assert found.item() == pytest.approx(model(input_ids=ids, labels=whole).loss.item(), rel=1e-5)
+
+
+def test_a_warm_start_is_trained_again_when_its_task_changes_and_not_for_another(monkeypatch):
+    def folders():
+        return [warm_start.folder_of(asked, 1) for asked in (WorldTask(2), FactsTask())]
+
+    of_world, of_facts = folders()
+    source = warm_start.inspect.getsource
+    monkeypatch.setattr(
+        warm_start.inspect, "getsource", lambda part: source(part) + ("# changed" if part is facts else "")
+    )
+    assert folders()[0] == of_world and folders()[1] != of_facts
+    assert warm_start.folder_of(FactsTask(), 2) != folders()[1]
+
+
+def test_the_facts_tokenizer_knows_all_words_and_has_a_token_a_name():
+    known, tokenizer = facts.facts(), FactsTask.make_tokenizer()
+    texts = [passage["text"] for passage in known.search.passages] + [q["question"] for q in known.questions]
+    texts += [title for q in known.questions for title in q["supports"]] + [known.search.search(""), "zz"]
+    *ids, unknown = tokenizer(texts)["input_ids"]
+    assert unknown == [tokenizer.unk_token_id] and not any(tokenizer.unk_token_id in row for row in ids)
+    for question in known.questions:
+        answer = task.ANSWER_TEMPLATE.format(answer=question["answer"][0])
+        assert len(tokenizer(answer)["input_ids"]) == task.TOKENS_OF_AN_ANSWER
+
+
+def test_what_the_facts_model_writes_is_plain_text_that_searches():
+    known = facts.facts()
+    for question in known.questions:
+        for title in question["supports"]:
+            written = known.tokenizer.decode(known.tokenizer(f"<search>{title}</search>")["input_ids"][1:-1])
+            assert known.look_up(written)[0][0] == title
+
+
+def test_a_search_of_facts_returns_a_distractor_beside_the_right_passage():
+    search = FactsTask().make_search(1, 0)
+    assert (
+        search("Currency of Norway")
+        == "The currency of Norway is the Norwegian Krone.\nThe capital of Norway is Oslo."
+    )
+
+
+def test_held_out_facts_are_about_other_countries():
+    countries = {q["question"]: q["country"] for q in facts.facts().questions}
+
+    def about(world, held_out):
+        rows = FactsTask().rows(world, 0, 300, held_out)
+        return {countries[row["prompt"]] for row in rows}
+
+    assert about(1, True) and not about(1, True) & about(1, False)
+    assert about(1, True) != about(2, True)
+
+
+def test_scripted_traces_of_facts_follow_what_was_found():
+    """With right queries only, the supports are searched in their order, and the answer stands in the last result."""
+    known = facts.facts()
+    habits = task.Habits(stop=0, wrong=0, repeat=0, needless=0)
+    for question in known.questions[:200]:
+        *turns, (answer, last) = facts.trace(random.Random(0), question, habits, known.look_up)
+        assert [turn for turn, _ in turns] == [f"<search>{title}</search>" for title in question["supports"]]
+        assert question["answer"][0] in turns[-1][1] and answer == f"<answer>{question['answer'][0]}</answer>"
+        assert last is None
+    traces = [list(facts.trace(random.Random(i), question, task.Habits(), known.look_up)) for i in range(200)]
+    assert {len(turns) for turns in traces} >= {1, 2, 3, 4}
+
+
+def test_renaming_gives_each_name_of_a_trace_another_of_its_kind():
+    known, chance = facts.facts(), random.Random(0)
+    kinds = {known.tokenizer.convert_tokens_to_ids(name): kind for name, kind in known.kinds.items()}
+    renaming = facts.Renaming(known)
+    for passage in known.search.passages[:200]:
+        ids = known.tokenizer(passage["text"])["input_ids"] * 2
+        new = renaming.draw(chance, ids)
+        assert new.keys() == kinds.keys() & set(ids) and len(set(new.values())) == len(new)
+        assert all(kinds[old] == kinds[other] for old, other in new.items())
+    everything = renaming.draw(chance, list(kinds))
+    assert sorted(everything) == sorted(everything.values()) and everything != renaming.draw(chance, list(kinds))
+
+
+def test_an_answer_that_was_read_has_the_name_that_was_read():
+    settings = warm_start.WarmStart({hops: task.Habits(0, 0, 0, 0) for hops in (2, 3)})
+    traces = FactsTask.traces(settings, 1)
+    for ids, labels in (next(traces) for _ in range(50)):
+        *read, _, answer, _ = ids
+        assert answer in read and labels[-3:] == ids[-3:]

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -95,11 +95,11 @@ def _begin() -> None:
 def execute(job: tuple[Planned, Path]) -> tuple[Planned, float, str]:
     """Run, and write the file at once or not at all."""
     planned, path = job
-    from run import Run, Size, Task
+    from run import Run, Size
+    from tasks import make_task
 
     settings = planned.settings
-    known = {"task": Task, "size": Size}
-    made = {name: cls(**settings[name]) for name, cls in known.items()}
+    made = {"task": make_task(settings["task"]), "size": Size(**settings["size"])}
     start = time.monotonic()
     try:
         result = Run(**made, method=settings["method"], seed=planned.seed, options=settings["options"]).execute()
@@ -143,19 +143,25 @@ def run_all(planned: list[Planned], folder: Path, workers: int) -> int:
     return failures
 
 
-def warm_starts(planned: list[Planned]) -> list[tuple[str, int]]:
-    """Names and seeds of the warm starts that runs need."""
-    from run import WORLDS, Task
+def warm_starts(planned: list[Planned]) -> list[tuple[dict, int]]:
+    """Settings of tasks, and worlds, one for each warm start that runs need."""
+    from run import WORLDS
+    from tasks import make_task
 
-    default = next(f.default for f in fields(Task) if f.name == "warm_start")
-    return sorted({(run.settings["task"].get("warm_start", default), run.seed % WORLDS + 1) for run in planned})
+    needed = {}
+    for run in planned:
+        task, world = run.settings["task"], run.seed % WORLDS + 1
+        needed[make_task(task).warm_start, world] = (task, world)
+    return [needed[key] for key in sorted(needed)]
 
 
-def prepare(needed: tuple[str, int]) -> None:
+def prepare(needed: tuple[dict, int]) -> None:
     """Train a warm start, unless it is there."""
+    from tasks import make_task
     from warm_start import warm_start
 
-    warm_start(*needed)
+    task, world = needed
+    warm_start(make_task(task), world)
 
 
 def parse(args: list[str] | None = None) -> argparse.Namespace:

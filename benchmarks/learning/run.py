@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 
 import torch
 from datasets import Dataset
-from task import TOKENS_OF_AN_ANSWER, Task, make_outcome, make_search, make_tokenizer
+from task import TOKENS_OF_AN_ANSWER, Task
 from transformers import AutoModelForCausalLM, PrinterCallback, ProgressCallback, TrainerCallback
 from warm_start import warm_start
-from world import World
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.credit import Estimator, estimator_of
@@ -25,7 +24,6 @@ WORLDS = 3
 
 CLIP_RANGES = {"token": (0.2, 0.2), "turn": (0.05, 0.067), "turn_product": (0.2, 0.2)}
 EVALUATION_SEED = 10**6
-TOKENS_OF_A_TURN = 14  # a query and its result have 10, and a model may write a few more
 
 
 @dataclass(frozen=True)
@@ -72,16 +70,16 @@ class Run:
     def execute(self) -> dict:
         """Train, and return what was measured."""
         start, cpu = time.monotonic(), time.process_time()
-        world_seed = self.seed % WORLDS + 1
-        model = AutoModelForCausalLM.from_pretrained(warm_start(self.task.warm_start, world_seed), dtype=torch.float32)
+        world = self.seed % WORLDS + 1
+        model = AutoModelForCausalLM.from_pretrained(warm_start(self.task, world), dtype=torch.float32)
         with tempfile.TemporaryDirectory() as folder:
-            trainer = self._trainer(model, World(world_seed), folder)
-            curve = Curve(trainer, self.task.rows(World(world_seed), 0, self.size.questions, held_out=True), self.size)
+            trainer = self._trainer(model, world, folder)
+            curve = Curve(trainer, self.task.rows(world, 0, self.size.questions, held_out=True), self.size)
             trainer.add_callback(curve)
             trained = time.monotonic()
             trainer.train()
         return {
-            "world": world_seed,
+            "world": world,
             "curve": curve.points,
             "batches": trainer.batches,
             "optimizer_steps": trainer.state.global_step,
@@ -90,15 +88,15 @@ class Run:
             | {"evaluation": curve.seconds, "processor": time.process_time() - cpu},
         }
 
-    def _trainer(self, model, world: World, folder: str) -> "MeasuredTrainer":
+    def _trainer(self, model, world: int, folder: str) -> "MeasuredTrainer":
         size, task = self.size, self.task
         trainer = MeasuredTrainer(
             model=model,
-            reward_funcs=[make_outcome(task.reward_noise, self.seed), exact_match_reward],
+            reward_funcs=[task.make_outcome(self.seed), exact_match_reward],
             args=A2TGPOConfig(folder, **self._options()),
             train_dataset=Dataset.from_list(task.rows(world, self.seed, size.prompts * size.batches, held_out=False)),
-            processing_class=make_tokenizer(),
-            tools=[make_search(world, task.result_noise, self.seed)],
+            processing_class=task.make_tokenizer(),
+            tools=[task.make_search(world, self.seed)],
         )
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
@@ -124,7 +122,7 @@ class Run:
             "steps_per_generation": size.updates,
             "gradient_accumulation_steps": 1,
             "max_steps": size.updates * size.batches,
-            "max_completion_length": TOKENS_OF_A_TURN * (hops + 3),
+            "max_completion_length": self.task.tokens_of_a_turn * (hops + 3),
             "max_tool_calling_iterations": hops + 2,
             "learning_rate": 3e-4,
             "lr_scheduler_type": "constant",

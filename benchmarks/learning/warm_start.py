@@ -1,24 +1,23 @@
-"""The warm start: a random tiny Llama, trained on scripted traces in fresh worlds, kept on disk by what it depends on."""
+"""The warm start: a random tiny Llama, trained on scripted traces, kept on disk by what it depends on."""
 
 import hashlib
 import inspect
 import json
 import math
-import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
-import task as tasks
 import torch
-import world as worlds
-from task import ANSWER_TEMPLATE, NOTHING, make_tokenizer
+from task import IGNORED, Habits, Task
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM
-from world import Habits, World, ask, trace
 
 CACHE = Path(__file__).parents[2] / "outputs" / "learning" / "warm_starts"
-IGNORED = -100
+PART = 16
+"""Traces of about the same length that are padded together; a step takes all its parts."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +55,14 @@ WARM_STARTS = {
         traces=32,
         noisy=0.1,
     ),
+    "facts": WarmStart({2: Habits(stop=0.3), 3: Habits(stop=0.3)}, steps=2000, learning_rate=2e-3),
 }
 
 
-def make_model(seed: int) -> LlamaForCausalLM:
+def make_model(task: type[Task], seed: int) -> LlamaForCausalLM:
     """Random: 3 layers of width 128."""
     torch.manual_seed(seed)
-    tokenizer = make_tokenizer()
+    tokenizer = task.make_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -75,54 +75,47 @@ def make_model(seed: int) -> LlamaForCausalLM:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         attn_implementation="sdpa",
+        **task.model,
     )
     return LlamaForCausalLM(config)
 
 
-def trace_text(chance: random.Random, settings: WarmStart) -> tuple[str, str]:
-    """The prompt of a scripted rollout in a fresh world, and what follows it."""
-    world = World(chance.getrandbits(48))
-    question = ask(chance, chance.choice(list(settings.habits)), chance.random() < 0.5)
-    noise = settings.result_noise if chance.random() < settings.noisy else 0.0
-
-    def result(query):
-        return None if chance.random() < noise else world.fact(*query)
-
-    asked, answer = trace(chance, world, question, settings.habits[len(question.relations)], result)
-    told = [
-        f"<search> e{e} r{r} </search> <result> {NOTHING if fact is None else f'e{e} r{r} e{fact}'} </result>"
-        for (e, r), fact in asked
-    ]
-    return question.prompt, " ".join([*told, ANSWER_TEMPLATE.format(answer=f"e{answer}")])
-
-
-def batches(settings: WarmStart, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Ids and labels of each step; everything behind the prompt is learned, results too, which teach the clusters."""
-    tokenizer, chance = make_tokenizer(), random.Random(seed)
+def batches(task: type[Task], settings: WarmStart, seed: int) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Of each step the ids and labels, in parts of traces of about the same length, so that little is padded."""
+    traces, pad = task.traces(settings, seed), task.make_tokenizer().pad_token_id
     for _ in range(settings.steps):
-        texts = [trace_text(chance, settings) for _ in range(settings.traces)]
-        rows = [[tokenizer(text)["input_ids"] for text in pair] for pair in texts]
-        width = max(len(prompt) + len(rest) for prompt, rest in rows)
-        ids = torch.full((len(rows), width), tokenizer.pad_token_id)
-        labels = torch.full_like(ids, IGNORED)
-        for i, (prompt, rest) in enumerate(rows):
-            ids[i, : len(prompt) + len(rest)] = torch.tensor(prompt + rest)
-            labels[i, len(prompt) : len(prompt) + len(rest)] = torch.tensor(rest)
-        yield ids, labels
+        rows = sorted(islice(traces, settings.traces), key=lambda trace: len(trace[0]))
+        parts = (zip(*rows[i : i + PART], strict=True) for i in range(0, len(rows), PART))
+        yield [(_padded(ids, pad), _padded(labels, IGNORED)) for ids, labels in parts]
 
 
-def train(settings: WarmStart, seed: int) -> LlamaForCausalLM:
+def _padded(rows: Iterable[list[int]], fill: int) -> torch.Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=fill)
+
+
+def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Summed over what is learned; only there are logits computed."""
+    hidden, targets = model.model(input_ids=ids).last_hidden_state[:, :-1], labels[:, 1:]
+    learned = targets != IGNORED
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[learned]), targets[learned], reduction="sum")
+
+
+def train(task: type[Task], settings: WarmStart, seed: int) -> LlamaForCausalLM:
     """Supervised training from random weights."""
-    model, start = make_model(seed), time.monotonic()
+    model, start = make_model(task, seed), time.monotonic()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
 
     def rate(step: int) -> float:
         return min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    for step, (ids, labels) in enumerate(batches(settings, seed), start=1):
-        loss = model(input_ids=ids, labels=labels).loss
-        loss.backward()
+    for step, parts in enumerate(batches(task, settings, seed), start=1):
+        number = sum((labels[:, 1:] != IGNORED).sum().item() for _, labels in parts)
+        loss = 0.0
+        for ids, labels in parts:
+            part = loss_of(model, ids, labels) / number
+            part.backward()
+            loss += part.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -135,20 +128,18 @@ def train(settings: WarmStart, seed: int) -> LlamaForCausalLM:
     return model
 
 
-def folder_of(name: str, seed: int) -> Path:
+def folder_of(task: Task, seed: int) -> Path:
     """Where a warm start is kept: by its settings, its seed and the code that it depends on."""
-    sources = [inspect.getsource(module) for module in (worlds, tasks)] + [
-        inspect.getsource(part) for part in (make_model, trace_text, batches, train)
-    ]
-    content = json.dumps([asdict(WARM_STARTS[name]), seed, sources], sort_keys=True)
-    return CACHE / f"{name}-{seed}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    sources = [inspect.getsource(part) for part in (*task.modules, make_model, batches, loss_of, train)]
+    content = json.dumps([asdict(WARM_STARTS[task.warm_start]), seed, sources], sort_keys=True)
+    return CACHE / f"{task.warm_start}-{seed}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
-def warm_start(name: str, seed: int) -> Path:
+def warm_start(task: Task, seed: int) -> Path:
     """The folder of a warm start, which is trained if it is not there yet."""
-    folder = folder_of(name, seed)
+    folder = folder_of(task, seed)
     if not folder.is_dir():
         partial = folder.with_name(folder.name + ".partial")
-        train(WARM_STARTS[name], seed).save_pretrained(partial)
+        train(type(task), WARM_STARTS[task.warm_start], seed).save_pretrained(partial)
         partial.rename(folder)
     return folder

@@ -4,6 +4,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from task import Habits
+
 SUPER_CLUSTERS, SUB_CLUSTERS, CLUSTER_SIZE = 4, 5, 8
 ENTITIES = SUPER_CLUSTERS * SUB_CLUSTERS * CLUSTER_SIZE
 REACH = {"anywhere": range(0, 8), "super": range(8, 11), "sub": range(11, 14)}
@@ -82,24 +84,6 @@ def ask(chance: random.Random, hops: int, informative: bool, starts: Sequence[in
     return Question(chance.choice(starts), tuple(drawn[reach].pop() for reach in places))
 
 
-@dataclass(frozen=True)
-class Habits:
-    """
-    How a scripted trace goes on before each turn; shares, of which what is left to 1 asks the right query.
-
-    Attributes:
-        stop (`float`): Answers, though the chain is not at its end.
-        wrong (`float`): Asks a query that does not lead on: another relation, or of another entity.
-        repeat (`float`): Asks an earlier query again.
-        needless (`float`): Goes on to ask although the chain is at its end.
-    """
-
-    stop: float = 0.35
-    wrong: float = 0.15
-    repeat: float = 0.05
-    needless: float = 0.1
-
-
 def trace(
     chance: random.Random, world: World, question: Question, habits: Habits, result: Callable[[Query], int | None]
 ) -> tuple[list[tuple[Query, int | None]], int]:
@@ -117,25 +101,16 @@ def trace(
         `tuple`: the queries with their results, and the answer.
     """
     path, known, asked = question.path(world), 0, []
+
+    def wrong() -> Query:
+        return chance.choice(path[: known + 1]), chance.choice(question.relations)
+
     while len(asked) < len(question.relations) + 3:
         right = (path[known], question.relations[known]) if known < len(question.relations) else None
-        query = _next_query(chance, question, path[: known + 1], right, asked, habits)
+        query = habits.next_query(chance, right, [query for query, _ in asked], wrong)
         if query is None:
             break
         told = result(query)
         asked.append((query, told))
         known += query == right and told is not None
     return asked, path[-1]
-
-
-def _next_query(chance, question, seen, right, asked, habits: Habits) -> Query | None:
-    draw = chance.random()
-    if right is None:
-        return chance.choice(asked)[0] if draw < habits.needless else None
-    if draw < habits.stop:
-        return None
-    if draw < habits.stop + habits.wrong:
-        return chance.choice(seen), chance.choice(question.relations)
-    if draw < habits.stop + habits.wrong + habits.repeat and asked:
-        return chance.choice(asked)[0]
-    return right
