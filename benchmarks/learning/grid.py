@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from itertools import groupby, product
 from pathlib import Path
 
 import yaml
@@ -29,10 +30,12 @@ class Planned:
     A run and its place.
 
     Attributes:
+        experiment (`int`): Its place among the experiments of the grid.
         task (`str`), cell (`str`), seed (`int`): Their names in the grid, and the seed.
         settings (`dict`): Of the run: `task`, `size`, `method`, `options`.
     """
 
+    experiment: int
     task: str
     cell: str
     seed: int
@@ -44,7 +47,8 @@ class Planned:
 
 def read_grid(path: Path) -> list[Planned]:
     """
-    The runs of a grid file, all cells of a seed before the next seed, so that what is done is always comparable.
+    The runs of a grid file: its experiments in their order, in each all cells of a seed before the next seed, so that what is done
+    is always comparable.
 
     Args:
         path (`Path`): YAML with the sections `options`, `sizes`, `tasks`, `cells` and `experiments`.
@@ -60,12 +64,12 @@ def read_grid(path: Path) -> list[Planned]:
         lacks = missing[0] if isinstance(grid, dict) else SECTIONS[0]
         raise GridError(f"{path}: the section {lacks!r} is missing. A grid has {', '.join(SECTIONS)}.")
     planned = {}
-    for experiment in grid["experiments"]:
-        for seed in range(experiment["seeds"][0], experiment["seeds"][1] + 1):
-            for task in experiment["tasks"]:
-                for cell in experiment["cells"]:
-                    planned[task, cell, seed] = Planned(task, cell, seed, _settings(path, grid, task, cell))
-    return sorted(planned.values(), key=lambda run: run.seed)
+    for place, experiment in enumerate(grid["experiments"]):
+        first, last = experiment["seeds"]
+        for seed, task, cell in product(range(first, last + 1), experiment["tasks"], experiment["cells"]):
+            settings = _settings(path, grid, task, cell)
+            planned.setdefault((task, cell, seed), Planned(place, task, cell, seed, settings))
+    return list(planned.values())
 
 
 def _settings(path: Path, grid: dict, task: str, cell: str) -> dict:
@@ -132,14 +136,17 @@ def check_done(planned: list[Planned], folder: Path) -> None:
 
 def run_all(planned: list[Planned], folder: Path, workers: int) -> int:
     """Run what has no file yet; the number of runs that failed."""
-    left = [(run, run.path(folder)) for run in planned if not run.path(folder).exists()]
+    left = [run for run in planned if not run.path(folder).exists()]
     print(f"{len(planned)} runs, {len(planned) - len(left)} of them done", flush=True)
-    failures = 0
+    number = failures = 0
     with multiprocessing.get_context("spawn").Pool(workers, _begin) as pool:
-        pool.map(prepare, warm_starts([run for run, _ in left]), chunksize=1)  # before workers would do so twice
-        for number, (run, seconds, said) in enumerate(pool.imap_unordered(execute, left), start=1):
-            failures += said.startswith("failed")
-            print(f"{number}/{len(left)} {run.task} {run.cell} seed {run.seed}: {said} ({seconds:.0f} s)", flush=True)
+        for _, runs in groupby(left, key=lambda run: run.experiment):
+            jobs = [(run, run.path(folder)) for run in runs]
+            pool.map(prepare, warm_starts([run for run, _ in jobs]), chunksize=1)  # before workers would do so twice
+            for run, seconds, said in pool.imap_unordered(execute, jobs):
+                number, failures = number + 1, failures + said.startswith("failed")
+                done = f"{number}/{len(left)} {run.task} {run.cell} seed {run.seed}"
+                print(f"{done}: {said} ({seconds:.0f} s)", flush=True)
     return failures
 
 
