@@ -55,8 +55,8 @@ SIDES = {
     "a2tgpo": (A2TGPOTrainer, A2TGPOConfig),
     "grpo": (A2TGPOTrainer, partial(A2TGPOConfig, advantage_estimator="grpo")),
 }
-SHAPE = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 4}
-TOY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+SHAPE = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4, "num_key_value_heads": 2}
+TOY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
 
 
 class Tools:
@@ -129,9 +129,9 @@ def random_row(draw: random.Random) -> dict:
 
 def warm_start(options: argparse.Namespace) -> None:
     """A model that makes its calls, and its tokenizer, unless the folder has them already."""
-    if options.folder.is_dir():
+    if checkpoint(options).is_dir():
         return
-    model, tokenizer = untrained(TOY if options.toy else SHAPE)
+    model, tokenizer = untrained(options)
     draw = random.Random(0)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
     peak = 5e-3 if options.toy else 2e-3
@@ -146,19 +146,23 @@ def warm_start(options: argparse.Namespace) -> None:
         optimizer.zero_grad()
         if step % 20 == 19:
             print(f"warm start, step {step + 1}: loss {loss.item():.3f}", flush=True)
-    tokenizer.save_pretrained(options.folder)
-    model.save_pretrained(options.folder)
+    tokenizer.save_pretrained(checkpoint(options))
+    model.save_pretrained(checkpoint(options))
 
 
-def untrained(shape: dict):
+def checkpoint(options: argparse.Namespace) -> Path:
+    return options.folder / f"{'toy' if options.toy else 'model'}-{options.layers}-layers-{options.turns}-turns"
+
+
+def untrained(options: argparse.Namespace):
     calls = [call("look", step=step, page=page) for step in range(10) for page in range(10)]
     texts = [passage["text"] for passage in ATLAS.passages] + [question["question"] for question in ATLAS.questions]
     tokenizer = make_tokenizer([*calls, *[qwen2_5_chat_template] * 20, *texts], vocab_size=1024)
     torch.manual_seed(0)
     config = LlamaConfig(
-        **shape,
+        **(TOY if options.toy else SHAPE),
+        num_hidden_layers=options.layers,
         vocab_size=1024,
-        num_key_value_heads=shape["num_attention_heads"] // 2,
         max_position_embeddings=8192,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -181,7 +185,7 @@ def make_trainer(options: argparse.Namespace, tools: Tools):
         prepare_vllm()
     draw = random.Random(1)
     trainer = trainer_class(
-        model=str(options.folder),
+        model=str(checkpoint(options)),
         reward_funcs=alternate,
         args=config_class(
             tempfile.mkdtemp(),
@@ -191,6 +195,7 @@ def make_trainer(options: argparse.Namespace, tools: Tools):
             gradient_accumulation_steps=1,
             max_steps=UPDATES,
             max_completion_length=completion,
+            temperature=0.5,  # slips become rare, pages stay as likely as each other
             learning_rate=1e-6,
             gradient_checkpointing=False,
             bf16=False,
@@ -203,7 +208,7 @@ def make_trainer(options: argparse.Namespace, tools: Tools):
             **(backend if options.backend == "vllm" else {}),
         ),
         train_dataset=Dataset.from_list([random_row(draw) for _ in range(options.prompts)]),
-        processing_class=AutoTokenizer.from_pretrained(options.folder),
+        processing_class=AutoTokenizer.from_pretrained(checkpoint(options)),
         tools=[tools.look],
     )
     trainer.remove_callback(PrinterCallback)
@@ -303,8 +308,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--backend", choices=("transformers", "vllm"), default="transformers")
     parser.add_argument("--prompts", type=int, default=4, help="of a batch, with eight rollouts each")
     parser.add_argument("--turns", type=int, default=8, help="tool turns of a rollout")
+    parser.add_argument("--layers", type=int, default=4, help="of the model")
     parser.add_argument("--warm-start-steps", type=int, default=200)
-    parser.add_argument("--folder", type=Path, default=Path("outputs/agent-step"), help="of the checkpoint")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/agent-step"), help="of the checkpoints")
     parser.add_argument("--toy", action="store_true", help="a smaller model, to try the script")
     parser.add_argument("--side", choices=SIDES, help="measure this one in this process")
     parser.add_argument("--output", type=Path, help="where to write what --side measures")
