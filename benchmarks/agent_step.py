@@ -1,23 +1,27 @@
 """
-Claim: a whole step of an agent with slow tools, rollouts and updates, is at least 2.5 times as fast as `GRPOTrainer`'s.
+Claim: a whole step of an agent with slow tools, rollouts and updates, takes at most 1 / 2.5 of the time of `GRPOTrainer`'s.
 
-A step is a generation batch of 32 rollouts (4 questions, 8 each) and its eight updates of four rollouts. A rollout has eight tool turns
-and an answer; each call sleeps 100 to 200 ms, for as long as its arguments say, so that a call takes the same time on every side. The
-model is a Llama of 5 M parameters that a warm start has taught to call the tool until the results tell it to answer: what it writes
-is sampled, and every rollout makes its eight calls, which is checked. Rewards alternate, so that every update has a gradient.
+A step is a generation batch of 32 rollouts (4 questions, 8 each, as in the demo) and its eight updates of four rollouts. A rollout has
+eight tool turns and an answer, chat template calls. Each call sleeps 100 to 200 ms: its arguments say how long, so that a call takes the
+same time on every side. The model is a Llama of four layers, 3.4 M weights in float32, which a warm start has taught to call the tool
+until a result tells it to answer. What it writes is sampled: the page of each call is random, all else nearly certain. Every rollout
+has to make its eight calls, which is checked. Rewards alternate, so that every update has a gradient.
 
-`trl`: `GRPOTrainer`, which runs tools one after the other, reads a history anew in each turn and has no beliefs. `a2tgpo`:
-`A2TGPOTrainer` at its defaults, with beliefs. `grpo`: the same without beliefs. All share the checkpoint, float32, the questions and
-the lengths.
+`trl`: `GRPOTrainer`, which runs the tools of one rollout after those of another (asynchronous ones too), starts to generate when all of
+them are done, and reads each history anew. It has no beliefs. `a2tgpo`: `A2TGPOTrainer` at its defaults, with beliefs. `grpo`: the same
+without beliefs. All have the same checkpoint, questions, batches and limits; other options are each trainer's defaults.
 
-Each measurement is a process of its own, and the sides take turns: a step with tools that do not sleep, which does not count, then one that
-does. Memory is the peak of the process. Seconds are told apart: the rollouts, how long of that at least one tool ran, the scoring, and the
-updates.
+Each measurement is a process of its own, and the sides take turns: one step with tools that do not sleep, which does not count, then one
+with tools that do. Memory is the peak of the process (`ru_maxrss`). The JSON tells apart what a step consists of: the rollouts, and for
+how much of that at least one tool ran; the scoring, which includes beliefs; and the updates. The ratio depends on these shares: the more
+generation and updates weigh (`--layers 12`), the nearer to 1.
 
     python benchmarks/agent_step.py
-    .venv-vllm/bin/python benchmarks/agent_step.py --backend vllm     # in the environment of `make test-vllm`
+    .venv-vllm/bin/python benchmarks/agent_step.py --backend vllm     # the environment of `make test-vllm`
+    python benchmarks/agent_step.py --toy --layers 2 --turns 2 --prompts 1 --rounds 1
 
-Writes the figures as JSON beside itself, and the checkpoint into `outputs/agent-step`, where the next run finds it.
+The figures stand in a JSON beside the script: `agent_step.json`, with vLLM `agent_step_vllm.json`. The checkpoint is kept in
+`outputs/agent-step` for the next run.
 """
 
 import argparse
@@ -31,7 +35,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +42,7 @@ import torch
 from datasets import Dataset
 from measuring import ratio, report
 from scripted import call, make_tokenizer
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PrinterCallback
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.chat_template_utils import get_training_chat_template, qwen2_5_chat_template
 
@@ -60,13 +63,12 @@ TOY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "n
 
 
 class Tools:
-    """A tool that sleeps, and what was asked of it: when each call began and ended, and how often each step was asked for."""
+    """A tool that sleeps, and when each of its calls began and ended."""
 
     def __init__(self, turns: int):
         self.turns = turns
         self.latency = LATENCY
         self.calls: list[tuple[float, float]] = []
-        self.steps = Counter()
 
     def look(self, step: int, page: int) -> str:
         """
@@ -79,7 +81,6 @@ class Tools:
         start = time.perf_counter()
         time.sleep(random.Random(f"{step} {page}").uniform(*self.latency))
         self.calls.append((start, time.perf_counter()))
-        self.steps[step] += 1
         return observation(step, page, self.turns)
 
 
@@ -128,7 +129,7 @@ def random_row(draw: random.Random) -> dict:
 
 
 def warm_start(options: argparse.Namespace) -> None:
-    """A model that makes its calls, and its tokenizer, unless the folder has them already."""
+    """Train a model to make its calls and save it with its tokenizer, unless that was done before."""
     if checkpoint(options).is_dir():
         return
     model, tokenizer = untrained(options)
@@ -154,7 +155,7 @@ def checkpoint(options: argparse.Namespace) -> Path:
     return options.folder / f"{'toy' if options.toy else 'model'}-{options.layers}-layers-{options.turns}-turns"
 
 
-def untrained(options: argparse.Namespace):
+def untrained(options: argparse.Namespace) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     calls = [call("look", step=step, page=page) for step in range(10) for page in range(10)]
     texts = [passage["text"] for passage in ATLAS.passages] + [question["question"] for question in ATLAS.questions]
     tokenizer = make_tokenizer([*calls, *[qwen2_5_chat_template] * 20, *texts], vocab_size=1024)
@@ -235,7 +236,6 @@ def timed(method, spent: list[float]):
 
 def measure_side(options: argparse.Namespace) -> dict:
     """What one step takes, after one with instant tools that does not count."""
-    torch.set_num_threads(options.threads)
     tools = Tools(options.turns)
     trainer = make_trainer(options, tools)
     with replaced(tools, latency=(0.0, 0.0)):
@@ -319,10 +319,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
+    torch.set_num_threads(options.threads)
     if options.side:
         options.output.write_text(json.dumps(measure_side(options)))
         return
-    torch.set_num_threads(options.threads)
     warm_start(options)
     figures = measure(options, in_own_process)
     script = Path(__file__)
