@@ -135,7 +135,7 @@ def warm_start(options: argparse.Namespace) -> None:
     model, tokenizer = untrained(options)
     draw = random.Random(0)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
-    peak = 5e-3 if options.toy else 2e-3
+    peak = 8e-3 if options.toy else 2e-3
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=options.warm_start_steps)
     for step in range(options.warm_start_steps):
         example = tokenized(trace(draw.choice(ATLAS.questions)["question"], options.turns, draw), tokenizer)

@@ -16,7 +16,7 @@ agent_step = import_module("agent_step")
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory):
     folder = tmp_path_factory.mktemp("agent-step")
-    return f"--toy --layers 2 --turns 2 --prompts 1 --threads 1 --warm-start-steps 200 --folder {folder}".split()
+    return f"--toy --layers 2 --turns 2 --prompts 1 --threads 1 --warm-start-steps 140 --folder {folder}".split()
 
 
 def test_each_side_makes_its_calls_and_ours_make_them_at_once(arguments):
