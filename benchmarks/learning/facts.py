@@ -26,6 +26,7 @@ SENTENCES = {
     r"(.+) is the national anthem of (.+)\.": ("anthem", "country"),
 }
 """Forms of the passages → the roles of the names in them."""
+KINDS_OF_TRACES = ("airport_currency", "city_capital", "city_currency")
 WRONG_QUERIES = ("{}", "Capital of {}", "Currency of {}")
 
 
@@ -163,7 +164,7 @@ class FactsTask(Task):
     warm_start: str = "facts"
 
     tokens_of_a_turn: ClassVar[int] = 30
-    model: ClassVar[dict] = {"tie_word_embeddings": True}
+    model: ClassVar[dict] = {"tie_word_embeddings": True, "initializer_range": 0.08}
     modules: ClassVar = (task, sys.modules[__name__])
 
     @property
@@ -187,8 +188,8 @@ class FactsTask(Task):
     @classmethod
     def traces(cls, settings, world: int) -> Iterator[Trace]:
         """Of the questions to train on, each trace under names of its own; results are read, not learned."""
-        chance, renaming, kinds = random.Random(world), Renaming(facts()), ("airport_currency", "city_capital")
-        questions = [facts().of_countries(kind, world, held_out=False) for kind in kinds]
+        chance, renaming = random.Random(world), Renaming(facts())
+        questions = [facts().of_countries(kind, world, held_out=False) for kind in KINDS_OF_TRACES]
         encode, look_up = cache(lambda text: facts().tokenizer(text)["input_ids"]), cache(facts().look_up)
         while True:
             question = chance.choice(chance.choice(questions))

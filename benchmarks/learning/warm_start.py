@@ -45,7 +45,7 @@ class WarmStart:
 WARM_STARTS = {
     "short": WarmStart({2: Habits(stop=0.35), 3: Habits(stop=0.38), 4: Habits(stop=0.4)}),
     "long": WarmStart({4: Habits(stop=0.12), 6: Habits(stop=0.09), 8: Habits(stop=0.07)}, steps=2000, noisy=0.1),
-    "facts": WarmStart({2: Habits(stop=0.3), 3: Habits(stop=0.3)}, steps=2000),
+    "facts": WarmStart({2: Habits(stop=0.1), 3: Habits(stop=0.3)}, steps=1500, learning_rate=3e-3),
 }
 
 
