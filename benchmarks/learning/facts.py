@@ -60,12 +60,13 @@ class Facts:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """One token a name, however many words it has, and one a word or mark outside of names."""
+        """One token a name, however many words it has, and one a word or mark of the forms of passages and questions."""
         names = sorted(self.kinds, key=lambda name: (-len(name), name))  # the longest that matches is the name
         pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)|\w+|[^\w\s]"
-        texts = [passage["text"] for passage in self.search.passages]
-        texts += [question["question"] for question in self.questions]
-        return word_tokenizer([*names, *texts, *WRONG_QUERIES, NO_QUERY, NO_RESULT], pattern)
+        passages = {tuple(roles_of(text).values()): text for text in (p["text"] for p in self.search.passages)}
+        questions = {question["kind"]: question["question"] for question in self.questions}
+        texts = [*passages.values(), *questions.values(), *WRONG_QUERIES, NO_QUERY, NO_RESULT]
+        return word_tokenizer([*names, *texts], pattern)
 
     def look_up(self, query: str) -> tuple[tuple[str, ...], tuple[str, ...], str]:
         """What a query finds: titles, the names in the passages, and the text that the tool returns."""
