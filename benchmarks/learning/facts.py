@@ -62,7 +62,8 @@ class Facts:
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """One token a name, however many words it has, and one a word or mark of the forms of passages and questions."""
         names = sorted(self.kinds, key=lambda name: (-len(name), name))  # the longest that matches is the name
-        pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)|\w+|[^\w\s]"
+        end = r"(?!\w| [A-Z])"  # "the Cayman Islands" is no name in "the Cayman Islands Dollar"
+        pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, names))}){end}|\w+|[^\w\s]"
         passages = {tuple(roles_of(text).values()): text for text in (p["text"] for p in self.search.passages)}
         questions = {question["kind"]: question["question"] for question in self.questions}
         texts = [*passages.values(), *questions.values(), *WRONG_QUERIES, NO_QUERY, NO_RESULT]
