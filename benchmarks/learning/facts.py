@@ -26,6 +26,7 @@ SENTENCES = {
     r"(.+) is the national anthem of (.+)\.": ("anthem", "country"),
 }
 """Forms of the passages → the roles of the names in them."""
+KINDS_OF_TRACES = ("airport_currency", "city_capital", "city_currency")
 WRONG_QUERIES = ("{}", "Capital of {}", "Currency of {}")
 
 
@@ -59,12 +60,14 @@ class Facts:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """One token a name, however many words it has, and one a word or mark outside of names."""
+        """One token a name, however many words it has, and one a word or mark of the forms of passages and questions."""
         names = sorted(self.kinds, key=lambda name: (-len(name), name))  # the longest that matches is the name
-        pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)|\w+|[^\w\s]"
-        texts = [passage["text"] for passage in self.search.passages]
-        texts += [question["question"] for question in self.questions]
-        return word_tokenizer([*names, *texts, *WRONG_QUERIES, NO_QUERY, NO_RESULT], pattern)
+        end = r"(?!\w| [A-Z])"  # "the Cayman Islands" is no name in "the Cayman Islands Dollar"
+        pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, names))}){end}|\w+|[^\w\s]"
+        passages = {tuple(roles_of(text).values()): text for text in (p["text"] for p in self.search.passages)}
+        questions = {question["kind"]: question["question"] for question in self.questions}
+        texts = [*passages.values(), *questions.values(), *WRONG_QUERIES, NO_QUERY, NO_RESULT]
+        return word_tokenizer([*names, *texts], pattern)
 
     def look_up(self, query: str) -> tuple[tuple[str, ...], tuple[str, ...], str]:
         """What a query finds: titles, the names in the passages, and the text that the tool returns."""
@@ -163,7 +166,7 @@ class FactsTask(Task):
     warm_start: str = "facts"
 
     tokens_of_a_turn: ClassVar[int] = 30
-    model: ClassVar[dict] = {"tie_word_embeddings": True}
+    model: ClassVar[dict] = {"tie_word_embeddings": True, "initializer_range": 0.08}
     modules: ClassVar = (task, sys.modules[__name__])
 
     @property
@@ -187,8 +190,8 @@ class FactsTask(Task):
     @classmethod
     def traces(cls, settings, world: int) -> Iterator[Trace]:
         """Of the questions to train on, each trace under names of its own; results are read, not learned."""
-        chance, renaming, kinds = random.Random(world), Renaming(facts()), ("airport_currency", "city_capital")
-        questions = [facts().of_countries(kind, world, held_out=False) for kind in kinds]
+        chance, renaming = random.Random(world), Renaming(facts())
+        questions = [facts().of_countries(kind, world, held_out=False) for kind in KINDS_OF_TRACES]
         encode, look_up = cache(lambda text: facts().tokenizer(text)["input_ids"]), cache(facts().look_up)
         while True:
             question = chance.choice(chance.choice(questions))

@@ -55,7 +55,7 @@ WARM_STARTS = {
         traces=32,
         noisy=0.1,
     ),
-    "facts": WarmStart({2: Habits(stop=0.3), 3: Habits(stop=0.3)}, steps=2000, learning_rate=2e-3),
+    "facts": WarmStart({2: Habits(stop=0.1), 3: Habits(stop=0.3)}, steps=1500),
 }
 
 
