@@ -12,7 +12,7 @@ from tables import HERE, Cells, better_baseline, interval, load, relative_gain
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-DRAWN = ("grpo_token", "grpo_turn", "a2tgpo", "a2tgpo_1_mixed")
+DRAWN = ("grpo_token", "grpo_turn", "a2tgpo", "a2tgpo_raw")
 """Cells whose curves are drawn; all have a difference."""
 
 
