@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+from controls import CONTROLS
 from datasets import Dataset
 from task import TOKENS_OF_AN_ANSWER, Task
 from transformers import AutoModelForCausalLM, PrinterCallback, ProgressCallback, TrainerCallback
@@ -56,7 +57,7 @@ class Run:
     Attributes:
         task ([`Task`]): What is asked.
         size ([`Size`]): How much is rolled out.
-        method (`str`): The option `advantage_estimator`.
+        method (`str`): The option `advantage_estimator`, or one of `controls.py`.
         seed (`int`): Of the rollouts, the questions, and of which warm start.
         options (`dict`): Of [`A2TGPOConfig`].
     """
@@ -104,12 +105,13 @@ class Run:
 
     def _options(self) -> dict:
         size, hops = self.size, self.task.hops
+        method = CONTROLS.get(self.method, self.method)
         level = self.options.get("importance_sampling_level") or (
-            Estimator.defaults | estimator_of(self.method).defaults
+            Estimator.defaults | estimator_of(method).defaults
         ).get("importance_sampling_level")
         low, high = CLIP_RANGES[level]
         return {
-            "advantage_estimator": self.method,
+            "advantage_estimator": method,
             "importance_sampling_level": level,
             "epsilon": low,
             "epsilon_high": high,
