@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from a2tgpo_trl.credit import Turns
 from a2tgpo_trl.rollout import Rollout, Turn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "learning"))
@@ -225,6 +226,34 @@ def test_a_win_is_told_against_the_better_baseline(values, said):
     assert tables.verdict(tables.relative_gain(runs, "a")) == said
 
 
+def test_only_finished_cells_are_judged():
+    runs = cells(grpo_turn=[0.5] * 12, a=[0.6] * 12, b=[0.6] * 11)
+    assert tables.overview({"t": runs})[-2:] == ["| a | **+20% ± 0%** ▲ |", "| b | +20%, 11 of 12 seeds |"]
+
+
+def test_a_cell_is_compared_over_the_seeds_that_both_have():
+    runs = cells(grpo_turn=[0.4, 0.8], a=[0.5])
+    assert tables.relative_gain(runs, "a")[0] == pytest.approx(0.25)  # of 0.4, the first seed's
+
+
+def test_a_page_without_marks_is_an_error():
+    with pytest.raises(ValueError, match="The page must have"):
+        import_module("page").replaced("no marks", "text")
+
+
+def test_the_control_gives_tool_turns_twice_the_reward():
+    turns = Turns(
+        outcome=torch.tensor([0.5, -0.5]),
+        rewards=torch.tensor([1.0, 0.0]),
+        num_turns=torch.tensor([3, 1]),
+        num_tool_turns=torch.tensor([2, 0]),
+        num_generations=2,
+        signals={},
+    )
+    credit = import_module("controls").OutcomeCredit().credit(turns, None)
+    assert credit.advantages.tolist() == [[2.5, 2.5, 0.5], [-0.5, -0.5, -0.5]]
+
+
 def write(folder: Path, runs: dict) -> None:
     for cell, of in runs.items():
         for seed, content in of.items():
@@ -237,7 +266,7 @@ def test_tables_of_files(tmp_path, capsys):
     write(tmp_path, cells(a=[0.6, 0.6], grpo_turn=[0.4, 0.4]))
     tables.main([str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "| cell | t |" and lines[4] == "| a | **+50% ± 0%** ▲ |"
+    assert lines[0] == "| cell | t |" and lines[4] == "| a | +50%, 2 of 12 seeds |"
     results = lines[lines.index("### t") + 2 :]
     assert results[3].startswith("| a | 2 | 0.600 ± 0.000 | – | +0.200 ± 0.000 | +0.200 ± 0.000 | 0.600 ± 0.000 |")
     assert results[3].endswith("| 0 (2 of 2) | 200 | 60 | 9 |")

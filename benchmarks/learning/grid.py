@@ -158,7 +158,8 @@ def warm_starts(planned: list[Planned]) -> list[tuple[dict, int]]:
     needed = {}
     for run in planned:
         task, world = run.settings["task"], run.seed % WORLDS + 1
-        needed[make_task(task).warm_start, world] = (task, world)
+        made = make_task(task)
+        needed[type(made).__name__, made.warm_start, world] = (task, world)
     return [needed[key] for key in sorted(needed)]
 
 

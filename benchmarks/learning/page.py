@@ -24,10 +24,17 @@ def content(runs: Runs, threshold: float, pictures: str) -> str:
 
 
 def replaced(page: str, written: str) -> str:
-    """The page with another content between its marks."""
-    return re.sub(
-        f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: f"{BEGIN}\n\n{written}\n\n{END}", page, flags=re.S
-    )
+    """
+    The page with another content between its marks.
+
+    Raises:
+        ValueError: If it does not have both once.
+    """
+    marks = f"{re.escape(BEGIN)}.*{re.escape(END)}"
+    page, number = re.subn(marks, lambda _: f"{BEGIN}\n\n{written}\n\n{END}", page, flags=re.S)
+    if number != 1:
+        raise ValueError(f"The page must have {BEGIN!r} and after it {END!r}, to write between them.")
+    return page
 
 
 def main(args: list[str] | None = None) -> None:

@@ -81,6 +81,7 @@ class Run:
             trainer.train()
         return {
             "world": world,
+            "warm_start": warm_start(self.task, world).name,
             "curve": curve.points,
             "batches": trainer.batches,
             "optimizer_steps": trainer.state.global_step,

@@ -8,7 +8,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from scipy.stats import t
 
 HERE = Path(__file__).parent
 BASELINES = ("grpo_token", "grpo_turn")
+SEEDS = 12
+"""Of a finished cell."""
 WIN = 0.1
 """Share of the better baseline's area that a difference needs, beside an interval above zero."""
 
@@ -52,6 +54,7 @@ def area_to(run: dict, tokens: float) -> float:
     """Mean of the curve over generated tokens, from none to `tokens`."""
     written = [0, *accumulate(batch["generated_tokens"] for batch in run["batches"])]
     points = [(written[point["batch"]], point["exact_match"]) for point in run["curve"]]
+    tokens = min(tokens, points[-1][0])  # of what was generated after the last evaluation nothing is known
     inside = [point for point in points if point[0] < tokens]
     (a, x), (b, y) = next(pair for pair in pairwise(points) if pair[1][0] >= tokens)
     inside.append((tokens, x + (y - x) * (tokens - a) / (b - a)))
@@ -102,17 +105,22 @@ def paired(
 
 
 def better_baseline(cells: Cells) -> str | None:
-    """The one of the baselines with the larger mean area; `None` if there is none."""
-    means = {name: statistics.fmean(map(area, cells[name].values())) for name in BASELINES if name in cells}
-    return max(means, key=means.get, default=None)
+    """The one of the baselines with the larger mean area, over the seeds that all of them have; `None` if there is none."""
+    there = [name for name in BASELINES if name in cells]
+    seeds = set.intersection(*(set(cells[name]) for name in there)) if there else set()
+    return max(there, key=lambda name: _level(cells[name], seeds)) if seeds else None
+
+
+def _level(runs: dict[int, dict], seeds: Iterable[int]) -> float:
+    return statistics.fmean(area(runs[seed]) for seed in seeds)
 
 
 def relative_gain(cells: Cells, name: str) -> Interval | None:
-    """The difference of a cell's area to the better baseline's, as a share of that area."""
+    """The difference of a cell's area to the better baseline's, as a share of that area, over the seeds that both have."""
     if (baseline := better_baseline(cells)) in (None, name) or name not in cells:
         return None
     found = paired(cells[name], cells[baseline])
-    level = statistics.fmean(map(area, cells[baseline].values()))
+    level = found and _level(cells[baseline], cells[name].keys() & cells[baseline].keys())
     return found and (found[0] / level, found[1] / level)
 
 
@@ -129,17 +137,16 @@ def overview(runs: Runs) -> list[str]:
     names = list(dict.fromkeys(name for cells in runs.values() for name in cells))
     lines = [_line(["cell", *runs]), _line(["---"] * (len(runs) + 1))]
     lines.append(_line(["*the better GRPO*", *[f"*{better_baseline(cells)}*" for cells in runs.values()]]))
-    return lines + [
-        _line([name, *[_in_overview(relative_gain(cells, name)) for cells in runs.values()]]) for name in names
-    ]
+    return lines + [_line([name, *[_in_overview(cells, name) for cells in runs.values()]]) for name in names]
 
 
-def _in_overview(gain: Interval | None) -> str:
-    if gain is None:
+def _in_overview(cells: Cells, name: str) -> str:
+    if (gain := relative_gain(cells, name)) is None:
         return "–"
-    said = f"{gain[0]:+.0%} ± {gain[1]:.0%}"
+    if (number := len(cells[name])) < SEEDS:
+        return f"{gain[0]:+.0%}, {number} of {SEEDS} seeds"
     marks = {"win": "**{}** ▲", "better": "**{}**", "worse": "*{}* ▽", "no difference": "{}"}
-    return marks[verdict(gain)].format(said)
+    return marks[verdict(gain)].format(f"{gain[0]:+.0%} ± {gain[1]:.0%}")
 
 
 def results(cells: Cells, threshold: float) -> list[str]:
@@ -157,8 +164,9 @@ def _result(cells: Cells, name: str, threshold: float) -> Iterator[str]:
         yield _gap(cells, name, baseline, difference)
     yield _gap(cells, name, BASELINES[1], difference_at_equal_tokens)
     yield _said(interval([final(run) for run in runs]))
-    reached = [found for run in runs if (found := batches_to(run, threshold)) is not None]
-    yield f"{statistics.median(reached):g} ({len(reached)} of {len(runs)})" if reached else f"never (0 of {len(runs)})"
+    reached = [math.inf if (found := batches_to(run, threshold)) is None else found for run in runs]
+    middle, number = statistics.median(reached), sum(map(math.isfinite, reached))
+    yield f"{f'{middle:g}' if math.isfinite(middle) else 'never'} ({number} of {len(runs)})"
     for column in ("generated_tokens", "scored_tokens"):
         yield f"{statistics.fmean(total(run, column) for run in runs):,.0f}"
     yield f"{statistics.fmean(run['seconds']['processor'] for run in runs):.0f}"

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -139,7 +140,7 @@ def warm_start(task: Task, seed: int) -> Path:
     """The folder of a warm start, which is trained if it is not there yet."""
     folder = folder_of(task, seed)
     if not folder.is_dir():
-        partial = folder.with_name(folder.name + ".partial")
+        partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
         train(type(task), WARM_STARTS[task.warm_start], seed).save_pretrained(partial)
         partial.rename(folder)
     return folder
