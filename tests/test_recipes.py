@@ -31,7 +31,6 @@ METHODS = {  # the recipes are A²TGPO's themselves
     for name in ESTIMATORS
     if name != "a2tgpo"
 }
-ADDED = [*METHODS.values(), "methods/a2tgpo_raw"]  # to another recipe
 TOY = {  # what a recipe is run with here instead of a large model, and at its size
     "num_generations": "4",
     "per_device_train_batch_size": "4",
@@ -119,10 +118,10 @@ def assert_kept(recipe, trainer):
 
 
 def test_all_recipes_are_here():
-    assert {*COMPLETE, *ADDED, "vllm-colocate", "vllm-server"} == set(recipes())
+    assert {*COMPLETE, *METHODS.values(), "vllm-colocate", "vllm-server"} == set(recipes())
 
 
-@pytest.mark.parametrize("method", [None, *ADDED])
+@pytest.mark.parametrize("method", [None, *METHODS.values()])
 def test_the_demo_and_every_method_train_its_adapter_further(method, adapter, train):
     recipe = ["--config", "demo"] + ["--config", method] * bool(method)
     trainer = train(*recipe, *flags(TOY), "--model_name_or_path", adapter)
