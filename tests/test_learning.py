@@ -241,6 +241,13 @@ def test_a_page_without_marks_is_an_error():
         import_module("page").replaced("no marks", "text")
 
 
+def test_the_page_in_the_docs_is_of_the_runs_in_the_repository():
+    pytest.importorskip("matplotlib")
+    page = import_module("page")
+    written = page.content(tables.load(tables.HERE / "results"), 0.5, "results")
+    assert f"{page.BEGIN}\n\n{written}\n\n{page.END}" in page.PAGE.read_text()
+
+
 def test_the_control_gives_tool_turns_twice_the_reward():
     turns = Turns(
         outcome=torch.tensor([0.5, -0.5]),
