@@ -10,8 +10,7 @@ class OutcomeCredit(Estimator):
 
     defaults = {"importance_sampling_level": "turn"}
 
-    def __init__(self, scale: float = 2.0):
-        self.scale = scale
+    scale = 2.0
 
     def credit(self, turns: Turns, options: Any) -> TurnCredit:
         places = turns.outcome.new_ones(turns.num_turns.numel(), int(turns.num_turns.max())).cumsum(1)
@@ -19,5 +18,15 @@ class OutcomeCredit(Estimator):
         return TurnCredit(turns.outcome.unsqueeze(1) + self.scale * turns.rewards.unsqueeze(1) * tool_turns)
 
 
-CONTROLS = {"outcome": OutcomeCredit}
+class OutcomeCreditOfRollouts(Estimator):
+    """The reward itself, times `scale`, beside GRPO's advantage on every turn, the answer too: no turn gets its own credit."""
+
+    defaults = {"importance_sampling_level": "turn"}
+    scale = 2.0
+
+    def credit(self, turns: Turns, options: Any) -> TurnCredit:
+        return TurnCredit(turns.outcome + self.scale * turns.rewards)
+
+
+CONTROLS = {"outcome": OutcomeCredit, "outcome_of_rollouts": OutcomeCreditOfRollouts}
 """Names of the grid → classes of this file."""

@@ -32,7 +32,7 @@ class Planned:
     Attributes:
         experiment (`int`): Its place among the experiments of the grid.
         task (`str`), cell (`str`), seed (`int`): Their names in the grid, and the seed.
-        settings (`dict`): Of the run: `task`, `size`, `method`, `options`.
+        settings (`dict`): Of the run: `task`, `size`, `method`, `options`, and `first_world` if the grid has it.
     """
 
     experiment: int
@@ -51,7 +51,8 @@ def read_grid(path: Path) -> list[Planned]:
     is always comparable.
 
     Args:
-        path (`Path`): YAML with the sections `options`, `sizes`, `tasks`, `cells` and `experiments`.
+        path (`Path`): YAML with the sections `options`, `sizes`, `tasks`, `cells` and `experiments`, and `first_world` if seeds shall not
+            take the worlds 1 to 3.
 
     Returns:
         `list[Planned]`: each run once.
@@ -79,7 +80,8 @@ def _settings(path: Path, grid: dict, task: str, cell: str) -> dict:
     if unknown := sorted(chosen.keys() - {"method", "options"}):
         raise GridError(f"{path}: cell {cell!r} has {unknown[0]!r}. A cell has a method and options.")
     options = grid["options"] | chosen.get("options", {})
-    return {"task": asked, "size": size, "method": chosen["method"], "options": options}
+    worlds = {"first_world": grid["first_world"]} if "first_world" in grid else {}
+    return {"task": asked, "size": size, "method": chosen["method"], "options": options} | worlds
 
 
 def _named(path: Path, grid: dict, section: str, name: str) -> dict:
@@ -106,7 +108,7 @@ def execute(job: tuple[Planned, Path]) -> tuple[Planned, float, str]:
     made = {"task": make_task(settings["task"]), "size": Size(**settings["size"])}
     start = time.monotonic()
     try:
-        result = Run(**made, method=settings["method"], seed=planned.seed, options=settings["options"]).execute()
+        result = Run(seed=planned.seed, **(settings | made)).execute()
     except Exception as error:  # one cell that cannot run leaves the others
         return planned, time.monotonic() - start, f"failed: {type(error).__name__}: {error}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,12 +154,12 @@ def run_all(planned: list[Planned], folder: Path, workers: int) -> int:
 
 def warm_starts(planned: list[Planned]) -> list[tuple[dict, int]]:
     """Settings of tasks, and worlds, one for each warm start that runs need."""
-    from run import WORLDS
+    from run import world_of
     from tasks import make_task
 
     needed = {}
     for run in planned:
-        task, world = run.settings["task"], run.seed % WORLDS + 1
+        task, world = run.settings["task"], world_of(run.seed, run.settings.get("first_world", 1))
         made = make_task(task)
         needed[type(made).__name__, made.warm_start, world] = (task, world)
     return [needed[key] for key in sorted(needed)]

@@ -23,6 +23,12 @@ from a2tgpo_trl.rollout import Rollout
 WORLDS = 3
 """Pairs of a world and a warm start; a seed takes the one of its remainder."""
 
+
+def world_of(seed: int, first_world: int = 1) -> int:
+    """The world, and warm start, of a seed."""
+    return first_world + seed % WORLDS
+
+
 CLIP_RANGES = {"token": (0.2, 0.2), "turn": (0.05, 0.067), "turn_product": (0.2, 0.2)}
 EVALUATION_SEED = 10**6
 
@@ -60,6 +66,7 @@ class Run:
         method (`str`): The option `advantage_estimator`, or one of `controls.py`.
         seed (`int`): Of the rollouts, the questions, and of which warm start.
         options (`dict`): Of [`A2TGPOConfig`].
+        first_world (`int`): The first of the worlds that seeds take.
     """
 
     task: Task
@@ -67,11 +74,12 @@ class Run:
     method: str
     seed: int
     options: dict = field(default_factory=dict)
+    first_world: int = 1
 
     def execute(self) -> dict:
         """Train, and return what was measured."""
         start, cpu = time.monotonic(), time.process_time()
-        world = self.seed % WORLDS + 1
+        world = world_of(self.seed, self.first_world)
         model = AutoModelForCausalLM.from_pretrained(warm_start(self.task, world), dtype=torch.float32)
         with tempfile.TemporaryDirectory() as folder:
             trainer = self._trainer(model, world, folder)
@@ -79,10 +87,12 @@ class Run:
             trainer.add_callback(curve)
             trained = time.monotonic()
             trainer.train()
+            greedy = played_exactly(trainer.play(curve.rows, greedy=True))
         return {
             "world": world,
             "warm_start": warm_start(self.task, world).name,
             "curve": curve.points,
+            "greedy_exact_match": greedy,
             "batches": trainer.batches,
             "optimizer_steps": trainer.state.global_step,
             "empty_updates": trainer.skipped_updates.num_empty,
@@ -198,6 +208,11 @@ def _probed_contexts(rollout: Rollout) -> Iterator[tuple[int, ...]]:
             yield context
 
 
+def played_exactly(played: list[Rollout]) -> float:
+    """The share of rollouts whose answer is exactly right."""
+    return statistics.fmean(rollout.rewards["exact_match_reward"] for rollout in played)
+
+
 class Curve(TrainerCallback):
     """Sampled exact match on held-out questions before training and every few batches."""
 
@@ -222,7 +237,7 @@ class Curve(TrainerCallback):
         self.points.append(
             {
                 "batch": batch,
-                "exact_match": statistics.fmean(rollout.rewards["exact_match_reward"] for rollout in played),
+                "exact_match": played_exactly(played),
                 "turns": statistics.fmean(len(rollout.turns) for rollout in played),
             }
         )

@@ -7,7 +7,7 @@ from time import perf_counter
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
-from transformers.utils import logging
+from transformers.utils import is_in_notebook, logging
 
 logger = logging.get_logger(__name__)
 SHOWN_AFTER = 2.0
@@ -30,7 +30,7 @@ def progress(description: str, total: int, unit: str, hidden: bool) -> Iterator[
     Yields:
         `tqdm`: to be told of progress by `update`.
     """
-    is_watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    is_watched = sys.stderr.isatty() or is_in_notebook()
     hidden = hidden or not is_watched or not PartialState().is_main_process
     start = perf_counter()
     with tqdm(desc=description, total=total, unit=unit, disable=hidden, leave=False, delay=SHOWN_AFTER) as bar:
