@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 import time
+from types import ModuleType
 
 import pytest
 
@@ -46,6 +47,11 @@ def test_a_log_file_sees_a_line(build, monkeypatch, at_once, caplog):
     with caplog.at_level(logging.INFO, "a2tgpo_trl"):
         assert train(build, monkeypatch, is_terminal=False) == ""
     assert "Rollouts: 4 rollouts in 0." in caplog.text and "Beliefs: " in caplog.text
+
+
+def test_a_library_for_notebooks_is_no_notebook(build, monkeypatch, at_once):
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    assert train(build, monkeypatch, is_terminal=False) == ""
 
 
 def test_bars_can_be_turned_off(build, monkeypatch, at_once):
