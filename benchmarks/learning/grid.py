@@ -111,13 +111,18 @@ def execute(job: tuple[Planned, Path]) -> tuple[Planned, float, str]:
         result = Run(seed=planned.seed, **(settings | made)).execute()
     except Exception as error:  # one cell that cannot run leaves the others
         return planned, time.monotonic() - start, f"failed: {type(error).__name__}: {error}"
+    write_result(planned, path, result)
+    area = sum(point["exact_match"] for point in result["curve"]) / len(result["curve"])
+    return planned, time.monotonic() - start, f"mean exact match {area:.3f}"
+
+
+def write_result(planned: Planned, path: Path, result: dict) -> None:
+    """What was measured, with what was planned: the whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     about = {"cell": planned.cell, "task": planned.task, "seed": planned.seed, "settings": planned.settings}
     partial.write_text(json.dumps(about | result) + "\n")
     partial.replace(path)
-    area = sum(point["exact_match"] for point in result["curve"]) / len(result["curve"])
-    return planned, time.monotonic() - start, f"mean exact match {area:.3f}"
 
 
 def check_done(planned: list[Planned], folder: Path) -> None:

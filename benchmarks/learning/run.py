@@ -157,6 +157,8 @@ class Run:
 class MeasuredTrainer(A2TGPOTrainer):
     """Keeps the diagnostics of each batch that it trains on."""
 
+    tokens_of_an_answer: float = TOKENS_OF_AN_ANSWER
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.batches: list[dict] = []
@@ -164,7 +166,7 @@ class MeasuredTrainer(A2TGPOTrainer):
     def _give_credit(self, batch):
         super()._give_credit(batch)
         if batch.training:
-            self.batches.append(diagnose(batch))
+            self.batches.append(diagnose(batch, self.tokens_of_an_answer))
 
     def log(self, logs, start_time=None):
         metrics = self._metrics["train"]  # TRL empties them here
@@ -184,17 +186,17 @@ LOGGED = {
 """Diagnostics → the metrics of the trainer that they are; see `docs/metrics.md`."""
 
 
-def diagnose(batch) -> dict:
+def diagnose(batch, tokens_of_an_answer: float) -> dict:
     """Of a batch with its credit: what the reward and the credit of its groups are like; `None` where there is nothing to measure."""
     metrics = credit_metrics(batch.turns, batch.credit)
     found = {name: metrics[metric] for name, metric in LOGGED.items() if metric in metrics}
     contexts = {context for rollout in batch.rollouts for context in _probed_contexts(rollout)}
     return {name: None if math.isnan(value) else value for name, value in found.items()} | {
         "reward": batch.turns.rewards.mean().item(),
-        "exact_match": batch.rewards[:, 1].mean().item(),
+        "exact_match": batch.rewards[:, -1].mean().item(),
         "dead_groups": 1 - batch.turns.mixed.float().mean().item(),
         "generated_tokens": sum(len(turn.ids) for rollout in batch.rollouts for turn in rollout.written_turns),
-        "scored_tokens": TOKENS_OF_AN_ANSWER * len(contexts) if "beliefs" in batch.turns.signals else 0,
+        "scored_tokens": tokens_of_an_answer * len(contexts) if "beliefs" in batch.turns.signals else 0,
     }
 
 

@@ -58,6 +58,7 @@ def make_trainer(
     rollout_batches: int,
     seed: int,
     use_cpu: bool = True,
+    trainer_class: type[A2TGPOTrainer] = A2TGPOTrainer,
     **options,
 ) -> A2TGPOTrainer:
     """The trainer, with the adapter in `adapter_folder` as its policy; `options` of [`A2TGPOConfig`] are added."""
@@ -90,7 +91,7 @@ def make_trainer(
         **options,
     )
     policy = PeftModel.from_pretrained(load_model(model_folder), adapter_folder, is_trainable=True)
-    trainer = A2TGPOTrainer(
+    trainer = trainer_class(
         model=policy,
         reward_funcs=exact_match_reward,
         args=args,
