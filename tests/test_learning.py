@@ -95,7 +95,7 @@ def untrained(monkeypatch, tmp_path):
 def test_a_run_measures_every_batch_and_the_curve(untrained, asked, method):
     result = run.Run(asked, run.Size(**SMALL), method, 1001).execute()
     assert [point["batch"] for point in result["curve"]] == [0, 1, 2]
-    assert len(result["batches"]) == 2 and result["optimizer_steps"] == 4
+    assert len(result["batches"]) == 2 and result["optimizer_steps"] == 4 and 0 <= result["greedy_exact_match"] <= 1
     for batch in result["batches"]:
         assert 0 <= batch["dead_groups"] <= 1 and batch["generated_tokens"] > 0 and "entropy" in batch
         assert ("belief_at_prompt" in batch) == (method == "a2tgpo") == (batch["scored_tokens"] > 0)
@@ -259,6 +259,8 @@ def test_the_control_gives_tool_turns_twice_the_reward():
     )
     credit = import_module("controls").OutcomeCredit().credit(turns, None)
     assert credit.advantages.tolist() == [[2.5, 2.5, 0.5], [-0.5, -0.5, -0.5]]
+    of_rollouts = import_module("controls").OutcomeCreditOfRollouts().credit(turns, None)
+    assert of_rollouts.advantages.tolist() == [2.5, -0.5]
 
 
 def write(folder: Path, runs: dict) -> None:
@@ -275,9 +277,42 @@ def test_tables_of_files(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| cell | t |" and lines[4] == "| a | +50%, 2 of 12 seeds |"
     results = lines[lines.index("### t") + 2 :]
-    assert results[3].startswith("| a | 2 | 0.600 ± 0.000 | – | +0.200 ± 0.000 | +0.200 ± 0.000 | 0.600 ± 0.000 |")
-    assert results[3].endswith("| 0 (2 of 2) | 200 | 60 | 9 |")
-    assert results[8] == "| a | 0.50 | – | – | – | – | – | – | 2.00 → 2.00 |"
+    assert results[3].startswith(
+        "| a | 2 | 0.600 ± 0.000 | – | +0.200 ± 0.000 | +0.200 ± 0.000 | – | 0.600 ± 0.000 | – | – |"
+    )
+    assert results[3].endswith("| 0 (2 of 2) |")
+    assert results[8] == "| a | 200 | 60 | 9 | 0.50 | – | – | – | – | – | – | 2.00 → 2.00 |"
+
+
+def test_a_confirmation_has_the_size_of_the_demo(capsys, tmp_path):
+    confirm = import_module("confirm")
+    planned = grid.read_grid(grid.HERE / "confirm.yaml")
+    assert len(planned) == 15 and confirm.check_size(planned[0].settings["size"]) is None
+    text = (grid.HERE / "confirm.yaml").read_text().replace("group: 8", "group: 4")
+    (tmp_path / "other.yaml").write_text(text)
+    assert confirm.main([str(tmp_path / "other.yaml"), "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "error: The demo has group: 8, and the grid says 4.\n"
+
+
+def test_greedy_answers_are_compared_where_both_have_them():
+    runs = cells(a=[0.6, 0.6, 0.6], grpo_turn=[0.4, 0.4, 0.4])
+    for seed, exact in ((1, 0.75), (2, 1.0)):
+        runs["a"][seed]["greedy_exact_match"] = exact
+        runs["grpo_turn"][seed]["greedy_exact_match"] = 0.5
+    runs["a"][3]["greedy_exact_match"] = 0.0
+    row = tables.results(runs, 0.5)[2]
+    mean, half = tables.interval([0.25, 0.5])
+    assert row.startswith("| a | 3 |") and f"| {mean:+.3f} ± {half:.3f} |" in row
+
+
+def test_seeds_take_the_worlds_from_the_first():
+    planned = grid.read_grid(grid.HERE / "fresh.yaml")
+    assert {seed: run.world_of(seed, planned[0].settings["first_world"]) for seed in (13, 14, 15)} == {
+        13: 5,
+        14: 6,
+        15: 4,
+    }
+    assert sorted({world for _, world in grid.warm_starts(planned)}) == [4, 5, 6]
 
 
 def test_the_page_gets_tables_and_pictures_between_its_marks(tmp_path):

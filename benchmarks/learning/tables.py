@@ -16,6 +16,7 @@ from scipy.stats import t
 
 HERE = Path(__file__).parent
 BASELINES = ("grpo_token", "grpo_turn")
+CONTROL = "outcome_control"
 SEEDS = 12
 """Of a finished cell."""
 WIN = 0.1
@@ -66,6 +67,16 @@ def final(run: dict) -> float:
     return run["curve"][-1]["exact_match"]
 
 
+def greedy(run: dict) -> float:
+    """Exact match of greedy answers after the last batch."""
+    return run["greedy_exact_match"]
+
+
+def _with_greedy(runs: dict[int, dict]) -> dict[int, dict]:
+    """Those of the runs that measured greedy answers."""
+    return {seed: run for seed, run in runs.items() if "greedy_exact_match" in run}
+
+
 def batches_to(run: dict, threshold: float) -> int | None:
     """The first measured batch at which sampled exact match is at a threshold; `None` if it never is."""
     return next((point["batch"] for point in run["curve"] if point["exact_match"] >= threshold), None)
@@ -88,6 +99,11 @@ def interval(values: Sequence[float]) -> Interval:
 def difference(one: dict, other: dict) -> float:
     """Of areas over the batches."""
     return area(one) - area(other)
+
+
+def difference_of_greedy(one: dict, other: dict) -> float:
+    """Of greedy exact match after the last batch."""
+    return greedy(one) - greedy(other)
 
 
 def difference_at_equal_tokens(one: dict, other: dict) -> float:
@@ -150,9 +166,9 @@ def _in_overview(cells: Cells, name: str) -> str:
 
 
 def results(cells: Cells, threshold: float) -> list[str]:
-    """Markdown of one task: what was learned, and at what cost."""
+    """Markdown of one task: what was learned."""
     heads = ["cell", "seeds", "area", *[f"Δ {name}" for name in BASELINES], f"Δ {BASELINES[1]} at equal tokens"]
-    heads += ["final", f"batches to {threshold:g}", "generated tokens", "scored tokens", "CPU s"]
+    heads += [f"Δ {CONTROL}", "final", "greedy", f"Δ {BASELINES[1]}, greedy", f"batches to {threshold:g}"]
     return _table(heads, ([name, *_result(cells, name, threshold)] for name in cells))
 
 
@@ -163,13 +179,14 @@ def _result(cells: Cells, name: str, threshold: float) -> Iterator[str]:
     for baseline in BASELINES:
         yield _gap(cells, name, baseline, difference)
     yield _gap(cells, name, BASELINES[1], difference_at_equal_tokens)
+    yield _gap(cells, name, CONTROL, difference)
     yield _said(interval([final(run) for run in runs]))
+    answered = _with_greedy(cells[name])
+    yield _said(interval([greedy(run) for run in answered.values()])) if answered else "–"
+    yield _gap({cell: _with_greedy(runs) for cell, runs in cells.items()}, name, BASELINES[1], difference_of_greedy)
     reached = [math.inf if (found := batches_to(run, threshold)) is None else found for run in runs]
     middle, number = statistics.median(reached), sum(map(math.isfinite, reached))
     yield f"{f'{middle:g}' if math.isfinite(middle) else 'never'} ({number} of {len(runs)})"
-    for column in ("generated_tokens", "scored_tokens"):
-        yield f"{statistics.fmean(total(run, column) for run in runs):,.0f}"
-    yield f"{statistics.fmean(run['seconds']['processor'] for run in runs):.0f}"
 
 
 def _gap(cells: Cells, name: str, baseline: str, compare: Callable[[dict, dict], float]) -> str:
@@ -189,11 +206,15 @@ DRIFTS = {"belief_at_prompt": "belief at the prompt", "turns": "turns"}
 
 
 def diagnostics(cells: Cells) -> list[str]:
-    """Markdown of one task: means over the batches of all runs, and of some the first and the last batch."""
-    return _table(["cell", *DIAGNOSTICS.values(), *DRIFTS.values()], ([name, *_why(cells[name])] for name in cells))
+    """Markdown of one task: what runs cost, means over the batches of all runs, and of some the first and the last batch."""
+    heads = ["cell", "generated tokens", "scored tokens", "CPU s", *DIAGNOSTICS.values(), *DRIFTS.values()]
+    return _table(heads, ([name, *_why(cells[name])] for name in cells))
 
 
 def _why(runs: dict[int, dict]) -> Iterator[str]:
+    for column in ("generated_tokens", "scored_tokens"):
+        yield f"{statistics.fmean(total(run, column) for run in runs.values()):,.0f}"
+    yield f"{statistics.fmean(run['seconds']['processor'] for run in runs.values()):.0f}"
     for name in DIAGNOSTICS:
         yield _average(batch.get(name) for run in runs.values() for batch in run["batches"])
     for name in DRIFTS:
