@@ -140,8 +140,8 @@ def _hub() -> list[Finding]:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
-    return next(place for place in (folder, *folder.parents) if place.is_dir())
+    """The folder, or what is nearest to it on the way there."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def _why_not_writable(folder: Path) -> str:
