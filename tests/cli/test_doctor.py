@@ -217,6 +217,26 @@ def test_the_commit(install, doctor, monkeypatch, tmp_path):
 # ---- the machine ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_fails(monkeypatch, doctor):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    status, found = doctor()
+    row = found["sections"]["machine"]["device 0"]
+    assert (
+        status == 1
+        and (row["value"], row["ok"]) == ("fails", False)
+        and row["note"]
+        and row["note"] in found["verdict"]
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_device(doctor):
+    status, found = doctor()
+    assert status == 0 and found["sections"]["machine"]["device 0"]["value"].startswith(torch.cuda.get_device_name(0))
+
+
 def test_no_threads(doctor, monkeypatch):
     def start(self):
         raise RuntimeError("can't start new thread")

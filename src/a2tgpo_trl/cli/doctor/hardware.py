@@ -61,8 +61,14 @@ def _devices() -> list[Finding]:
 
 
 def _cuda(torch, index: int) -> Finding:
-    properties = torch.cuda.get_device_properties(index)
-    free, total = torch.cuda.mem_get_info(index)
+    try:
+        free, total = torch.cuda.mem_get_info(index)
+        properties = torch.cuda.get_device_properties(index)
+    except (RuntimeError, AssertionError) as error:  # a card that fails, or that is another process's alone
+        reason = " ".join(str(error).split())
+        return Finding(
+            f"device {index}", "fails", False, reason, "nvidia-smi   # what the driver says of it", required=True
+        )
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
     value = f"{properties.name}, {free / GB:.1f} of {total / GB:.1f} GB free"
     return Finding(f"device {index}", f"{value}, compute capability {properties.major}.{properties.minor}, {built}")
