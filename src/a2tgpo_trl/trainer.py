@@ -303,6 +303,7 @@ class A2TGPOTrainer(GRPOTrainer):
         try:
             with (
                 replaced(self, _logs=logs, _metrics={"eval": defaultdict(list)}, num_generations_eval=num_generations),
+                replaced(self.args, report_to=[]),  # to which TRL's profiling would log, whether or not there is a run
                 self.backend.greedy() if greedy else nullcontext(),
             ):
                 size = max(self.args.per_device_eval_batch_size // num_generations, 1)

@@ -22,6 +22,7 @@ TOY = {
     "retriever": "",
     "recipe": "",
     "methods": "",
+    "doctor": "",
 }
 
 
@@ -74,7 +75,7 @@ def test_command(words, workplace, tmp_path, capsys):
 
 def test_commands_are_found():
     found = {parameter.values[0][0] for parameter in commands()}
-    assert found == {"train", "eval", "report", "retriever", "recipe", "methods"}
+    assert found == {"train", "eval", "report", "retriever", "recipe", "methods", "doctor"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -5,6 +5,7 @@ import time
 
 import pytest
 from datasets import Dataset
+from transformers import TrainerCallback
 
 import tiny
 from a2tgpo_trl.records import SCHEMA
@@ -160,6 +161,26 @@ def test_trackio(build):
     tables = [(log["train/global_step"], log["turns"]["_value"]) for log in logs if "turns" in log]
     assert [(step, len(rows)) for step, rows in tables] == [(0, 10), (4, 10)]
     assert tables[0][1][1]["text"] == "<search>Lyon</search>"
+
+
+def test_played_rollouts_are_not_tracked(build, rows):
+    """Neither before the tracker has a run nor after it, nor among what training logs."""
+    trackio = pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    class Player(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            trainer.play(rows[:1], num_generations=4)
+
+    trainer = build(
+        report_to=["trackio"], project="played", max_steps=2, callbacks=[Player()], per_device_eval_batch_size=4
+    )
+    assert len(trainer.play(rows[:1], num_generations=4)) == 4
+    trainer.train()
+    assert len(trainer.play(rows[:1], num_generations=4)) == 4 and trainer.args.report_to == ["trackio"]
+    (run,) = trackio.Api().runs("played")
+    timed = [log for log in SQLiteStorage.get_logs("played", run.name) if any("generate" in name for name in log)]
+    assert len(timed) == trainer.state.global_step // trainer.args.steps_per_generation == 1
 
 
 def test_trackio_takes_calls_of_any_form(calls_of_any_form):

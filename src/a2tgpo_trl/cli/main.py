@@ -17,6 +17,7 @@ COMMANDS = {
     "retriever": "serve a corpus as a search tool over HTTP",
     "methods": "the credit assignments: what each reads, its options, its paper",
     "recipe": "print a recipe or a launch file, to read it or keep it",
+    "doctor": "what is installed and works here, to paste into a bug report",
     "demo": "a real 135 M model learns to search twice, on a CPU",
 }
 USAGE = "usage: a2tgpo {" + ",".join(COMMANDS) + "} [options]   (a2tgpo COMMAND --help lists the options)"
