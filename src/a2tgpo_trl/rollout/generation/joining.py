@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from trl.generation.vllm_generation import VLLMGeneration, extract_logprobs
 
+from ...integrations.interrupts import held_interrupts
 from ...integrations.replaced import replaced
 from .writers import TurnWriter, WrittenTurn
 
@@ -75,13 +76,15 @@ class EngineWriter(TurnWriter):
 
     def submit(self, indices: list[int], contexts: list[list[int]], max_tokens: list[int], batch_size: int) -> None:
         for index, context, limit in zip(indices, contexts, max_tokens, strict=True):
-            self._pending.add(index)  # first, so that it is aborted if adding it is interrupted
             tokens = {"type": "token", "prompt_token_ids": context}  # vLLM's `TokensInput`
-            self._engine.add_request(str(index), tokens, self._limited_to(limit))
+            with held_interrupts():
+                self._pending.add(index)
+                self._engine.add_request(str(index), tokens, self._limited_to(limit))
 
     def collect(self) -> list[WrittenTurn]:
-        outputs = [output for output in self._engine.step() if output.finished]
-        return list(map(self._read, outputs))
+        with held_interrupts():  # the engine could not go on after half a step
+            turns = [self._read(output) for output in self._engine.step() if output.finished]
+        return turns
 
     def discard(self) -> None:
         self._engine.abort_request(list(map(str, self._pending)))
