@@ -1,16 +1,17 @@
 """
-Claim: where rollouts join vLLM's running engine, all are done within 1.2 times the tools and the generation of the slowest one alone.
+Claim: where rollouts join vLLM's running engine, all are done within 1.2 times the tools and the own generation of the slowest one.
 
 16 rollouts of four tool turns and a last one, chat template calls. A call sleeps 100 to 200 ms, one in ten 3 s; how long the n-th call
 of a rollout takes is the same on every side. The model writes one word over and over, with a chance of 1 in 20 to go on to its call: 20
-tokens a turn on average, sampled. It has four layers of width 512 in float32. vLLM is its CPU build, started without compiling.
+tokens a turn on average, sampled. It has four layers of width 512 in float32. vLLM is its CPU build, on one thread, started without
+compiling.
 
 `trl`: `GRPOTrainer`, which runs the tools of one rollout after those of another. `batches`: `A2TGPOTrainer`, whose ready rollouts are written
 in batches of TRL's, tools beside them. `joined`: the same, whose rollouts join the engine. The sides take turns in one process; a round
 that does not count goes before. What is told of each: seconds until half of the rollouts were done, and until all were.
 
-The bound of a run is that of its slowest rollout: the seconds of its tools and, for each of its tokens, those of a token in a rollout that
-is alone (measured before).
+The bound of a run is that of its slowest rollout, without a wait for another one: the seconds of its tools and, for each of its tokens,
+those that a step of the engine took in this run. A machine that is busy with something else makes both longer.
 
     .venv-vllm/bin/python benchmarks/joining.py     # the environment of `make test-vllm`
 
@@ -29,13 +30,16 @@ from pathlib import Path
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # two threads of a model this small wait for each other where a machine is shared
 
 import torch
 import trl.generation.vllm_generation as generation
 import vllm
 import vllm.model_executor.layers.utils as layers
 from datasets import Dataset
-from measuring import make_parser, ratio, report
+from measuring import ratio, report
 from scripted import END, make_tokenizer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
@@ -139,8 +143,16 @@ class _RolledOut(Exception):
 
 
 def roll_out(trainer, batch: list[dict]) -> dict:
-    """Rollouts of a batch, without their scoring: when half were done and when all, and the tokens that each wrote."""
-    generate, done = trainer._generate, {}
+    """Rollouts of a batch, without their scoring: when half were done and when all, what each wrote, the engine's steps."""
+    generate, done, steps = trainer._generate, {}, []
+    engine = trainer.vllm_generation.llm.llm_engine
+    step = engine.step
+
+    def timed_step():
+        begin = time.perf_counter()
+        outputs = step()
+        steps.append(time.perf_counter() - begin)
+        return outputs
 
     def note(bar, finished: int) -> None:
         done.setdefault(finished, time.perf_counter() - start)
@@ -154,19 +166,30 @@ def roll_out(trainer, batch: list[dict]) -> dict:
 
     start = 0.0
     try:
-        with replaced(trainer, _generate=keep), replaced(player, _show_finished=note):
+        with (
+            replaced(trainer, _generate=keep),
+            replaced(player, _show_finished=note),
+            replaced(engine, step=timed_step),
+        ):
             trainer._generate_and_score_completions([dict(row) for row in batch])
     except _RolledOut as output:
         (masks,) = output.args
     half = min(seconds for finished, seconds in done.items() if finished >= len(batch) / 2)
-    return {"half": half, "all": done[len(batch)], "tokens": [sum(mask) for mask in masks]}
+    written = [sum(mask) for mask in masks]
+    return {
+        "half": half,
+        "all": done[len(batch)],
+        "steps": len(steps),
+        "step": statistics.mean(steps),
+        "tokens": written,
+    }
 
 
-def bound(seed: int, tokens: list[int], seconds_per_token: float) -> float:
-    """What the slowest rollout takes alone."""
+def bound(seed: int, run: dict) -> float:
+    """Seconds of the slowest rollout's own tools and own tokens."""
     return max(
-        sum(latency(seed, number, call) for call in range(NUM_CALLS)) + written * seconds_per_token
-        for number, written in enumerate(tokens)
+        sum(latency(seed, number, call) for call in range(NUM_CALLS)) + written * run["step"]
+        for number, written in enumerate(run["tokens"])
     )
 
 
@@ -179,18 +202,13 @@ def start_trainers(folder: Path) -> dict:
 
 
 def main() -> None:
-    parser: argparse.ArgumentParser = make_parser(__doc__, rounds=3)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         trainers = start_trainers(Path(folder))
     turns = trainers["joined"]._player.turns
     assert turns.joins
-    alone = []
-    for _ in range(3):  # the first does not count
-        run = roll_out(trainers["joined"], rows()[:1])
-        alone.append(run["all"] / sum(run["tokens"]))
-    per_token = min(alone[1:])
     runs = {side: [] for side in trainers}
     for number in range(-1, options.rounds):
         Library.seed = None if number < 0 else number
@@ -198,16 +216,16 @@ def main() -> None:
             with replaced(turns, joins=side == "joined"):
                 run = roll_out(trainers[side], rows())
             if number >= 0:
-                run["bound"] = bound(number, run["tokens"], per_token)
+                run["bound"] = bound(number, run)
                 runs[side].append(run)
                 shown = ", ".join(f"{name} {run[name]:.2f} s" for name in ("half", "all", "bound"))
-                print(f"round {number + 1}, {side}: {shown}", flush=True)
+                print(f"round {number + 1}, {side}: {shown}, {run['steps']} steps", flush=True)
     halves, wholes, bounds = (
         {side: [run[name] for run in found] for side, found in runs.items()} for name in ("half", "all", "bound")
     )
     figures = {
         "vllm": vllm.__version__,
-        "seconds_per_token_alone": round(per_token, 5),
+        "median_steps": {side: statistics.median(run["steps"] for run in found) for side, found in runs.items()},
         "median_seconds_until_half": {side: round(statistics.median(found), 2) for side, found in halves.items()},
         "median_seconds_until_all": {side: round(statistics.median(found), 2) for side, found in wholes.items()},
         "over_bound": {side: ratio({"all": wholes[side], "bound": bounds[side]}, "all", "bound") for side in runs},
