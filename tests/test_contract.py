@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
+from trl.generation.vllm_generation import VLLMGeneration
 
 import a2tgpo_trl.trainer
 import tiny
@@ -52,6 +53,7 @@ FUNCTIONS = {
     "trl.chat_template_utils.supports_tool_calling": "processing_class",
     "trl.data_utils.is_conversational": "example",
     "trl.extras.profiling.profiling_context": "trainer name",
+    "trl.generation.vllm_generation.extract_logprobs": "all_outputs",
     "trl.trainer.utils.get_config_model_id": "config",
     "trl.trainer.utils.is_async_callable": "func",
     "trl.trainer.utils.print_prompt_completions_sample": "prompts completions rewards advantages step num_samples=None "
@@ -192,7 +194,10 @@ FACTS = {
         ("schemas come from the two attributes that the tags protocol hides", ["self.tools or None"]),
     ],
     "_generate_single_turn": [
-        ("vLLM has its own path", ["if self.use_vllm:", "self.vllm_generation.generate("]),
+        (
+            "vLLM has its own path: new weights are loaded before a generation, the best log-prob of each token is read",
+            ["if self.use_vllm:", ".sync_weights()", "self.vllm_generation.generate(", "[lp[0] for lp in seq]"],
+        ),
         (
             "stop strings reach generate by both of its configurations",
             ["generation_kwargs=self.generation_kwargs", "generation_config=self.generation_config"],
@@ -318,6 +323,22 @@ def test_source_of_trl(method, fact, fragments):
         found = source.find(fragment, position)
         assert found >= 0, f"TRL seam GRPOTrainer.{method} moved: {fact}. Not found, or not in this place: {fragment}"
         position = found + len(fragment)
+
+
+def test_generation_of_a_colocated_vllm():
+    """Rollouts join the engine in the place of `llm.generate`: with its parameters, after it wakes up, before it sleeps."""
+    fragments = [
+        'elif self.mode == "colocate":',
+        '"max_tokens": max_completion_length',
+        "generation_kwargs.update(self.generation_kwargs)",
+        "SamplingParams(**generation_kwargs)",
+        "self.llm.wake_up(",
+        "self.llm.generate(vllm_prompts, sampling_params=sampling_params, use_tqdm=False)",
+        "self.llm.sleep(",
+    ]
+    source = inspect.getsource(VLLMGeneration.generate)
+    places = [source.rfind(fragment) for fragment in fragments]
+    assert min(places) >= 0 and places == sorted(places), "TRL seam VLLMGeneration.generate moved"
 
 
 def test_what_we_override_is_pinned():

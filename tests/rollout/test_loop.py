@@ -2,10 +2,12 @@
 
 import sys
 import threading
+from functools import partial
 
 import pytest
 
 from a2tgpo_trl.rollout import (
+    BatchWriter,
     EndRollout,
     Rollout,
     RolloutLimits,
@@ -15,8 +17,11 @@ from a2tgpo_trl.rollout import (
     ToolLoop,
     ToolProtocol,
     ToolResult,
+    TurnWriter,
+    WrittenTurn,
     loop,
 )
+from a2tgpo_trl.rollout.generation import writers
 
 
 class Letters(ToolProtocol):
@@ -84,16 +89,21 @@ class Play:
         turns = [self.left[index].pop(0)[:limit] for index, limit in zip(indices, max_tokens, strict=True)]
         return list(map(tokens, turns)), list(map(logprobs_of, turns)) if self.logprobs else None
 
+    def writer(self):
+        return BatchWriter(self.generate)
+
     def run(
         self, max_tool_turns=sys.maxsize, max_completion_length=1000, max_model_length=1000, executor=None, **limits
     ):
         limits = RolloutLimits(max_tool_turns, max_completion_length, max_model_length, **limits)
-        played = ToolLoop(self.rollouts, self.toolboxes, self.generate, Letters(), executor or ToolExecutor(), limits)
+        writer = self.writer()
+        played = ToolLoop(self.rollouts, self.toolboxes, writer, Letters(), executor or ToolExecutor(), limits)
         if self.lockstep:
             played.play_in_lockstep(lambda number: number)
         else:
             played.play()
         assert played.num_generations == len(self.contexts)
+        assert writer.pending == 0
         assert None not in self.reasons()
         return len(played.results), sum(result.failed for result in played.results)
 
@@ -105,6 +115,52 @@ class Play:
 
     def masks(self):
         return ["".join(map(str, rollout.tool_mask)) for rollout in self.rollouts]
+
+
+class LetterWriter(TurnWriter):
+    """Writes a letter of each rollout at a time, and takes others between two letters."""
+
+    def __init__(self, left):
+        self.left = left
+        self.steps = 0
+        self.contexts = []
+        self.ends = []  # of turns: after how many letters, and whose
+        self._writing = {}
+
+    @property
+    def pending(self):
+        return len(self._writing)
+
+    def submit(self, indices, contexts, max_tokens, batch_size):
+        self.contexts.append([text(context) for context in contexts])
+        for index, limit in zip(indices, max_tokens, strict=True):
+            turn = self.left[index].pop(0)[:limit]
+            self._writing[index] = self.steps + len(turn), turn
+
+    def collect(self):
+        self.steps += 1
+        done = {index: turn for index, (end, turn) in self._writing.items() if end <= self.steps}
+        for index in done:
+            del self._writing[index]
+            self.ends.append((self.steps, index))
+        return [WrittenTurn(index, tokens(turn), logprobs_of(turn)) for index, turn in done.items()]
+
+    def discard(self):
+        self._writing.clear()
+
+
+class PlayJoined(Play):
+    """The same rollouts, whose first turns are not written yet, by a writer that they may join."""
+
+    def __init__(self, *rollouts, prompt="p"):
+        super().__init__(*rollouts, prompt=prompt, logprobs=True, lockstep=False)
+        self.left = [list(turns) for turns in rollouts]
+        self.rollouts = [Rollout(tokens(prompt)) for _ in rollouts]
+        self.joined = LetterWriter(self.left)
+        self.contexts = self.joined.contexts
+
+    def writer(self):
+        return self.joined
 
 
 def test_tokens_and_masks_of_rollouts_with_0_1_and_3_tool_turns_and_parallel_calls():
@@ -243,7 +299,7 @@ def test_the_protocol_sees_the_context_and_the_schemas():
 
     play = Play(["a?", "end"])
     play.toolboxes = [Toolbox({"look": look}, ["schema"])]
-    ToolLoop(play.rollouts, play.toolboxes, play.generate, Spy(), ToolExecutor(), RolloutLimits(9, 99, 99)).play()
+    ToolLoop(play.rollouts, play.toolboxes, play.writer(), Spy(), ToolExecutor(), RolloutLimits(9, 99, 99)).play()
     assert seen == [("pa?[A]", "end", ["schema"])]
 
 
@@ -252,10 +308,8 @@ def test_prompt_is_left_alone():
     rollout = Rollout(prompt)
     rollout.add_turn(first, None, Letters(), schemas=[])
     box = Toolbox({"look": look}, [])
-    played = ToolLoop(
-        [rollout], [box], lambda *_: ([tokens("end")], None), Letters(), ToolExecutor(), RolloutLimits(9, 99, 99)
-    )
-    played.play()
+    writer = BatchWriter(lambda *_: ([tokens("end")], None))
+    ToolLoop([rollout], [box], writer, Letters(), ToolExecutor(), RolloutLimits(9, 99, 99)).play()
     assert (text(prompt), text(first), text(rollout.context_ids)) == ("p", "a?", "pa?[A]end")
 
 
@@ -284,9 +338,11 @@ def test_prompt_is_left_alone():
         (["z?", "never"], {"max_completion_length": 2}, "tool_stop", "z?"),
     ],
 )
-@pytest.mark.parametrize("lockstep", [True, False])
-def test_stop_reasons(turns, limits, reason, completion, lockstep):
-    play = Play(turns, lockstep=lockstep)
+@pytest.mark.parametrize(
+    "play_with", [Play, partial(Play, lockstep=False), PlayJoined], ids=["lockstep", "batch", "joined"]
+)
+def test_stop_reasons(turns, limits, reason, completion, play_with):
+    play = play_with(turns)
     play.run(**limits)
     assert play.reasons() == [reason]
     assert play.completions() == [completion]
@@ -318,10 +374,11 @@ def test_an_interrupted_loop_leaves_nothing_behind():
     def generate(*_):
         raise KeyboardInterrupt
 
-    played = ToolLoop(play.rollouts, play.toolboxes, generate, Letters(), executor, RolloutLimits(9, 99, 99))
+    writer = BatchWriter(generate)
+    played = ToolLoop(play.rollouts, play.toolboxes, writer, Letters(), executor, RolloutLimits(9, 99, 99))
     with pytest.raises(KeyboardInterrupt):
         played.play_in_lockstep(lambda number: number)
-    assert executor.pending == 0
+    assert executor.pending == writer.pending == 0
     again = Play(["c?", "x."])
     again.run(executor=executor)
     assert again.completions() == ["c?[C]x."]
@@ -336,7 +393,8 @@ class Clock:
     def __init__(self, monkeypatch, generation_seconds):
         self.now = 0.0
         self.generation_seconds = generation_seconds
-        monkeypatch.setattr(loop, "perf_counter", lambda: self.now)
+        for module in (loop, writers):
+            monkeypatch.setattr(module, "perf_counter", lambda: self.now)
 
 
 class TimedExecutor:
@@ -387,9 +445,10 @@ def timeline(monkeypatch, *seconds, generation_seconds, patience=0.0, agree=None
         return [tokens(left[index].pop(0)) for index in indices], None
 
     boxes, executor = [Toolbox({}, [])] * len(rollouts), TimedExecutor(clock, *seconds)
-    played = ToolLoop(rollouts, boxes, generate, Letters(), executor, RolloutLimits(99, 999, 999))
+    writer = BatchWriter(generate, patience)
+    played = ToolLoop(rollouts, boxes, writer, Letters(), executor, RolloutLimits(99, 999, 999))
     if agree is None:
-        played.play(patience)
+        played.play()
     else:
         played.play_in_lockstep(agree)
     assert all(rollout.stop_reason == "answered" for rollout in rollouts)
@@ -460,7 +519,8 @@ def test_processes_that_have_nothing_to_do_generate_as_often_as_others():
 
     rollout, box = Rollout([0]), Toolbox({"look": look}, [])
     rollout.add_turn(tokens("a?"), None, Letters(), schemas=[])
-    ToolLoop([rollout], [box], generate, Letters(), ToolExecutor(), RolloutLimits(9, 30, 99)).play_in_lockstep(agree)
+    writer = BatchWriter(generate)
+    ToolLoop([rollout], [box], writer, Letters(), ToolExecutor(), RolloutLimits(9, 30, 99)).play_in_lockstep(agree)
     assert asked == [1, 0, 0, 0]
     assert generated == [([0], [25], 3), ([], [], 2), ([], [], 1)]
     assert text(rollout.completion_ids) == "a?[A]x."
@@ -487,3 +547,78 @@ def test_a_hanging_tool_does_not_hold_up_the_others():
     play.run()
     assert play.completions() == ["a?[A]b?[B]x.", "s?[late]y."]
     assert play.contexts == [["pa?[A]"], ["pa?[A]b?[B]"], ["ps?[late]"]]
+
+
+# ---- a writer that rollouts may join -------------------------------------------------------------------------------
+
+TURNS = [["done."], ["a?", "one."], ["b?", "cd?", "e?", "end"], ["fg?", ""], ["z?"]]
+
+
+def test_rollouts_that_join_are_those_of_batches():
+    batches, joined = Play(*TURNS, logprobs=True), PlayJoined(*TURNS)
+    assert joined.run() == batches.run()
+    for ours, theirs in zip(joined.rollouts, batches.rollouts, strict=True):
+        assert ours.context_ids == theirs.context_ids
+        assert ours.tool_mask == theirs.tool_mask
+        assert ours.logprobs == theirs.logprobs
+        assert ours.messages == theirs.messages
+        assert ours.stop_reason == theirs.stop_reason
+    assert len(batches.contexts) == 3
+
+
+def test_a_short_rollout_is_over_while_the_first_turn_of_another_is_written():
+    called = threading.Event()
+
+    def wait(at: str) -> str:
+        called.set()
+        return at.upper()
+
+    play = PlayJoined(["a?", "b?", "x."], ["y" * 100_000 + "."])
+    play.toolboxes[0] = Toolbox({"look": wait}, [])
+    play.run(max_completion_length=200_000, max_model_length=300_000)
+    assert called.is_set()
+    assert play.contexts == [["p", "p"], ["pa?[A]"], ["pa?[A]b?[B]"]]
+    assert [index for _, index in play.joined.ends] == [0, 0, 0, 1]
+    assert play.joined.ends[2][0] < play.joined.ends[3][0] == 100_001
+
+
+def test_a_slow_tool_holds_up_nobody_where_rollouts_join():
+    finished = threading.Event()
+
+    def wait(at: str) -> str:
+        assert finished.wait(30)
+        return "late"
+
+    def last(at: str) -> str:
+        finished.set()
+        return at.upper()
+
+    play = PlayJoined(["s?", "y."], ["a?", "b?", "c?", "x."])
+    play.toolboxes[0] = Toolbox({"look": wait}, [])
+    calls = iter([look, look, last])
+    play.toolboxes[1] = Toolbox({"look": lambda at: next(calls)(at)}, [])
+    play.run()
+    assert play.completions() == ["s?[late]y.", "a?[A]b?[B]c?[C]x."]
+
+
+def test_each_turn_that_joins_has_its_own_limit():
+    play = PlayJoined(["abc?", "de?", "xyz."], ["f?", "uvwxyz."], ["abcdefghijk."])
+    play.run(max_completion_length=11)
+    assert play.completions() == ["abc?", "f?[F]uvwxyz", "abcdefghijk"]
+    assert play.reasons() == ["overlong_observation", "length", "length"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_writer_that_is_interrupted_keeps_nothing(error):
+    executor, play = ToolExecutor(), PlayJoined(["a?", "b?", "x."], ["yyyyyyyyyyy"])
+    collect = play.joined.collect
+
+    def collect_and_fail():
+        if play.joined.steps == 4:
+            raise error
+        return collect()
+
+    play.joined.collect = collect_and_fail
+    with pytest.raises(error):
+        play.run(executor=executor)
+    assert executor.pending == play.joined.pending == 0

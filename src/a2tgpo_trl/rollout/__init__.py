@@ -1,7 +1,9 @@
 """The multi-turn tool loop: generate a turn, parse its tool calls, execute them, append the observation, go on."""
 
 from .generation.history import HistoryCache, why_no_history
-from .loop import RolloutLimits, Toolbox, ToolLoop
+from .generation.writers import BatchWriter, TurnWriter, WrittenTurn
+from .limits import RolloutLimits
+from .loop import Toolbox, ToolLoop
 from .protocols.base import ToolProtocol, choose_protocol, why_no_chat_calls
 from .protocols.chat import ChatProtocol
 from .protocols.parsing import raising_value_errors
@@ -13,6 +15,7 @@ from .tools.executor import ToolExecutor, not_thread_safe
 
 __all__ = [
     "STATE_KEY",
+    "BatchWriter",
     "ChatProtocol",
     "EndRollout",
     "HistoryCache",
@@ -28,6 +31,8 @@ __all__ = [
     "ToolReward",
     "Toolbox",
     "Turn",
+    "TurnWriter",
+    "WrittenTurn",
     "add_answers",
     "why_no_chat_calls",
     "choose_protocol",

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from .generation.writers import TurnWriter
+from .limits import RolloutLimits
 from .protocols.base import ToolProtocol
 from .rollout import Rollout, StopReason
 from .tools.calls import ToolResult
@@ -31,48 +33,8 @@ class Toolbox:
     tells_state: bool = False
 
 
-@dataclass(frozen=True)
-class RolloutLimits:
-    """
-    When a rollout has to end.
-
-    Attributes:
-        max_tool_turns (`int`): Rounds of tool calls.
-        max_completion_length (`int`): Tokens of a completion, observations included. An observation that would exceed
-            it is dropped, and the completion ends at its tool call; a turn that would exceed it is cut.
-        max_model_length (`int`): Tokens of prompt and completion.
-        max_turn_tokens (`int`, *optional*): Tokens of a turn of the model, which is cut there.
-        max_observation_tokens (`int`, *optional*): Tokens of an observation, which is cut there, visibly.
-    """
-
-    max_tool_turns: int
-    max_completion_length: int
-    max_model_length: int
-    max_turn_tokens: int | None = None
-    max_observation_tokens: int | None = None
-
-    def admits(self, rollout: Rollout, observation: list[int]) -> bool:
-        completion = rollout.completion_length + len(observation)
-        return (
-            completion <= self.max_completion_length and len(rollout.prompt_ids) + completion < self.max_model_length
-        )
-
-    def room(self, rollout: Rollout) -> int:
-        """Tokens that the next turn may have."""
-        length = rollout.completion_length
-        room = min(self.max_completion_length - length, self.max_model_length - len(rollout.prompt_ids) - length)
-        return max(room if self.max_turn_tokens is None else min(room, self.max_turn_tokens), 0)
-
-
 INSTANT = 0.1
 """Seconds in which calls that were made together may end apart, and their rollouts still go on together."""
-
-Generate = Callable[[list[int], list[list[int]], list[int], int], tuple[list[list[int]], list[list[float]] | None]]
-"""
-`generate(indices, contexts, max_tokens, batch_size)` → the next turn of some rollouts, each of at most so many tokens, and
-its log-probabilities if the backend tells them. `batch_size` is their number, or in lockstep that of the process with the
-most.
-"""
 
 Agree = Callable[[int], int]
 """The maximum of a number over all processes, each of which calls it as often as the others."""
@@ -85,7 +47,7 @@ class ToolLoop:
     Args:
         rollouts (`list[Rollout]`): Changed in place. They end with a turn, or with what the model reads before one.
         toolboxes (`list[Toolbox]`): What each of them may call.
-        generate (`Callable`): Writes the next turn of some of the rollouts.
+        writer ([`~rollout.generation.writers.TurnWriter`]): Writes turns.
         protocol (`ToolProtocol`): Reads calls, writes observations.
         executor (`ToolExecutor`): Runs the calls.
         limits (`RolloutLimits`): When to end.
@@ -93,14 +55,14 @@ class ToolLoop:
 
     Attributes:
         results (`list[ToolResult]`): Of all calls.
-        num_generations (`int`): How often `generate` was called.
+        num_generations (`int`): How often rollouts were submitted to the writer.
     """
 
     def __init__(
         self,
         rollouts: list[Rollout],
         toolboxes: list[Toolbox],
-        generate: Generate,
+        writer: TurnWriter,
         protocol: ToolProtocol,
         executor: ToolExecutor,
         limits: RolloutLimits,
@@ -108,7 +70,7 @@ class ToolLoop:
     ):
         self.rollouts = rollouts
         self.toolboxes = toolboxes
-        self.generate = generate
+        self.writer = writer
         self.protocol = protocol
         self.executor = executor
         self.limits = limits
@@ -120,31 +82,31 @@ class ToolLoop:
         self._called_at: dict[int, float] = {}  # the same for those that were written together
         self._ready: list[int] = []  # have read their tool results
 
-    def play(self, patience: float = 0.0, rows: Iterable[int] | None = None) -> None:
+    def play(self, rows: Iterable[int] | None = None) -> None:
         """
         Rollouts that have read their tool results take their next turn together once none is missing, or once they have
-        waited as long as the last generation took. What was missing then is not waited for again: a slow tool costs the
+        waited as long as the writer has patience. What was missing then is not waited for again: a slow tool costs the
         others at most one such wait, and hardly any generation is made for a few rollouts that others were about to
-        join. Rollouts that were written together also stay together if their tools are instant.
+        join. Rollouts that were written together also stay together if their tools are instant. Where the writer takes
+        rollouts at any time, nobody waits.
 
         Args:
-            patience (`float`): Seconds that the last generation took, before this loop.
             rows (`Iterable[int]`, *optional*): Indices of the rollouts that are played. Default: all.
         """
         late: set[int] = set()
         with self._executing(rows):
             ready_since = perf_counter()
-            while self._ready or self.executor.pending:
-                if not self._ready:
+            while self._ready or self.writer.pending or self.executor.pending:
+                if not self._ready and not self.writer.pending:
                     self._observe(None)
                     ready_since = perf_counter()
-                elif (left := self._time_to_wait(ready_since + patience, late)) > 0:
+                elif (left := self._time_to_wait(ready_since, late)) > 0:
                     self._observe(left)
                 else:
                     late = set(self._calling)
-                    start = perf_counter()
-                    self._take_turns(len(self._ready))
-                    patience = perf_counter() - start
+                    if self._ready:
+                        self._submit(len(self._ready))
+                    self._read_turns()
                     self._observe(0.0)
                     ready_since = perf_counter()
 
@@ -163,14 +125,17 @@ class ToolLoop:
                 batch_size = agree(len(self._ready))
                 if not batch_size:
                     break
-                self._take_turns(batch_size)
+                self._submit(batch_size)
+                self._read_turns()
 
-    def _time_to_wait(self, end: float, late: set[int]) -> float:
-        """Seconds that ready rollouts wait for others, until `end` at most, and for those that called with them."""
+    def _time_to_wait(self, ready_since: float, late: set[int]) -> float:
+        """Seconds that ready rollouts wait for others: as the writer has patience, and for those that called with them."""
         missing = self._calling - late
+        if self.writer.patience is None or not missing:
+            return 0.0
         called_together = {self._called_at.get(index) for index in self._ready}  # forks have called nothing
         ends = [self._called_at[index] + INSTANT for index in missing if self._called_at[index] in called_together]
-        return max([end, *ends]) - perf_counter() if missing else 0.0
+        return max([ready_since + self.writer.patience, *ends]) - perf_counter()
 
     @contextmanager
     def _executing(self, rows: Iterable[int] | None):
@@ -179,6 +144,7 @@ class ToolLoop:
             yield
         except BaseException:
             self.executor.discard()
+            self.writer.discard()
             raise
 
     def _begin(self, indices: Iterable[int]) -> None:
@@ -239,14 +205,17 @@ class ToolLoop:
             return None
         return state_of(toolbox.environment)
 
-    def _take_turns(self, batch_size: int) -> None:
+    def _submit(self, batch_size: int) -> None:
         indices, self._ready = sorted(self._ready), []
         rollouts = [self.rollouts[index] for index in indices]
         contexts = [rollout.context_ids for rollout in rollouts]
         rooms = [max(self.limits.room(rollout), 1) for rollout in rollouts]  # a prompt may fill the model's context
-        turns, logprobs = self.generate(indices, contexts, rooms, batch_size)
+        self.writer.submit(indices, contexts, rooms, batch_size)
         self.num_generations += 1
-        for i, index in enumerate(indices):
-            given = None if logprobs is None else logprobs[i]
-            self.rollouts[index].add_turn(turns[i], given, self.protocol, self.toolboxes[index].schemas)
-        self._call_tools(indices)
+
+    def _read_turns(self) -> None:
+        turns = self.writer.collect()
+        for turn in turns:
+            schemas = self.toolboxes[turn.index].schemas
+            self.rollouts[turn.index].add_turn(turn.ids, turn.logprobs, self.protocol, schemas)
+        self._call_tools([turn.index for turn in turns])

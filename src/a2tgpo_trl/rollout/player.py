@@ -9,8 +9,11 @@ import torch
 from trl import GRPOTrainer
 
 from ..integrations.progress import progress
+from .generation.joining import play_in_engine
 from .generation.turns import TurnGenerator
-from .loop import RolloutLimits, Toolbox, ToolLoop
+from .generation.writers import BatchWriter, TurnWriter
+from .limits import RolloutLimits
+from .loop import Toolbox, ToolLoop
 from .protocols.base import ToolProtocol
 from .protocols.chat import ChatProtocol
 from .protocols.tags import TagProtocol
@@ -84,23 +87,25 @@ class RolloutPlayer:
         self, generate: Generate, prompt_ids: list[list[int]], num_generations: int, plan: TreePlan | None = None
     ):
         """
-        The first turn after each prompt, as `generate` returns turns.
+        The first turn after each prompt, as `generate` returns turns. Rows whose first turn [`play`] writes get an end-of-sequence
+        token in its place, since TRL knows no completion without any: all of them if rollouts join an engine.
 
         Args:
             generate (`Callable`): TRL's `_generate_single_turn`.
             prompt_ids (`list[list[int]]`, length `B`): The prompts.
             num_generations (`int`): How often each prompt follows itself.
-            plan ([`TreePlan`], *optional*): With one, rows that are no chains get an end-of-sequence token, which [`play`] replaces:
-                TRL knows no completion without any token.
+            plan ([`TreePlan`], *optional*): With one, only chains get a first turn here.
         """
         self.turns.keeps_logprobs = plan is not None
+        every_row, nothing = range(len(prompt_ids)), [self.trainer._tokenizer.eos_token_id]
+        if self.turns.joins:
+            return [nothing for _ in every_row], [[0.0] for _ in every_row]
         if plan is None:
-            return self._first_turns(generate, range(len(prompt_ids)), prompt_ids, num_generations)
+            return self._first_turns(generate, every_row, prompt_ids, num_generations)
         rows = plan.chain_rows(len(prompt_ids))
         ids, logprobs = self._first_turns(generate, rows, [prompt_ids[row] for row in rows], plan.chains)
-        written, nothing = dict(zip(rows, ids, strict=True)), [self.trainer._tokenizer.eos_token_id]
+        written = dict(zip(rows, ids, strict=True))
         told = None if logprobs is None else dict(zip(rows, logprobs, strict=True))
-        every_row = range(len(prompt_ids))
         turns = [written.get(row, nothing) for row in every_row]
         return turns, None if told is None else [told.get(row, [0.0]) for row in every_row]
 
@@ -119,15 +124,14 @@ class RolloutPlayer:
         plan: TreePlan | None = None,
     ) -> ToolLoop:
         """
-        Play rollouts, whose first turn is written, to their end.
+        Play rollouts to their end.
 
         Args:
             generate (`Callable`): TRL's `_generate_single_turn`.
             prompt_ids (`list[list[int]]`, length `B`): The prompts.
-            completion_ids (`list[list[int]]`, length `B`): The first turns.
+            completion_ids (`list[list[int]]`, length `B`): What [`first_turns`] returned, or what a `rollout_func` wrote.
             logprobs (`list[list[float]]`, length `B`, *optional*): Their log-probabilities.
-            plan ([`TreePlan`], *optional*): With one, rollouts that are no chains begin as others did, and their first turns are
-                nothing.
+            plan ([`TreePlan`], *optional*): With one, rollouts that are no chains begin as others did.
 
         Returns:
             [`ToolLoop`]: played, with its rollouts.
@@ -138,18 +142,39 @@ class RolloutPlayer:
             for ids, toolbox in zip(prompt_ids, toolboxes, strict=True)
         ]
         chains = range(len(rollouts)) if plan is None else plan.chain_rows(len(rollouts))
-        for i in chains:
+        for i in chains if self._has_first_turns else []:
             given = None if logprobs is None else logprobs[i]
             rollouts[i].add_turn(completion_ids[i], given, self.protocol, toolboxes[i].schemas)
 
+        play = partial(self._play, rollouts, toolboxes, chains, plan)
+        if self.turns.joins:
+            return play_in_engine(self.trainer.backend.settings, generate, prompt_ids, self.protocol.cut_turn, play)
+        return play(self._batches(generate, rollouts, plan))
+
+    def _batches(self, generate: Generate, rollouts: list[Rollout], plan: TreePlan | None) -> BatchWriter:
         def write(rows, contexts, max_tokens, batch_size):
             if plan is None:  # of a tree others may go on from what they have read
                 self.turns.forget(row for row, rollout in enumerate(rollouts) if rollout.stop_reason)
             return self.turns.write(generate, rows, contexts, max_tokens, batch_size)
 
+        return BatchWriter(write, self.turns.seconds)
+
+    @property
+    def _has_first_turns(self) -> bool:
+        """Whether the turns that TRL's loop would begin with are written, by [`first_turns`] or by a function of the user."""
+        return not self.turns.joins or self.trainer.rollout_func is not None
+
+    def _play(
+        self,
+        rollouts: list[Rollout],
+        toolboxes: list[Toolbox],
+        chains: Sequence[int],
+        plan: TreePlan | None,
+        writer: TurnWriter,
+    ) -> ToolLoop:
         with progress("Rollouts", len(rollouts), "rollout", self.trainer.args.disable_tqdm) as bar:
             watch = partial(_show_finished, bar)
-            loop = ToolLoop(rollouts, toolboxes, write, self.protocol, self.executor, self.limits, watch)
+            loop = ToolLoop(rollouts, toolboxes, writer, self.protocol, self.executor, self.limits, watch)
             try:
                 self._play_rows(loop, chains)
                 if plan is not None:
@@ -162,7 +187,7 @@ class RolloutPlayer:
         if self.trainer.args.lockstep or self.turns.collective:
             loop.play_in_lockstep(self.turns.agree, rows)
         else:
-            loop.play(self.turns.seconds, rows)
+            loop.play(rows)
 
     def _grow(self, loop: ToolLoop, plan: TreePlan) -> None:
         """Play the rounds after the chains. Each process plays as many, so that collective generations meet."""

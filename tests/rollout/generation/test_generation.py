@@ -417,3 +417,42 @@ def test_collective_backends(vllm_trainers, monkeypatch, processes, settings, fs
     trainer.is_fsdp_enabled = fsdp
     monkeypatch.setattr(Accelerator, "num_processes", processes)
     assert trainer.backend.collective == backend
+
+
+# ---- rollouts that join a running engine ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({}, None),
+        ({"vllm_enable_sleep_mode": True}, None),
+        ({"generation_kwargs": {"seed": 1, "min_tokens": 2}}, None),
+        ({"vllm_mode": "server"}, "with vllm_mode='server' the engine runs in another process"),
+        ({"vllm_structured_outputs_regex": "a+"}, "vllm_structured_outputs_regex is set"),
+        (
+            {"generation_kwargs": {"structured_outputs": {"regex": "a+"}}},
+            "generation_kwargs sets 'structured_outputs'",
+        ),
+        ({"generation_kwargs": {"n": 2}}, "generation_kwargs sets 'n'"),
+        ({"generation_kwargs": {"max_tokens": 2000}}, "generation_kwargs sets 'max_tokens'"),
+    ],
+)
+def test_who_joins_and_why_not(vllm_trainers, caplog, settings, reason):
+    trainer = vllm_trainers(**settings)
+    assert trainer._player.turns.joins is (reason is None)
+    said = f"Rollouts do not join a running batch of vLLM, but wait for its end: {reason}."
+    assert [record.message for record in caplog.records if "join" in record.message] == [said] * (reason is not None)
+
+
+@pytest.mark.parametrize("settings", [{"lockstep": True}, {"use_vllm": False}])
+def test_nobody_is_told_that_batches_are_batches(vllm_trainers, caplog, settings):
+    assert not vllm_trainers(**settings)._player.turns.joins
+    assert "join" not in caplog.text
+
+
+def test_several_processes_join_their_own_engines_where_generation_is_not_collective(vllm_trainers, monkeypatch):
+    monkeypatch.setattr(VLLMBackend, "collective", None)
+    assert vllm_trainers()._player.turns.joins
+    monkeypatch.setattr(VLLMBackend, "collective", "vLLM with tensor parallelism")
+    assert not vllm_trainers()._player.turns.joins

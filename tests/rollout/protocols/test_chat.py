@@ -12,7 +12,16 @@ from transformers import PreTrainedTokenizerFast
 from trl.chat_template_utils import add_response_schema, parse_response, qwen2_5_chat_template
 
 import tiny
-from a2tgpo_trl.rollout import ChatProtocol, Rollout, RolloutLimits, Toolbox, ToolCall, ToolExecutor, ToolLoop
+from a2tgpo_trl.rollout import (
+    BatchWriter,
+    ChatProtocol,
+    Rollout,
+    RolloutLimits,
+    Toolbox,
+    ToolCall,
+    ToolExecutor,
+    ToolLoop,
+)
 from a2tgpo_trl.rollout.protocols import chat
 from conftest import search
 from templates import (
@@ -420,7 +429,7 @@ def test_glm_rollouts_hold_the_observation_token_once():
         return [encode(tokenizer, "Paris." + END)], None
 
     limits = RolloutLimits(3, 1000, 1000)
-    ToolLoop([rollout], [toolbox], answer, protocol, ToolExecutor(1, None, 1), limits).play()
+    ToolLoop([rollout], [toolbox], BatchWriter(answer), protocol, ToolExecutor(1, None, 1), limits).play()
     text = tokenizer.decode(rollout.completion_ids)
     assert text.count("<|observation|>") == 1 and "<|observation|>\n<tool_response>\nLyon is in France." in text
     assert rollout.tool_mask[rollout.completion_ids.index(observation)] == 1  # the model wrote it

@@ -24,11 +24,13 @@ class Backend(ABC):
         takes_row_options (`bool`): Whether `model.generate` writes the turns, which takes limits by row and a cache.
         needs_equal_rows (`bool`): Whether a collective generation needs as many rows from each process.
         one_limit_for_all (`bool`): Whether one process sets the limit of a collective generation for all of them.
+        runs_engine (`bool`): Whether an engine writes the turns, which rollouts may join while it writes others.
     """
 
     takes_row_options = False
     needs_equal_rows = False
     one_limit_for_all = False
+    runs_engine = False
     _limit: str
     _greedy: dict[str, Any]
     _refuses_to_read_on = False
@@ -131,6 +133,7 @@ class VLLMBackend(Backend):
 
     needs_equal_rows = True
     one_limit_for_all = True
+    runs_engine = True
     _limit = "max_completion_length"
     _refuses_to_read_on = True
     _greedy = {"temperature": 0.0}

@@ -14,6 +14,7 @@ from trl import GRPOTrainer
 from ...integrations.replaced import replaced
 from ..protocols.base import ToolProtocol
 from .history import HistoryCache, why_no_history
+from .joining import why_no_joining
 
 logger = logging.get_logger(__name__)
 
@@ -29,6 +30,8 @@ class TurnGenerator:
         protocol ([`~rollout.ToolProtocol`]): Says where turns end; gets the stop strings that the user configured.
 
     Attributes:
+        joins (`bool`): Whether rollouts join a running engine, see [`~rollout.generation.joining.EngineWriter`], instead of being
+            written in batches.
         seconds (`float`): How long the last generation took.
         keeps_logprobs (`bool`): Whether `model.generate` keeps the log-probabilities of what it samples.
         tokens_fed (`int`, *optional*): Tokens that the model has read in this batch, padding not counted; `None` where
@@ -41,6 +44,7 @@ class TurnGenerator:
         self.backend = trainer.backend
         self.model = trainer.accelerator.unwrap_model(trainer.model)
         self.collective = self.backend.collective
+        self.joins = False
         self.seconds = 0.0
         self.keeps_logprobs = False
         self._history = None
@@ -50,6 +54,11 @@ class TurnGenerator:
             logger.warning(
                 f"All rollouts take their turns in lockstep: {self.collective} needs the same generations on all processes."
             )
+        if self.backend.runs_engine and not (self.collective or trainer.args.lockstep):
+            if reason := why_no_joining(self.backend.settings):
+                logger.warning(f"Rollouts do not join a running batch of vLLM, but wait for its end: {reason}.")
+            else:
+                self.joins = True
         if self.backend.takes_row_options and trainer.args.reuse_history:
             if reason := why_no_history(self.model, trainer.generation_config):
                 logger.warning(f"Each turn reads its whole history again: {reason}.")
