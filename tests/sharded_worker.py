@@ -2,11 +2,10 @@
 
 import os
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from accelerate.state import AcceleratorState, DistributedType
+from accelerate.state import AcceleratorState, DistributedType, PartialState
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, PrinterCallback
@@ -21,21 +20,28 @@ BATCHES = [GROUP, [ROME] * 4, [ROME, ROME, *GROUP[2:]]]
 """Of each step: ragged; nothing to learn; a process without a tool call."""
 
 WAYS = {
-    "shared": dict(num_iterations=2, advantage_estimator="a2tgpo"),
+    "shared": dict(num_iterations=2, gradient_checkpointing=False),
     "apart": dict(beta=0.1),
     "lora": dict(num_iterations=2, beta=0.1, belief_model="reference"),
     "lora_apart": dict(),
 }
 
 
+DEEPSPEED = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+PLACE = {"ddp_backend": "gloo"} if DEEPSPEED else {"use_cpu": True}
+"""DeepSpeed is not started where the CPU is asked for; it runs where there is nothing else."""
+
+
 def main(folder: Path, names: list[str]) -> None:
     processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         let_fsdp_run_on_a_cpu()
+    script = Script(rank, 4 // processes)
+    script.install()
     results = {}
     for name in names:
-        print("way", name, rank, flush=True)
-        results[name] = trained(name, folder, processes, rank)
+        print(name, flush=True)
+        results[name] = trained(name, folder, processes, script)
     torch.save(results, folder / f"{processes}-{rank}.pt")
 
 
@@ -45,8 +51,9 @@ def let_fsdp_run_on_a_cpu() -> None:
 
     def init(state, *args, fsdp_plugin=None, **kwargs):
         original(state, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-        if state.distributed_type == DistributedType.MULTI_CPU:
-            state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+        if fsdp_plugin is not None and state.distributed_type == DistributedType.MULTI_CPU:
+            state.fsdp_plugin = fsdp_plugin
+            state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
     AcceleratorState.__init__ = init
 
@@ -57,67 +64,95 @@ class Script(LogitsProcessor):
     def __init__(self, rank: int, share: int):
         self.scripts = [tiny.Script(rollouts[rank * share : (rank + 1) * share]) for rollouts in BATCHES]
         self.calls: list[int] = []
-        self._turns: list[list[int]] = []
+        self._turns: list[list[int]] | None = None
         self._num_written = 0
 
     def __call__(self, input_ids, scores):
+        if self._turns is None:
+            return scores
         chosen = torch.full_like(scores, -torch.inf)
         for row, turn in enumerate(self._turns):
             chosen[row, turn[min(self._num_written, len(turn) - 1)]] = 0.0
         self._num_written += 1
         return chosen
 
-    @contextmanager
-    def installed(self):
-        write, single_turn, generate = self, GRPOTrainer._generate_single_turn, GenerationMixin.generate
+    def install(self) -> None:
+        single_turn, generate = GRPOTrainer._generate_single_turn, GenerationMixin.generate
 
-        def with_script(trainer, prompt_ids, *args, **kwargs):
-            write._begin(trainer, prompt_ids)
+        def write(trainer, prompt_ids, *args, **kwargs):
+            self._begin(trainer, prompt_ids)
             return single_turn(trainer, prompt_ids, *args, **kwargs)
 
-        def of_script(model, *args, **kwargs):
-            return generate(model, *args, logits_processor=LogitsProcessorList([write]), **kwargs)
+        def generate_what_is_written(model, *args, **kwargs):
+            return generate(model, *args, logits_processor=LogitsProcessorList([self]), **kwargs)
 
-        GRPOTrainer._generate_single_turn, GenerationMixin.generate = with_script, of_script
-        try:
-            yield
-        finally:
-            GRPOTrainer._generate_single_turn, GenerationMixin.generate = single_turn, generate
+        GRPOTrainer._generate_single_turn, GenerationMixin.generate = write, generate_what_is_written
 
     def _begin(self, trainer, prompt_ids):
         self.calls.append(len(prompt_ids))
         self._num_written = 0
-        if prompt_ids == [[trainer._tokenizer.eos_token_id]]:  # a process that takes part, and has nothing to write
+        if not trainer.is_in_train:
+            self._turns = None
+        elif prompt_ids == [[trainer._tokenizer.eos_token_id]]:  # a process that takes part, and has nothing to write
             self._turns = [[7]]
         else:
             script = self.scripts[trainer.state.global_step // trainer.num_iterations]
             self._turns = script.write(trainer._tokenizer, prompt_ids)
 
 
-def trained(name, folder, processes, rank):
+def trained(name, folder, processes, script):
+    script.calls.clear()
+    straight = build(name, folder, processes)
+    untrained = played(straight)
+    straight.train()
+    resumed = build(name, folder, processes)
+    resumed.train(f"{resumed.args.output_dir}/checkpoint-{resumed.args.save_steps:.0f}")
+    resumed.save_model(str(folder / f"{name}-{processes}-model"))
+    return {
+        "weights": weights(straight),
+        "resumed": weights(resumed),
+        "played": [untrained, played(resumed)],
+        "calls": [*script.calls],
+        "empty": None if DEEPSPEED else straight.skipped_updates.num_empty,
+        "sharded": sorted({type(parameter).__name__ for parameter in straight.model.parameters()}),
+        "log": straight.state.log_history,
+        "type": str(straight.accelerator.distributed_type),
+    }
+
+
+def played(trainer):
+    """By the model itself."""
+    return [rollout.completion_ids for rollout in trainer.play([{"prompt": QUESTION, "answer": ["Paris"]}], greedy=True)]
+
+
+def weights(trainer):
+    return {name: weight.clone() for name, weight in trainer.accelerator.get_state_dict(trainer.model_wrapped).items()}
+
+
+def build(name, folder, processes):
     options = WAYS[name]
-    share = 4 // processes
-    script = Script(rank, share)
     args = A2TGPOConfig(
         output_dir=str(folder / f"{name}-{processes}"),
         num_generations=4,
-        per_device_train_batch_size=share,
+        per_device_train_batch_size=4 // processes,
+        per_device_eval_batch_size=2,
         steps_per_generation=1,
-        max_completion_length=400,
+        max_completion_length=60,
         max_steps=3 * options.get("num_iterations", 1),
+        save_strategy="steps",
+        save_steps=2 * options.get("num_iterations", 1),
         learning_rate=1e-3,
+        adam_epsilon=1e-6,
         epsilon=0.2,
         lr_scheduler_type="constant",
-        save_strategy="no",
         report_to=[],
-        use_cpu=True,
+        **PLACE,
         bf16=False,
-        gradient_checkpointing=False,
         skip_empty_updates=True,
         shuffle_dataset=False,
         logging_steps=1,
         disable_tqdm=True,
-        **{"advantage_estimator": "a2tgpo", **options},
+        **options,
     )
     adapter = LoraConfig(target_modules="all-linear", init_lora_weights=False, r=4) if "lora" in name else None
     trainer = A2TGPOTrainer(
@@ -130,18 +165,7 @@ def trained(name, folder, processes, rank):
         peft_config=adapter,
     )
     trainer.remove_callback(PrinterCallback)
-    with script.installed():
-        trainer.train()
-    weights = trainer.accelerator.get_state_dict(trainer.model)
-    sharded = [type(parameter).__name__ for parameter in trainer.model.parameters()]
-    return {
-        "weights": weights,
-        "calls": script.calls,
-        "empty": trainer.skipped_updates.num_empty,
-        "sharded": sorted(set(sharded)),
-        "log": trainer.state.log_history,
-        "type": str(trainer.accelerator.distributed_type),
-    }
+    return trainer
 
 
 if __name__ == "__main__":
