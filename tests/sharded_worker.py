@@ -31,6 +31,8 @@ DEEPSPEED = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
 PLACE = {"ddp_backend": "gloo"} if DEEPSPEED else {"use_cpu": True}
 """DeepSpeed is not started where the CPU is asked for; it runs where there is nothing else."""
 
+SKIPS = os.environ.get("SKIP_EMPTY_UPDATES") != "false"
+
 
 def main(folder: Path, names: list[str]) -> None:
     processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
@@ -126,7 +128,9 @@ def played(trainer):
 
 
 def weights(trainer):
-    return {name: weight.clone() for name, weight in trainer.accelerator.get_state_dict(trainer.model_wrapped).items()}
+    """Whole, on one process at least."""
+    whole = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}
+    return {name: weight.clone() for name, weight in whole.items()}
 
 
 def build(name, folder, processes):
@@ -148,7 +152,7 @@ def build(name, folder, processes):
         report_to=[],
         **PLACE,
         bf16=False,
-        skip_empty_updates=True,
+        skip_empty_updates=SKIPS,
         shuffle_dataset=False,
         logging_steps=1,
         disable_tqdm=True,
