@@ -35,7 +35,8 @@ def check(alone: dict, pair: list[dict], folder: Path, held: float) -> None:
         assert "launch without" in part.pop("refusal")  # a critic
     for name, expected in alone.items():
         first, second = (part[name] for part in pair)
-        assert first["generations"] == second["generations"]  # collective
+        if held < 1:  # generation is collective
+            assert first["generations"] == second["generations"]
         assert first["gains"] == second["gains"] == pytest.approx(expected["gains"], abs=1e-4, nan_ok=True)
         assert first["played"] == second["played"]
         assert first["played"][::2] == first["played"][1::2] == expected["played"]
@@ -68,7 +69,7 @@ def without_skips(folder):
     return run(1, folder, SKIP_EMPTY_UPDATES="false")[0]
 
 
-@pytest.mark.parametrize(("stage", "held"), [(3, 0.1), (2, 1.0)])
+@pytest.mark.parametrize(("stage", "held"), [(3, 0.5), (2, 1.0)])
 def test_deepspeed(folder, without_skips, stage, held):
     """It keeps gradients to itself, so that no update is left out."""
     pytest.importorskip("deepspeed", reason="make test-distributed")
