@@ -1,13 +1,14 @@
 """Weights that are spread over processes, by FSDP2 and DeepSpeed, become what they become on one."""
 
 import os
+import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
-from transformers.utils import is_peft_available
+from safetensors.torch import load_file
 
 import tiny
 from launching import launch
@@ -44,10 +45,14 @@ def check(alone: dict, pair: list[dict], folder: Path, held: float) -> None:
         assert first["held"] <= held and expected["held"] == 1
         close(first["weights"], expected["weights"], 1e-5)
         close(first["resumed"], first["weights"], 0)
-        saved = folder / f"{name}-2-model"
-        assert is_peft_available() and (saved / "adapter_model.safetensors").exists() == ("lora" in name)
-        if "lora" not in name:
-            close(dict(AutoModelForCausalLM.from_pretrained(saved).state_dict()), first["weights"], 0)
+        trained = {key: weight for key, weight in first["weights"].items() if "lora" in key or "lora" not in name}
+        close(saved(folder / f"{name}-2-model"), trained, 0)
+
+
+def saved(folder: Path) -> dict:
+    """What was saved of a model, or of its adapter, by the names of the weights in training."""
+    (file,) = folder.glob("*.safetensors")
+    return {re.sub(r"(lora_.)\.weight", r"\1.default.weight", key): weight for key, weight in load_file(file).items()}
 
 
 def close(found: dict, expected: dict, tolerance: float) -> None:
@@ -69,10 +74,12 @@ def without_skips(folder):
     return run(1, folder, SKIP_EMPTY_UPDATES="false")[0]
 
 
+@pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="DeepSpeed is not installed: `make test-distributed` runs this"
+)
 @pytest.mark.parametrize(("stage", "held"), [(3, 0.5), (2, 1.0)])
 def test_deepspeed(folder, without_skips, stage, held):
     """It keeps gradients to itself, so that no update is left out."""
-    pytest.importorskip("deepspeed", reason="make test-distributed")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where ninja is, which builds what DeepSpeed runs on a CPU
     on_the_cpu = dict(ACCELERATE_USE_CPU="false", DS_ACCELERATOR="cpu", PATH=path)
     pair = run(2, folder, file="zero3", overrides=("--zero_stage", str(stage)), **on_the_cpu)
