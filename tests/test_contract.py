@@ -194,6 +194,10 @@ FACTS = {
     "_generate_single_turn": [
         ("vLLM has its own path", ["if self.use_vllm:", "self.vllm_generation.generate("]),
         (
+            "with ZeRO-3 weights are gathered, unless they are already",
+            ["gather_deepspeed3_params=self.args.ds3_gather_for_generation"],
+        ),
+        (
             "stop strings reach generate by both of its configurations",
             ["generation_kwargs=self.generation_kwargs", "generation_config=self.generation_config"],
         ),
