@@ -18,6 +18,7 @@ from trl.trainer.utils import get_config_model_id
 from . import checks
 from .batch import GenerationBatch
 from .callbacks.recorder import TurnRecorder
+from .callbacks.run_state import RunState
 from .callbacks.skip_updates import SkipUpdates
 from .config import A2TGPOConfig
 from .credit import check_credit, scheduled
@@ -98,6 +99,7 @@ class A2TGPOTrainer(GRPOTrainer):
     - `_generate_and_score_completions`: measures signals, and adds the credit of turns.
     - `_compute_loss`: the turn's ratio and clip range, and the loss of signals that are learned.
     - `create_optimizer`, `_save`, `_load_from_checkpoint`, `_load_best_model`: what is learned beside the policy, such as a critic.
+    - `_save_rng_state`, `_load_rng_state`: the rollouts that are being trained on, and what else a cut would lose.
     - `_set_signature_columns_if_needed`: keeps the answer column.
     - `_log_completion_extra`, `log`: names that are taken are refused, and tables take values of any type.
     - `train`, `_run_epoch`: resume from complete checkpoints alone; a finished run trains no further.
@@ -211,6 +213,9 @@ class A2TGPOTrainer(GRPOTrainer):
         self._recorder = TurnRecorder(self.args, self.accelerator) if self.args.turn_records else None
         if self._recorder is not None:
             self.add_callback(self._recorder)
+        parts = {"skipped_updates": getattr(self, "skipped_updates", None), "recorder": self._recorder}
+        self._run_state = RunState(self, {name: part for name, part in parts.items() if part is not None})
+        self.add_callback(self._run_state)
 
     # ---- rollouts ----------------------------------------------------------------------------------------------
 
@@ -436,6 +441,14 @@ class A2TGPOTrainer(GRPOTrainer):
         super()._load_best_model()
         for signal in self.signals.values():
             signal.load(self.state.best_model_checkpoint)
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        self._run_state.save(output_dir)
+
+    def _load_rng_state(self, checkpoint):
+        super()._load_rng_state(checkpoint)
+        self._run_state.load(checkpoint)
 
     # ---- training as a whole -----------------------------------------------------------------------------------
 
