@@ -2,63 +2,29 @@
 
 import logging
 import pickle
-import re
 from pathlib import Path
 
 import pandas
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from peft import LoraConfig
-from transformers import TrainerCallback
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.callbacks.run_state import OF_TRANSFORMERS, WHERE_AND_SHOWN
 from a2tgpo_trl.integrations.checkpoints import damage_of
-from a2tgpo_trl.records import read_turns
-
-TEXTS = (
-    "<search>Lyon</search>",
-    "<search>capital of France</search>",
-    "<answer>Paris</answer>",
-    "<answer>Rome</answer>",
-)
-BY_THE_CLOCK = re.compile(r"step_time|latency|runtime|per_second")
-
-
-class Cut(TrainerCallback):
-    """Ends a run after a step, with a checkpoint."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            control.should_save = control.should_training_stop = True
-
-
-def dataset(size=5):
-    rows = [{"prompt": f"Question {number}: where is Lyon?", "answer": ["Paris"]} for number in range(size)]
-    return Dataset.from_list(rows)
-
-
-def chance(completions, turns, **kwargs):
-    """A reward that many rollouts have in common, some of them all of a group."""
-    return [float("Paris" in text and len(own) < 3) for text, own in zip(completions, turns, strict=True)]
+from cutting import Cut, assert_same_run, chance, dataset, recorded, write_at_random
+from launching import launch
 
 
 @pytest.fixture
 def trainer(build, tmp_path, monkeypatch):
     """`trainer(name, *callbacks, **options)`: its rollouts are drawn at random; it seeds the random numbers when it is made."""
 
-    def write(trainer, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
-        texts = [TEXTS[choice] for choice in torch.randint(len(TEXTS), (len(prompt_ids),))]
-        return [trainer._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts], None
-
     def make(name, *callbacks, sampled=False, **options):
         if not sampled:
-            monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", write)
+            monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", write_at_random)
         defaults = dict(dataset=dataset(), reward=chance, max_steps=8, shuffle_dataset=True, tool_protocol="tags")
         defaults |= dict(per_device_train_batch_size=1 if "steps_per_generation" in options else 2)
         defaults |= dict(max_tool_calling_iterations=3, rollouts=None, output_dir=str(tmp_path / name))
@@ -86,51 +52,6 @@ def warnings(caplog, monkeypatch):
     return lambda: [record.getMessage() for record in caplog.records if "goes on with fresh" in record.getMessage()]
 
 
-def logged(trainer):
-    rows = [row for row in trainer.state.log_history if "train_runtime" not in row]
-    return [{name: value for name, value in row.items() if not BY_THE_CLOCK.search(name)} for row in rows]
-
-
-def recorded(trainer):
-    rows = read_turns(trainer.args.output_dir).to_pylist()
-    for call in (call for row in rows for call in row["calls"]):
-        call.pop("seconds")
-    return rows
-
-
-def assert_same(left, right, path):
-    """Equal to the bit; NaN is equal to NaN."""
-    assert type(left) is type(right), path
-    if isinstance(left, dict):
-        assert left.keys() == right.keys(), path
-        for key in left:
-            assert_same(left[key], right[key], f"{path}/{key}")
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right), path
-        for i, pair in enumerate(zip(left, right, strict=True)):
-            assert_same(*pair, f"{path}/{i}")
-    elif isinstance(left, torch.Tensor | float):
-        torch.testing.assert_close(
-            left, right, rtol=0, atol=0, equal_nan=True, msg=lambda said: f"{path}: {said}"
-        )
-    else:
-        assert left == right, path
-
-
-def assert_same_run(rest, whole):
-    assert rest.state.global_step == whole.state.global_step == whole.state.max_steps
-    assert_same(dict(rest.model.state_dict()), dict(whole.model.state_dict()), "weights")
-    assert_same(rest.optimizer.state_dict(), whole.optimizer.state_dict(), "optimizer")
-    assert_same(rest.state.num_input_tokens_seen, whole.state.num_input_tokens_seen, "tokens")
-    assert_same(logged(rest), logged(whole), "log")
-    assert_same(recorded(rest), recorded(whole), "records")
-    assert_same(rest._recorder.state_dict(), whole._recorder.state_dict(), "recorder")
-    assert_same(rest.skipped_updates.state_dict(), whole.skipped_updates.state_dict(), "skipped updates")
-    if "values" in whole.signals:
-        left, right = (dict(one.signals["values"].critic.state_dict()) for one in (rest, whole))
-        assert_same(left, right, "critic")
-
-
 DROPOUT = dict(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.1)
 CRITIC = dict(advantage_estimator="turn_ppo", critic_learning_rate=0.01)
 CASES = {
@@ -146,10 +67,19 @@ CASES = {
     "skipped updates": (7, dict(steps_per_generation=4, advantage_estimator="grpo", skip_empty_updates=True)),
     "evaluation": (
         5,
-        dict(steps_per_generation=4, eval_strategy="steps", eval_steps=2, eval_dataset=dataset(1), num_generations_eval=2)
+        dict(
+            steps_per_generation=4,
+            eval_strategy="steps",
+            eval_steps=2,
+            eval_dataset=dataset(1),
+            num_generations_eval=2,
+        )
         | dict(per_device_eval_batch_size=2),
     ),
-    "seldom logged": (5, dict(steps_per_generation=2, num_iterations=2, logging_steps=4, per_device_train_batch_size=2)),
+    "seldom logged": (
+        5,
+        dict(steps_per_generation=2, num_iterations=2, logging_steps=4, per_device_train_batch_size=2),
+    ),
     "later epochs": (13, dict(steps_per_generation=4, dataset=dataset(3), max_steps=27)),
     "the end of an epoch": (12, dict(steps_per_generation=4, dataset=dataset(3), max_steps=15)),
     "a short last accumulation": (4, dict(steps_per_generation=4, gradient_accumulation_steps=5, dataset=dataset(3))),
@@ -175,15 +105,15 @@ def test_the_rest_of_a_run_is_the_same(trainer, cut_run, warnings, case):
     assert not warnings()
 
 
-def test_rows_that_are_streamed(trainer, cut_run):
+def test_rows_that_are_streamed_for_the_first_time(trainer, cut_run):
     def options():
         stream = IterableDataset.from_generator(lambda: iter(dataset(3).to_list()))
-        return dict(dataset=stream, steps_per_generation=4, max_steps=20)
+        return dict(dataset=stream, steps_per_generation=4, max_steps=11)
 
     whole = trainer("whole", **options())
     whole.train()
     rest = trainer("cut", **options())
-    rest.train(resume_from_checkpoint=str(cut_run(13, **options())))
+    rest.train(resume_from_checkpoint=str(cut_run(5, **options())))
     assert_same_run(rest, whole)
 
 
@@ -254,7 +184,9 @@ DAMAGES = {
     "run_state/rank-0.pt is damaged (empty)": lambda file: file.write_bytes(b""),
     "run_state/rank-0.pt is damaged (torn)": lambda file: file.write_bytes(file.read_bytes()[:-100]),
     "run_state/rank-0.pt is damaged (a byte)": flip_a_byte,
-    "run_state/rank-0.pt is damaged (a pickle)": lambda file: file.write_bytes(pickle.dumps(Harm(file.parent / "harm"))),
+    "run_state/rank-0.pt is damaged (a pickle)": lambda file: file.write_bytes(
+        pickle.dumps(Harm(file.parent / "harm"))
+    ),
     "run_state/rank-0.pt is damaged (code)": lambda file: torch.save(Harm(file.parent / "harm"), file),
     "run_state/rank-0.pt holds something else (a list)": lambda file: torch.save([1], file),
     "run_state/rank-0.pt holds something else (weights)": lambda file: torch.save({"a": torch.ones(1)}, file),
@@ -281,33 +213,51 @@ def test_a_file_that_cannot_be_taken_is_named(trainer, cut_run, warnings, damage
 
 def test_other_options_are_named(trainer, cut_run, warnings):
     checkpoint = cut_run(5, steps_per_generation=4)
-    rest = trainer("cut", steps_per_generation=4, temperature=0.7, beta=0.1, max_steps=6)
+    rest = trainer("cut", steps_per_generation=4, temperature=0.7, num_generations=2, max_steps=6)
     rest.train(resume_from_checkpoint=str(checkpoint))
     (warning,) = warnings()
-    assert "was written with other options (beta=0.0, now 0.1, temperature=1.0, now 0.7)" in warning
+    assert "was written with other options (num_generations=4, now 2, temperature=1.0, now 0.7)" in warning
     assert rest.state.global_step == 6
 
 
 def test_options_that_batches_do_not_depend_on_may_change(trainer, cut_run, warnings):
     checkpoint = cut_run(5, steps_per_generation=4)
-    rest = trainer("cut", steps_per_generation=4, learning_rate=1e-4, max_steps=6, turn_table_steps=7, turn_records=False)
+    rest = trainer(
+        "cut", steps_per_generation=4, learning_rate=1e-4, max_steps=6, turn_table_steps=7, turn_records=False
+    )
     rest.train(resume_from_checkpoint=str(checkpoint))
     assert not warnings() and rest._step == 6
     assert {*WHERE_AND_SHOWN, *OF_TRANSFORMERS} <= A2TGPOConfig.__dataclass_fields__.keys()
 
 
-def test_the_file_is_whole_or_not_there(trainer, cut_run, monkeypatch):
-    checkpoint = cut_run(5, steps_per_generation=4)
-    file = checkpoint / "run_state" / "rank-0.pt"
+def test_the_file_is_whole_or_not_there(trainer, tmp_path, monkeypatch):
+    run = trainer("run", steps_per_generation=4, max_steps=2, save_strategy="steps", save_steps=2)
+    run.train()
+    file = tmp_path / "run" / "checkpoint-2" / "run_state" / "rank-0.pt"
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     before, write = file.read_bytes(), torch.save
 
     def killed(state, path):
         write(state, path)
+        if Path(path).parent != file.parent:
+            return
         path.write_bytes(path.read_bytes()[:100])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        trainer("other", steps_per_generation=4)._run_state.save(checkpoint)
+        run._save_rng_state(str(file.parents[1]))
     assert file.read_bytes() == before
+
+
+# ---- processes
+
+
+def test_two_processes(trainer, tmp_path, warnings):
+    launch(2, str(Path(__file__).with_name("resuming_worker.py")), str(tmp_path))
+    checkpoint = tmp_path / "cut" / "checkpoint-5"
+    assert sorted(file.name for file in (checkpoint / "run_state").iterdir()) == ["rank-0.pt", "rank-1.pt"]
+    alone = trainer("cut", steps_per_generation=4, max_steps=6, advantage_estimator="turn_ppo")
+    alone.train(resume_from_checkpoint=str(checkpoint))
+    (warning,) = warnings()
+    assert "run_state/rank-0.pt was written by 2 processes, and this run has 1." in warning

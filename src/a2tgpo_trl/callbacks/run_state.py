@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import logging
@@ -139,14 +139,15 @@ class RunState(TrainerCallback):
                 damaged = archive.testzip()  # torch.load does not look at the checksums
             if damaged is not None:
                 return None, f"{name} is damaged"
-            state = torch.load(file, map_location=self.trainer.accelerator.device, weights_only=True)
-            found = state["place"]
-            difference = _difference(found, self._place())
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            difference = _difference(state["place"], self._place())
         except (OSError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError):
             return None, f"{name} is damaged"
         except (KeyError, TypeError, AttributeError):
             return None, f"{name} holds something else"
-        return (state, None) if difference is None else (None, f"{name} was written {difference}")
+        if difference is not None:
+            return None, f"{name} was written {difference}"
+        return send_to_device(state, self.trainer.accelerator.device), None
 
     def _take(self, state: Mapping[str, Any]) -> None:
         trainer = self.trainer

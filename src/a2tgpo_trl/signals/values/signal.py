@@ -103,7 +103,7 @@ class Values(Signal):
                 f"resume_from_checkpoint: {folder} has no {FILE}, for it is of a run without a critic. Name a checkpoint of a run with "
                 f"advantage_estimator={self.trainer.args.advantage_estimator!r}, or start from its weights as the model."
             )
-        weights, expected = torch.load(file, map_location=self.device, weights_only=True), self.critic.state_dict()
+        weights, expected = torch.load(file, map_location="cpu", weights_only=True), self.critic.state_dict()
         if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in expected.items()}:
             raise ValueError(
                 f"resume_from_checkpoint: {file} holds another critic than critic_layers={layers} of this model has. Set critic_layers "
