@@ -37,8 +37,7 @@ class Values(Signal):
     def __init__(self, trainer: GRPOTrainer):
         super().__init__(trainer)
         _check(trainer)
-        args, self.device = trainer.args, trainer.accelerator.device
-        self.critic = Critic(trainer.model, args.critic_layers).to(self.device)
+        self.critic = Critic(trainer.model, trainer.args.critic_layers).to(trainer.accelerator.device)
         self._hidden_states: list[Tensor] = []  # of the policy's forward in the loss that is being computed
         trainer.add_callback(CriticUpdates(self.critic, trainer.accelerator, self._log_in_training))
 
