@@ -250,6 +250,21 @@ def test_the_file_is_whole_or_not_there(trainer, tmp_path, monkeypatch):
     assert file.read_bytes() == before
 
 
+def test_its_size_is_as_told(cut_run):
+    checkpoint = cut_run(5, steps_per_generation=4, advantage_estimator="a2tgpo")
+    batch = torch.load(checkpoint / "run_state" / "rank-0.pt", weights_only=True)["batches"][0]
+    per_token = {}
+    for part in ("completion", "prompt"):
+        shape = batch[f"{part}_ids"].shape
+        per_token[part] = sum(tensor.element_size() for tensor in batch.values() if tensor.shape == shape)
+    assert len({batch[f"{part}_ids"].size(1) for part in per_token}) == 2
+    page = (Path(__file__).parents[1] / "docs" / "resuming.md").read_text().replace("\n", " ")
+    assert (
+        f"{per_token['completion']} bytes for each token of a completion and {per_token['prompt']} for each token of a prompt"
+        in page
+    )
+
+
 # ---- processes
 
 
