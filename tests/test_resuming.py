@@ -105,6 +105,15 @@ def test_the_rest_of_a_run_is_the_same(trainer, cut_run, warnings, case):
     assert not warnings()
 
 
+def test_the_loss_that_is_returned_is_that_of_the_steps_since_the_cut(trainer, cut_run):
+    whole = trainer("whole", steps_per_generation=4)
+    whole.train()
+    losses = [row["loss"] for row in whole.state.log_history if "loss" in row]
+    checkpoint = cut_run(5, steps_per_generation=4, logging_steps=4)
+    output = trainer("cut", steps_per_generation=4, logging_steps=4).train(resume_from_checkpoint=str(checkpoint))
+    assert output.training_loss == pytest.approx(sum(losses[5:]) / 3, abs=1e-6)
+
+
 def test_rows_that_are_streamed_for_the_first_time(trainer, cut_run):
     def options():
         stream = IterableDataset.from_generator(lambda: iter(dataset(3).to_list()))
