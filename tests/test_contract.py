@@ -34,6 +34,9 @@ OVERRIDDEN = {
     "_save": "self output_dir=None state_dict=None",
     "_load_from_checkpoint": "self resume_from_checkpoint model=None",
     "_load_best_model": "self",
+    "_save_checkpoint": "self model trial",
+    "_save_rng_state": "self output_dir",  # this one and the next of transformers' Trainer
+    "_load_rng_state": "self checkpoint",
     "log": "self logs start_time=None",
     "train": "self resume_from_checkpoint=None trial=None ignore_keys_for_eval=None",
     "_run_epoch": "self model epoch train_dataloader steps_in_epoch num_update_steps_per_epoch trial ignore_keys_for_eval "
@@ -69,7 +72,35 @@ FACTS = {
             "an epoch that asks for the end of training is the last one",
             ["self._run_epoch(", "if self.control.should_training_stop:", "break"],
         ),
+        (
+            "the loss that is not logged yet is kept in two attributes, which are set before the first epoch",
+            [
+                "self._tr_loss = torch.tensor(0.0",
+                "self._total_loss_scalar = 0.0",
+                "self._globalstep_last_logged = self.state.global_step",
+                "self.callback_handler.on_train_begin(",
+                "self._run_epoch(",
+            ],
+        ),
     ],
+    "_run_epoch": [
+        (
+            "random numbers are loaded before anything is computed, and the sampler draws its order after training began",
+            ["iter(train_dataloader)", "self._load_rng_state(resume_from_checkpoint)", "self.training_step("],
+        ),
+    ],
+    "_prepare_inputs": [
+        (
+            "rollouts are made when the count of micro-batches says so, and else taken from the buffer",
+            [
+                "generate_every = self.args.steps_per_generation * self.num_iterations",
+                "if self._step % generate_every == 0 or self._buffered_inputs is None:",
+                "self._buffered_inputs = [",
+                "self._buffered_inputs[self._step % self.args.steps_per_generation]",
+            ],
+        ),
+    ],
+    "training_step": [("micro-batches are counted over all epochs", ["self._step += 1"])],
     "_compute_loss": [
         (
             "the log-probs are computed inside the loss, where our stand-in for the method sees them, and only then are "
@@ -371,6 +402,13 @@ def test_attribute_of_trl(trl_trainer, attribute):
     else:
         there = hasattr(trl_trainer, attribute)
     assert there, f"TRL seam GRPOTrainer.{attribute}, which A2TGPOTrainer reads, is gone"
+
+
+@pytest.mark.parametrize(
+    "attribute", ["_step", "_buffered_inputs", "_metrics", "_logs", "log_completions", "num_iterations"]
+)
+def test_attribute_of_trl_that_is_saved(trl_trainer, attribute):
+    assert hasattr(trl_trainer, attribute), f"TRL seam GRPOTrainer.{attribute}, which RunState saves, is gone"
 
 
 def test_logs_of_trl(trl_trainer):

@@ -18,11 +18,12 @@ from trl.trainer.utils import get_config_model_id
 from . import checks
 from .batch import GenerationBatch
 from .callbacks.recorder import TurnRecorder
+from .callbacks.run_state import RunState
 from .callbacks.skip_updates import SkipUpdates
 from .config import A2TGPOConfig
 from .credit import check_credit, scheduled
 from .functional import turn_level_old_logps
-from .integrations.checkpoints import checkpoint_to_resume, steps_of
+from .integrations.checkpoints import checkpoint_to_resume, mark_incomplete, steps_of
 from .integrations.names import distinct
 from .integrations.plain import print_plainly
 from .integrations.replaced import replaced
@@ -47,7 +48,7 @@ from .signals.beliefs.signal import Beliefs
 from .signals.finite_rewards import marking_nan, without_infinite
 from .signals.states import States
 from .signals.tree import Tree
-from .signals.turn_rewards import TurnRewards
+from .signals.turn_rewards import TurnRewards, functions_of
 from .signals.values import Values
 
 logger = logging.get_logger(__name__)
@@ -98,6 +99,8 @@ class A2TGPOTrainer(GRPOTrainer):
     - `_generate_and_score_completions`: measures signals, and adds the credit of turns.
     - `_compute_loss`: the turn's ratio and clip range, and the loss of signals that are learned.
     - `create_optimizer`, `_save`, `_load_from_checkpoint`, `_load_best_model`: what is learned beside the policy, such as a critic.
+    - `_save_checkpoint`: one that is written over does not pass for complete meanwhile.
+    - `_save_rng_state`, `_load_rng_state`: the rollouts that are being trained on, and what else a cut would lose.
     - `_set_signature_columns_if_needed`: keeps the answer column.
     - `_log_completion_extra`, `log`: names that are taken are refused, and tables take values of any type.
     - `train`, `_run_epoch`: resume from complete checkpoints alone; a finished run trains no further.
@@ -145,7 +148,7 @@ class A2TGPOTrainer(GRPOTrainer):
         checks.check_arguments(args, train_dataset, eval_dataset, processing_class, tools or [], environment_factory)
         protocol = checks.checked_protocol(args, processing_class, train_dataset, tools or [], environment_factory)
         checks.check_columns(args.estimator)
-        self.turn_reward_funcs = _as_list(turn_reward_funcs)
+        self.turn_reward_funcs = functions_of(turn_reward_funcs)
         checks.check_turn_rewards(args, self.turn_reward_funcs)
         checks.check_tree(args, protocol, rollout_func)
         checks.check_reference(args, model, peft_config)
@@ -211,6 +214,9 @@ class A2TGPOTrainer(GRPOTrainer):
         self._recorder = TurnRecorder(self.args, self.accelerator) if self.args.turn_records else None
         if self._recorder is not None:
             self.add_callback(self._recorder)
+        parts = {"skipped_updates": getattr(self, "skipped_updates", None), "recorder": self._recorder}
+        self._run_state = RunState(self, {name: part for name, part in parts.items() if part is not None})
+        self.add_callback(self._run_state)
 
     # ---- rollouts ----------------------------------------------------------------------------------------------
 
@@ -449,6 +455,20 @@ class A2TGPOTrainer(GRPOTrainer):
         for signal in self.signals.values():
             signal.load(self.state.best_model_checkpoint)
 
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model, trial):
+        mark_incomplete(self._get_output_dir(trial), self.state.global_step)
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        self._run_state.save(output_dir)
+
+    def _load_rng_state(self, checkpoint):
+        super()._load_rng_state(checkpoint)
+        self._run_state.load(checkpoint)
+
     # ---- training as a whole -----------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
@@ -479,9 +499,3 @@ def _with_turn_level_old_logps(
         inputs.setdefault("sampling_per_token_logps", old)  # which TRL's off_policy_mask_threshold sums up
         inputs["old_per_token_logps"] = turn_level_old_logps(logps, old, inputs["turn_ids"], reduction)
     return logps, entropies, aux_loss
-
-
-def _as_list(given: Any) -> list:
-    if given is None:
-        return []
-    return list(given) if isinstance(given, list | tuple) else [given]

@@ -93,6 +93,17 @@ def test_a_trainer_goes_on_from_the_last_complete_one(run, build):
     assert damage_of(run / "checkpoint-2") is None  # written again
 
 
+def test_one_that_was_being_written_over_is_not_complete(run, build, monkeypatch):
+    def killed(trainer, folder):
+        raise KeyboardInterrupt
+
+    assert damage_of(run / "checkpoint-2") is None
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build(**SAVING, seed=5).train(resume_from_checkpoint=str(run / "checkpoint-1"))
+    assert damage_of(run / "checkpoint-2") == "it has no trainer_state.json"
+
+
 def test_a_trainer_refuses_a_torn_one_that_is_named(run, build):
     without_state(run / "checkpoint-2")
     with pytest.raises(

@@ -1,1 +1,1 @@
-"""Callbacks of training: updates that are left out, turn records, and the end by Ctrl-C."""
+"""Callbacks of training: updates that are left out, turn records, what checkpoints lack, and the end by Ctrl-C."""

@@ -30,12 +30,19 @@ class TurnRecorder(TrainerCallback):
         self.args = args
         self.accelerator = accelerator
         self.store = RecordStore(Path(args.output_dir) / FOLDER, int(args.turn_records_max_mb * MEGABYTE))
-        self._next_table = 0
+        self._next_table = self._next_batch = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """The step of the next table, and the number of the next batch."""
+        return {"next_table": self._next_table, "next_batch": self._next_batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._next_table, self._next_batch = state["next_table"], state["next_batch"]
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
-        self._next_table = state.global_step
+        self._next_table, self._next_batch = state.global_step, 0
         describe_metrics(args.report_to)
         if state.global_step == 0:
             if moved := self.store.set_aside():
@@ -58,8 +65,9 @@ class TurnRecorder(TrainerCallback):
         rows = gather_object(turn_rows(batch.rollouts, batch.local.start, batch.num_generations, decode))
         if not rows or not self.accelerator.is_main_process:
             return
-        place = {"step": state.global_step, "batch": self.store.next_batch()}
-        rows = [place | row for row in rows]
+        number = max(self._next_batch, self.store.next_batch())  # the last file may have been dropped, or be elsewhere
+        self._next_batch = number + 1
+        rows = [{"step": state.global_step, "batch": number} | row for row in rows]
         self.store.append(rows)
         if self.args.turn_table_steps and state.global_step >= self._next_table:
             log_table(rows, state.global_step, self.args.report_to)

@@ -55,6 +55,13 @@ class SkipUpdates(TrainerCallback):
             self.num_empty += empty
             self.log_metric("updates/empty", float(empty))
 
+    def state_dict(self) -> dict[str, int]:
+        """What was counted."""
+        return {"num_empty": self.num_empty, "num_non_finite": self.num_non_finite}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.num_empty, self.num_non_finite = state["num_empty"], state["num_non_finite"]
+
     def _largest_gradient(self, model: nn.Module) -> float:
         """The largest absolute value of all gradients, NaN if one of them is: the one number that the host waits for."""
         gradients = [_local(p.grad) for p in model.parameters() if p.grad is not None]

@@ -1,4 +1,4 @@
-"""Finds complete checkpoints, from which a run can be resumed."""
+"""Tells complete checkpoints, from which a run can be resumed, from others."""
 
 import json
 import re
@@ -84,6 +84,17 @@ def damage_of(folder: str | Path) -> str | None:
 def steps_of(checkpoint: str | Path) -> int:
     """Optimizer steps that were taken before a complete checkpoint."""
     return json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+
+
+def mark_incomplete(run: str | Path, step: int) -> None:
+    """
+    Take the state out of a checkpoint that is about to be written again: new weights beside an old state would pass for complete.
+
+    Args:
+        run (`str` or `Path`): Folder of the checkpoints.
+        step (`int`): Optimizer steps before this one.
+    """
+    (Path(run) / f"{PREFIX_CHECKPOINT_DIR}-{step}" / TRAINER_STATE_NAME).unlink(missing_ok=True)
 
 
 def _step(folder: Path) -> int | None:

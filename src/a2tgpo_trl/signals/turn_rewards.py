@@ -114,6 +114,13 @@ def _event_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
+def functions_of(given: Any) -> list[Any]:
+    """What is given as `turn_reward_funcs`, one or several or none, as a list."""
+    if given is None:
+        return []
+    return list(given) if isinstance(given, list | tuple) else [given]
+
+
 def checked(given: Any, batch: GenerationBatch, name: str) -> list[list[float | None]]:
     """
     What a turn reward function returned, with `None` for NaN and infinity.

@@ -37,8 +37,7 @@ class Values(Signal):
     def __init__(self, trainer: GRPOTrainer):
         super().__init__(trainer)
         _check(trainer)
-        args, self.device = trainer.args, trainer.accelerator.device
-        self.critic = Critic(trainer.model, args.critic_layers).to(self.device)
+        self.critic = Critic(trainer.model, trainer.args.critic_layers).to(trainer.accelerator.device)
         self._hidden_states: list[Tensor] = []  # of the policy's forward in the loss that is being computed
         trainer.add_callback(CriticUpdates(self.critic, trainer.accelerator, self._log_in_training))
 
@@ -103,7 +102,7 @@ class Values(Signal):
                 f"resume_from_checkpoint: {folder} has no {FILE}, for it is of a run without a critic. Name a checkpoint of a run with "
                 f"advantage_estimator={self.trainer.args.advantage_estimator!r}, or start from its weights as the model."
             )
-        weights, expected = torch.load(file, map_location=self.device, weights_only=True), self.critic.state_dict()
+        weights, expected = torch.load(file, map_location="cpu", weights_only=True), self.critic.state_dict()
         if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in expected.items()}:
             raise ValueError(
                 f"resume_from_checkpoint: {file} holds another critic than critic_layers={layers} of this model has. Set critic_layers "
