@@ -66,6 +66,16 @@ def why_no_token_tree(model: PreTrainedModel) -> str | None:
     return why_no_free_layout(model)
 
 
+def why_no_pictures_in_trees(model: PreTrainedModel) -> str | None:
+    """Why a token tree cannot hold pictures for a model, or `None` if it can."""
+    name, base = model.config.model_type, base_model(model)
+    if "token_type_ids" in inspect.signature(type(base).forward).parameters:
+        return f"{name} attends to the tokens of a picture in both directions"
+    if not hasattr(base.base_model, "get_placeholder_mask"):
+        return f"{name} has no tokens in whose place pictures stand"
+    return None
+
+
 def why_padding_shifts(model: PreTrainedModel) -> str | None:
     """Why a model's numbers depend on how much padding a prompt has on its left, or `None` if they do not."""
     learned = f"{model.config.get_text_config().model_type} has no rotary positions, and padding shifts them"
