@@ -86,7 +86,8 @@ def why_random(model: nn.Module) -> str | None:
     """Why a forward of a model in its present mode is random, or `None` if it is not."""
     if not model.training:
         return None
-    settings = model.config.get_text_config().to_dict().items()
+    parts = [model.config.get_text_config(), getattr(model.config, "vision_config", None)]
+    settings = [setting for part in parts if part is not None for setting in part.to_dict().items()]
     options = [name for name, value in settings if (name in _RANDOM or name.endswith("jitter_noise")) and value]
     modules = [name for name, module in model.named_modules() if isinstance(module, nn.Dropout) and module.p > 0]
     return f"{options[0]} is on" if options else f"dropout is on in {modules[0]}" if modules else None

@@ -43,15 +43,6 @@ from .shared_forward import SharedForward
 logger = logging.get_logger(__name__)
 
 
-def _spare(found: Sequence[Query]) -> Query:
-    """
-    What a process scores while others have more to score, so that all make the same forwards: one token, or the shortest
-    query with pictures, for the vision part of a model that is sharded runs on all processes or on none.
-    """
-    token = Query(row=0, end=0, context_length=1, ids=[0], predictors=[0], labels=[0])
-    return min((query for query in found if query.spans), key=lambda query: len(query.ids), default=token)
-
-
 class BeliefScorer:
     """
     Measures beliefs in the answers of a batch.
@@ -251,6 +242,15 @@ class BeliefScorer:
             inputs["output_router_logits"] = False  # the router's auxiliary loss cannot read a mask of ours
         with self.accelerator.autocast():
             return model(**inputs, fused_lm_head=True).log_probs.to(self.accelerator.device)
+
+
+def _spare(found: Sequence[Query]) -> Query:
+    """
+    What a process scores while others have more to score, so that all make the same forwards: one token, or the shortest
+    query with pictures, for the vision part of a model that is sharded runs on all processes or on none.
+    """
+    token = Query(row=0, end=0, context_length=1, ids=[0], predictors=[0], labels=[0])
+    return min((query for query in found if query.spans), key=lambda query: len(query.ids), default=token)
 
 
 @contextmanager

@@ -129,7 +129,13 @@ def _lay_out(found: Sequence[Query], first_columns: Sequence[int]) -> _Probes:
 
 def _add_context(probes: _Probes, found: dict[int, Query], row: int, first: int) -> None:
     """Add the probes of one context of a row, whose first token is in the column `first`."""
-    start = next(iter(found.values())).context_length - 1
+    query = next(iter(found.values()))
+    start = query.context_length - 1
+    if any(span.stop == query.context_length for span in query.spans):
+        raise ValueError(
+            "A prompt or observation ends with a picture, and the model is to read the last token of a context once more to go on "
+            "from it, which a placeholder without its picture cannot stand for. Let the chat template write something after it."
+        )
     tree = TokenTree()
     for number in sorted(found, key=lambda number: found[number].ids):
         tree.add(number, found[number].ids[start:])
