@@ -172,20 +172,17 @@ def _position_ids(model: PreTrainedModel) -> Iterator[list[Tensor]]:
 
 def _positions(tokens: dict[str, Tensor], context: Tensor | None = None) -> Tensor:
     """
-    Of the probes' tokens, `(b, P)` or `(R, b, P)`. Probes begin with the last token of their context.
+    Of the probes' tokens, `(b, P)` or, with several dimensions of them, `(R, b, P)`.
 
     Args:
         tokens (`dict[str, Tensor]`): See [`_Probes`].
-        context (`Tensor`, shape `(·, T)` or `(R, ·, T)`, *optional*): Positions of the columns, where they are no plain numbers:
-            those of pictures have several dimensions, after which text goes on from the largest.
+        context (`Tensor`, shape `(b, T)`, `(1, T)` or `(R, b, T)`, *optional*): Those of the columns, where they are other numbers.
     """
-    column, depth = tokens["limit"], tokens["depth"]
+    column, depth = tokens["limit"], tokens["depth"]  # of the last token of the context, with which a probe begins
     if context is None:
         return column + depth
-    context = context.reshape(-1, *context.shape[-2:])
-    last = context.expand(-1, len(column), -1).gather(2, column.expand(len(context), -1, -1))  # (R, b, P)
-    positions = last.where(depth == 0, last.amax(dim=0) + depth)
-    return positions if len(context) > 1 else positions[0]
+    column = column.expand(*context.shape[:-2], -1, -1)
+    return context.expand(*column.shape[:-1], -1).gather(-1, column) + depth
 
 
 def _mask(tokens: dict[str, Tensor], width: int) -> Tensor:
