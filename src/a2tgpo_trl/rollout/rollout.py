@@ -42,6 +42,7 @@ class Turn:
         observed (`list[dict]`): The results as tool messages, as the model reads them or, after [`EndRollout`], would; empty
             if there was no room.
         observation_ids (`list[int]`): Tokens that the model reads after the turn.
+        images (`list[PIL.Image.Image]`): Pictures whose placeholders stand in `observation_ids`, in their order.
         state (`str`, *optional*): What the environment's `state_key()` said then, where states are asked for.
         surprisal (`float`, *optional*): Mean of -log π over its tokens, in nats, where the backend tells log-probabilities.
         node (`int`, *optional*): Number of the turn in the tree of its prompt; equal numbers in rollouts of a group are the same
@@ -57,6 +58,7 @@ class Turn:
     results: list[ToolResult] = field(default_factory=list)
     observed: list[Message] = field(default_factory=list, repr=False)
     observation_ids: list[int] = field(default_factory=list, repr=False)
+    images: list[Any] = field(default_factory=list, repr=False)
     state: str | None = None
     surprisal: float | None = None
     node: int | None = None
@@ -84,6 +86,7 @@ class Rollout:
         turns (`list[Turn]`): What was written and read.
         leading_ids (`list[int]`): Tokens that the model read before its first turn, as a `rollout_func` may have it.
         logprobs (`list[float]`, *optional*): Sampling log-probabilities of the completion, 0 on observations.
+        images (`list[PIL.Image.Image]`): Pictures whose placeholders stand in `prompt_ids`, in their order.
         stop_reason (`StopReason`, *optional*): Why the rollout is over; `None` where nobody tells.
         state (`str`, *optional*): What the environment's `state_key()` said before the first turn.
         num_shared_turns (`int`, *optional*): In a tree, how many of its first turns were written for another rollout; `None` if it
@@ -99,6 +102,7 @@ class Rollout:
     turns: list[Turn] = field(default_factory=list)
     leading_ids: list[int] = field(default_factory=list)
     logprobs: list[float] | None = None
+    images: list[Any] = field(default_factory=list, repr=False)
     stop_reason: StopReason | None = None
     state: str | None = None
     num_shared_turns: int | None = None
@@ -128,6 +132,11 @@ class Rollout:
         """1 on the model's tokens, 0 on observations."""
         pieces = [(on, ids) for turn in self.turns for on, ids in ((1, turn.ids), (0, turn.observation_ids))]
         return [on for on, ids in [(0, self.leading_ids), *pieces] for _ in ids]
+
+    @property
+    def all_images(self) -> list[Any]:
+        """The pictures of prompt and observations, in the order in which their placeholders stand in `context_ids`."""
+        return [*self.images, *(image for turn in self.turns for image in turn.images)]
 
     @property
     def messages(self) -> list[Message]:
