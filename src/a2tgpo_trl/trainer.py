@@ -25,8 +25,8 @@ from .functional import turn_level_old_logps
 from .integrations.checkpoints import checkpoint_to_resume, steps_of
 from .integrations.names import distinct
 from .integrations.plain import print_plainly
+from .integrations.processors import load_processing_class
 from .integrations.replaced import replaced
-from .integrations.tokenizers import load_tokenizer
 from .records.logs import log_credit
 from .records.metrics import RolloutRecord, rollout_metrics
 from .records.rows import credit_columns, recorded_answer
@@ -41,6 +41,7 @@ from .rollout import (
     without_state_keys,
 )
 from .rollout.generation.backends import backend_of
+from .rollout.pictures import PictureReader, pictures_in
 from .rollout.player import RolloutPlayer, make_protocol
 from .rollout.tree import TreePlan
 from .signals.beliefs.signal import Beliefs
@@ -140,7 +141,8 @@ class A2TGPOTrainer(GRPOTrainer):
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = A2TGPOConfig(f"{name.split('/')[-1]}-A2TGPO")
         if processing_class is None:
-            processing_class = load_tokenizer(model, args)
+            pictures = checks.has_pictures(train_dataset, eval_dataset)
+            processing_class = load_processing_class(model, args, pictures)
         tools = tools or None
         checks.check_arguments(args, train_dataset, eval_dataset, processing_class, tools or [], environment_factory)
         protocol = checks.checked_protocol(args, processing_class, train_dataset, tools or [], environment_factory)
@@ -174,6 +176,10 @@ class A2TGPOTrainer(GRPOTrainer):
             self.tools = self._standalone_tools = list(tools)
         self.reward_func_names = distinct(self.reward_func_names, self._table_columns)
         self.backend = backend_of(self)
+        self._pictures = PictureReader(self.processing_class) if self._is_vlm else None
+        if self._pictures is not None:
+            self._image_pad_token_id = self._pictures.image_token_id  # TRL knows Qwen's alone
+            self.backend.never_write(self._pictures.placeholders)
         self._player = self._make_player(protocol, checks.prompts_are_conversational(train_dataset))
         asked_for = {*args.signals, *(["turn_rewards"] if self.turn_reward_funcs else [])}
         asked_for |= {"tree"} if args.tree_chains is not None else set()
@@ -215,6 +221,7 @@ class A2TGPOTrainer(GRPOTrainer):
     # ---- rollouts ----------------------------------------------------------------------------------------------
 
     def _tokenize_prompts(self, prompts: list):
+        checks.check_prompts(prompts, self.processing_class)
         if self._player is None or not isinstance(self._player.protocol, TagProtocol):
             return super()._tokenize_prompts(prompts)
         # Tags are described by the prompt's author, so the template is not to render the tools' schemas
@@ -237,19 +244,25 @@ class A2TGPOTrainer(GRPOTrainer):
         finally:
             if self._player is not None:
                 self._player.turns.clear()
-        prompt_ids, completion_ids, tool_masks, completions, *_ = output
+        prompt_ids, completion_ids, tool_masks, completions, *others, images, tool_images = output
         if not batch.rollouts:
             batch.rollouts = read_rollouts(prompt_ids, completion_ids, tool_masks, completions, self._tokenizer)
         for rollout, prompt, completion in zip(batch.rollouts, prompts, completions, strict=True):
             rollout.prompt, rollout.completion = prompt, completion
-        return output
+            rollout.images = pictures_in(prompt if isinstance(prompt, list) else [])
+        if (
+            self.tools
+        ):  # TRL shall read type ids from the tokens, for it renders prompts otherwise than they were written
+            tool_images = images or []
+        return prompt_ids, completion_ids, tool_masks, completions, *others, images, tool_images
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         self.backend.check_prompts(prompt_ids)
         generate = super()._generate_single_turn
         if self._player is None:
             return generate(prompt_ids, images, multimodal_fields, num_generations, has_tool_images)
-        return self._player.first_turns(generate, prompt_ids, num_generations, self._tree_plan())
+        pictures = _by_row(images, len(prompt_ids))
+        return self._player.first_turns(generate, prompt_ids, pictures, num_generations, self._tree_plan())
 
     def _tool_call_loop(self, prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields):
         if self._player is None:
@@ -257,7 +270,8 @@ class A2TGPOTrainer(GRPOTrainer):
                 prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields
             )
         plan = self._tree_plan()
-        loop = self._player.play(super()._generate_single_turn, prompt_ids, completion_ids, logprobs, plan)
+        pictures = _by_row(images, len(prompt_ids))
+        loop = self._player.play(super()._generate_single_turn, prompt_ids, completion_ids, logprobs, pictures, plan)
         record = RolloutRecord.of(loop, self._player.executor.num_abandoned, self._player.turns.tokens_fed)
         for name, value in rollout_metrics(gather_object([record]), plan is not None).items():
             self._metrics[self._batch.mode][name].append(value)
@@ -269,7 +283,7 @@ class A2TGPOTrainer(GRPOTrainer):
             None if logprobs is None else [rollout.logprobs for rollout in rollouts],
             len(loop.results),
             sum(result.failed for result in loop.results),
-            [[] for _ in rollouts],
+            [[image for turn in rollout.turns for image in turn.images] for rollout in rollouts],
         )
 
     def _tree_plan(self) -> TreePlan | None:
@@ -467,6 +481,10 @@ def _with_turn_level_old_logps(
         inputs.setdefault("sampling_per_token_logps", old)  # which TRL's off_policy_mask_threshold sums up
         inputs["old_per_token_logps"] = turn_level_old_logps(logps, old, inputs["turn_ids"], reduction)
     return logps, entropies, aux_loss
+
+
+def _by_row(images: list[list | None] | None, num_rows: int) -> list[list]:
+    return [[] for _ in range(num_rows)] if images is None else [row or [] for row in images]
 
 
 def _as_list(given: Any) -> list:
