@@ -47,6 +47,7 @@ def _tokenizer(tokens: list[str], **named: str) -> PreTrainedTokenizerFast:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=named,
+        padding_side="left",  # as TRL loads them
     )
     others = [token for token in ("<|im_start|>", *tokens) if token not in named.values()]
     built.add_special_tokens({"additional_special_tokens": others})

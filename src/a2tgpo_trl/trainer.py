@@ -41,7 +41,7 @@ from .rollout import (
     without_state_keys,
 )
 from .rollout.generation.backends import backend_of
-from .rollout.pictures import PictureReader, pictures_in
+from .rollout.pictures import PictureReader, check_pictures_are_read, pictures_in, with_empty_pictures
 from .rollout.player import RolloutPlayer, make_protocol
 from .rollout.tree import TreePlan
 from .signals.beliefs.signal import Beliefs
@@ -95,6 +95,7 @@ class A2TGPOTrainer(GRPOTrainer):
     - `_generate`: reads the answers once environments are reset; keeps what was played.
     - `_generate_single_turn`: turns end at tags and at limits of their own, and what was read before is kept.
     - `_tool_call_loop`: the loop of this library, in which tools run beside generation.
+    - `_get_per_token_logps_and_entropies`: without what an image processor returns for the processor alone.
     - `_calculate_rewards`: gives reward functions the turns; NaN and infinite rewards count as missing.
     - `_generate_and_score_completions`: measures signals, and adds the credit of turns.
     - `_compute_loss`: the turn's ratio and clip range, and the loss of signals that are learned.
@@ -176,10 +177,7 @@ class A2TGPOTrainer(GRPOTrainer):
             self.tools = self._standalone_tools = list(tools)
         self.reward_func_names = distinct(self.reward_func_names, self._table_columns)
         self.backend = backend_of(self)
-        self._pictures = PictureReader(self.processing_class) if self._is_vlm else None
-        if self._pictures is not None:
-            self._image_pad_token_id = self._pictures.image_token_id  # TRL knows Qwen's alone
-            self.backend.never_write(self._pictures.placeholders)
+        self._pictures = self._make_picture_reader()
         self._player = self._make_player(protocol, checks.prompts_are_conversational(train_dataset))
         asked_for = {*args.signals, *(["turn_rewards"] if self.turn_reward_funcs else [])}
         asked_for |= {"tree"} if args.tree_chains is not None else set()
@@ -203,6 +201,15 @@ class A2TGPOTrainer(GRPOTrainer):
         if self.tools and self.args.max_observation_tokens is not None:
             checks.check_observation_limit(self.args.max_observation_tokens, player.protocol, self.tools[0].__name__)
         return player
+
+    def _make_picture_reader(self) -> PictureReader | None:
+        if not self._is_vlm:
+            return None
+        reader = PictureReader(self.processing_class)
+        self._image_pad_token_id = reader.image_token_id  # TRL knows Qwen's alone
+        self._tokenizer.padding_side = "left"  # TRL has the processor pad prompts, and takes them for padded so
+        self.backend.never_write(reader.placeholders)
+        return reader
 
     def _add_callbacks(self) -> None:
         if self.is_deepspeed_enabled:
@@ -244,17 +251,17 @@ class A2TGPOTrainer(GRPOTrainer):
         finally:
             if self._player is not None:
                 self._player.turns.clear()
-        prompt_ids, completion_ids, tool_masks, completions, *others, images, tool_images = output
+        prompt_ids, completion_ids, tool_masks, completions, *_ = output
         if not batch.rollouts:
             batch.rollouts = read_rollouts(prompt_ids, completion_ids, tool_masks, completions, self._tokenizer)
         for rollout, prompt, completion in zip(batch.rollouts, prompts, completions, strict=True):
             rollout.prompt, rollout.completion = prompt, completion
             rollout.images = pictures_in(prompt if isinstance(prompt, list) else [])
-        if (
-            self.tools
-        ):  # TRL shall read type ids from the tokens, for it renders prompts otherwise than they were written
-            tool_images = images or []
-        return prompt_ids, completion_ids, tool_masks, completions, *others, images, tool_images
+        *others, images, tool_images = output
+        if images is not None:
+            images = [row or [] for row in images]  # no processor takes None beside pictures
+        # With tools TRL is to find the placeholders in the tokens: it would render prompts otherwise than they were written
+        return *others, images, (images or []) if self.tools else tool_images
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         self.backend.check_prompts(prompt_ids)
@@ -334,6 +341,11 @@ class A2TGPOTrainer(GRPOTrainer):
 
     # ---- rewards, signals and credit ---------------------------------------------------------------------------
 
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        if self._pictures is not None:
+            kwargs = self._pictures.for_model(kwargs)
+        return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         checks.check_reward_columns(inputs[0], "The batch, or what rollout_func returned for it,")
         inputs = [row | {"turns": rollout.turns} for row, rollout in zip(inputs, self._batch.rollouts, strict=True)]
@@ -356,6 +368,7 @@ class A2TGPOTrainer(GRPOTrainer):
         """Generate, score and credit the rollouts of rows."""
         training = self.model.training  # generation may change it
         num_generations = self.num_generations if training else self.num_generations_eval
+        rows = with_empty_pictures(rows)
         outer, batch = self._batch, GenerationBatch(rows, training, num_generations, self.accelerator)
         self._batch = batch
         try:
@@ -365,6 +378,7 @@ class A2TGPOTrainer(GRPOTrainer):
                 batch.tensors = super()._generate_and_score_completions(batch.rows)
         finally:
             self._batch = outer  # a reward function may play rollouts of its own
+        check_pictures_are_read(batch.rollouts, batch.tensors)
         self._give_credit(batch)
         if self._recorder is not None or not training:
             answers = [recorded_answer(row.get(self.args.answer_column)) for row in batch.rows]

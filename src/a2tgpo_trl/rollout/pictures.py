@@ -92,3 +92,34 @@ class PictureReader:
         """How many pictures have their placeholders in a text."""
         of_pictures = {*self.processor.image_token_ids}
         return sum(is_one for is_one, _ in groupby(ids, key=of_pictures.__contains__))
+
+
+def with_empty_pictures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """
+    Rows of a batch. Where there are columns for pictures and no picture, each gets an empty list, by which TRL knows that.
+
+    Args:
+        rows (`Sequence[Mapping]`): Of a dataset.
+    """
+    pictures = [picture for row in rows for picture in (row.get("image"), *(row.get("images") or []))]
+    if any(picture is not None for picture in pictures) or not any({"image", "images"} & row.keys() for row in rows):
+        return [dict(row) for row in rows]
+    return [{**row, "images": []} for row in rows]
+
+
+def check_pictures_are_read(rollouts: Sequence[Any], tensors: Mapping[str, Any]) -> None:
+    """
+    Refuse a batch whose pictures TRL left out, as it does in silence where they are not those whose placeholders stand in the tokens.
+
+    Args:
+        rollouts (`Sequence[Rollout]`): Of the batch.
+        tensors (`Mapping[str, Tensor]`): What the loss reads.
+
+    Raises:
+        RuntimeError: If there are pictures in a rollout, and none in the tensors.
+    """
+    if "pixel_values" not in tensors and any(rollout.all_images for rollout in rollouts):
+        raise RuntimeError(
+            "The pictures of a batch do not have the number of tokens that stand for them, so the model cannot read them: leave the "
+            "processor's options for pictures out of chat_template_kwargs, and set them on the processor."
+        )
