@@ -41,7 +41,7 @@ from .rollout import (
     without_state_keys,
 )
 from .rollout.generation.backends import backend_of
-from .rollout.pictures import PictureReader, check_pictures_are_read, pictures_in, with_empty_pictures
+from .rollout.pictures import PictureReader, check_pictures_are_read, pictures_in, rows_with_pictures
 from .rollout.player import RolloutPlayer, make_protocol
 from .rollout.tree import TreePlan
 from .signals.beliefs.signal import Beliefs
@@ -368,7 +368,8 @@ class A2TGPOTrainer(GRPOTrainer):
         """Generate, score and credit the rollouts of rows."""
         training = self.model.training  # generation may change it
         num_generations = self.num_generations if training else self.num_generations_eval
-        rows = with_empty_pictures(rows)
+        if self._is_vlm:
+            rows = rows_with_pictures(rows)
         outer, batch = self._batch, GenerationBatch(rows, training, num_generations, self.accelerator)
         self._batch = batch
         try:

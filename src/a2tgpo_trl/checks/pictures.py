@@ -120,6 +120,6 @@ def _check_messages(messages: list[dict[str, Any]], where: str, processing_class
 def _check_picture(picture: Any, where: str) -> None:
     if not is_pil_image(picture):
         raise TypeError(
-            f"{where} has a picture of type {type(picture).__name__}, and pictures are PIL images: cast the column, "
-            "dataset.cast_column(name, datasets.Image()), or open the file."
+            f"{where} has a picture of type {type(picture).__name__}, and pictures are PIL images: give them in a column 'images', cast "
+            "to datasets.List(datasets.Image()), with a block {'type': 'image'} in the prompt for each."
         )

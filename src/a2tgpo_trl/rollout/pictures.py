@@ -94,17 +94,32 @@ class PictureReader:
         return sum(is_one for is_one, _ in groupby(ids, key=of_pictures.__contains__))
 
 
-def with_empty_pictures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def rows_with_pictures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
-    Rows of a batch. Where there are columns for pictures and no picture, each gets an empty list, by which TRL knows that.
+    Rows of a batch in the form in which TRL and processors tell what is a picture.
+
+    Blocks lose the empty values that Arrow gives them. Where there are columns for pictures and no picture, each row gets an empty
+    list of them.
 
     Args:
         rows (`Sequence[Mapping]`): Of a dataset.
     """
+    rows = [{**row, "prompt": _without_empty_values(row["prompt"])} if "prompt" in row else dict(row) for row in rows]
     pictures = [picture for row in rows for picture in (row.get("image"), *(row.get("images") or []))]
     if any(picture is not None for picture in pictures) or not any({"image", "images"} & row.keys() for row in rows):
-        return [dict(row) for row in rows]
+        return rows
     return [{**row, "images": []} for row in rows]
+
+
+def _without_empty_values(prompt: Any) -> Any:
+    if not isinstance(prompt, list):
+        return prompt
+    return [
+        {**message, "content": [{k: v for k, v in block.items() if v is not None} for block in message["content"]]}
+        if isinstance(message.get("content"), list)
+        else message
+        for message in prompt
+    ]
 
 
 def check_pictures_are_read(rollouts: Sequence[Any], tensors: Mapping[str, Any]) -> None:
