@@ -11,6 +11,7 @@ from trl import GRPOTrainer
 from ..integrations.progress import progress
 from .generation.turns import TurnGenerator
 from .loop import RolloutLimits, Toolbox, ToolLoop
+from .pictures import Picture
 from .protocols.base import ToolProtocol
 from .protocols.chat import ChatProtocol
 from .protocols.tags import TagProtocol
@@ -33,11 +34,11 @@ def make_protocol(trainer: GRPOTrainer, kind: str, conversational: bool) -> Tool
         kind (`str`): `"chat"` or `"tags"`.
         conversational (`bool`): Whether prompts are lists of messages.
     """
-    args, tokenizer = trainer.args, trainer._tokenizer
+    args, processing_class = trainer.args, trainer.processing_class
     if kind == "chat":
-        return ChatProtocol(tokenizer, trainer._get_tool_suffix_ids, trainer.eos_token_ids)
+        return ChatProtocol(processing_class, trainer._get_tool_suffix_ids, trainer.eos_token_ids)
     return TagProtocol(
-        tokenizer,
+        processing_class,
         trainer.tools,
         args.tool_tags,
         args.result_tag,
@@ -81,7 +82,12 @@ class RolloutPlayer:
         )
 
     def first_turns(
-        self, generate: Generate, prompt_ids: list[list[int]], num_generations: int, plan: TreePlan | None = None
+        self,
+        generate: Generate,
+        prompt_ids: list[list[int]],
+        images: Sequence[list[Picture]],
+        num_generations: int,
+        plan: TreePlan | None = None,
     ):
         """
         The first turn after each prompt, as `generate` returns turns.
@@ -89,26 +95,35 @@ class RolloutPlayer:
         Args:
             generate (`Callable`): TRL's `_generate_single_turn`.
             prompt_ids (`list[list[int]]`, length `B`): The prompts.
+            images (`Sequence[list]`, length `B`): Their pictures.
             num_generations (`int`): How often each prompt follows itself.
             plan ([`TreePlan`], *optional*): With one, rows that are no chains get an end-of-sequence token, which [`play`] replaces:
                 TRL knows no completion without any token.
         """
         self.turns.keeps_logprobs = plan is not None
         if plan is None:
-            return self._first_turns(generate, range(len(prompt_ids)), prompt_ids, num_generations)
+            return self._first_turns(generate, range(len(prompt_ids)), prompt_ids, images, num_generations)
         rows = plan.chain_rows(len(prompt_ids))
-        ids, logprobs = self._first_turns(generate, rows, [prompt_ids[row] for row in rows], plan.chains)
+        chosen = [[values[row] for row in rows] for values in (prompt_ids, images)]
+        ids, logprobs = self._first_turns(generate, rows, *chosen, plan.chains)
         written, nothing = dict(zip(rows, ids, strict=True)), [self.trainer._tokenizer.eos_token_id]
         told = None if logprobs is None else dict(zip(rows, logprobs, strict=True))
         every_row = range(len(prompt_ids))
         turns = [written.get(row, nothing) for row in every_row]
         return turns, None if told is None else [told.get(row, [0.0]) for row in every_row]
 
-    def _first_turns(self, generate: Generate, rows: Sequence[int], prompt_ids: list[list[int]], num_generations: int):
+    def _first_turns(
+        self,
+        generate: Generate,
+        rows: Sequence[int],
+        prompt_ids: list[list[int]],
+        images: Sequence[list[Picture]],
+        num_generations: int,
+    ):
         limits = replace(self.limits, max_completion_length=sys.maxsize)  # the backend's own limit
         # A prompt that fills the model's context gets one token: TRL knows no completion without any
         room = [max(limits.room(Rollout(ids)), 1) for ids in prompt_ids]
-        return self.turns.write(generate, rows, prompt_ids, room, len(room), num_generations)
+        return self.turns.write(generate, rows, prompt_ids, images, room, len(room), num_generations)
 
     def play(
         self,
@@ -116,6 +131,7 @@ class RolloutPlayer:
         prompt_ids: list[list[int]],
         completion_ids: list[list[int]],
         logprobs: list[list[float]] | None,
+        images: Sequence[list[Picture]],
         plan: TreePlan | None = None,
     ) -> ToolLoop:
         """
@@ -126,6 +142,7 @@ class RolloutPlayer:
             prompt_ids (`list[list[int]]`, length `B`): The prompts.
             completion_ids (`list[list[int]]`, length `B`): The first turns.
             logprobs (`list[list[float]]`, length `B`, *optional*): Their log-probabilities.
+            images (`Sequence[list]`, length `B`): The pictures of the prompts.
             plan ([`TreePlan`], *optional*): With one, rollouts that are no chains begin as others did, and their first turns are
                 nothing.
 
@@ -134,8 +151,8 @@ class RolloutPlayer:
         """
         toolboxes = [self._toolbox(i) for i in range(len(prompt_ids))]
         rollouts = [
-            Rollout(ids, state=state_of(toolbox.environment) if toolbox.tells_state else None)
-            for ids, toolbox in zip(prompt_ids, toolboxes, strict=True)
+            Rollout(ids, images=pictures, state=state_of(toolbox.environment) if toolbox.tells_state else None)
+            for ids, pictures, toolbox in zip(prompt_ids, images, toolboxes, strict=True)
         ]
         chains = range(len(rollouts)) if plan is None else plan.chain_rows(len(rollouts))
         for i in chains:
@@ -145,7 +162,8 @@ class RolloutPlayer:
         def write(rows, contexts, max_tokens, batch_size):
             if plan is None:  # of a tree others may go on from what they have read
                 self.turns.forget(row for row, rollout in enumerate(rollouts) if rollout.stop_reason)
-            return self.turns.write(generate, rows, contexts, max_tokens, batch_size)
+            pictures = [rollouts[row].all_images for row in rows]
+            return self.turns.write(generate, rows, contexts, pictures, max_tokens, batch_size)
 
         with progress("Rollouts", len(rollouts), "rollout", self.trainer.args.disable_tqdm) as bar:
             watch = partial(_show_finished, bar)
@@ -210,7 +228,7 @@ def _check_prompts(group: Sequence[Rollout], tree_chains: int) -> None:
     Raises:
         RuntimeError: As where `reset` of an environment wrote something else for each rollout.
     """
-    if any(rollout.prompt_ids != group[0].prompt_ids for rollout in group):
+    if any((rollout.prompt_ids, rollout.images) != (group[0].prompt_ids, group[0].images) for rollout in group):
         raise RuntimeError(
             f"tree_chains={tree_chains} lets rollouts of a prompt begin as others did, and the prompts of a group differ: let reset of "
             "an environment say the same for the same row, or leave tree_chains out."

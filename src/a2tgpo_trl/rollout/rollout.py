@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .pictures import Picture, pictures_in
 from .protocols.base import Message, ToolProtocol
 from .tools.calls import ToolCall, ToolResult
 
@@ -58,7 +59,7 @@ class Turn:
     results: list[ToolResult] = field(default_factory=list)
     observed: list[Message] = field(default_factory=list, repr=False)
     observation_ids: list[int] = field(default_factory=list, repr=False)
-    images: list[Any] = field(default_factory=list, repr=False)
+    images: list[Picture] = field(default_factory=list, repr=False)
     state: str | None = None
     surprisal: float | None = None
     node: int | None = None
@@ -102,7 +103,7 @@ class Rollout:
     turns: list[Turn] = field(default_factory=list)
     leading_ids: list[int] = field(default_factory=list)
     logprobs: list[float] | None = None
-    images: list[Any] = field(default_factory=list, repr=False)
+    images: list[Picture] = field(default_factory=list, repr=False)
     stop_reason: StopReason | None = None
     state: str | None = None
     num_shared_turns: int | None = None
@@ -134,7 +135,7 @@ class Rollout:
         return [on for on, ids in [(0, self.leading_ids), *pieces] for _ in ids]
 
     @property
-    def all_images(self) -> list[Any]:
+    def all_images(self) -> list[Picture]:
         """The pictures of prompt and observations, in the order in which their placeholders stand in `context_ids`."""
         return [*self.images, *(image for turn in self.turns for image in turn.images)]
 
@@ -169,7 +170,9 @@ class Rollout:
 
     def add_observation(self, messages: list[Message], ids: list[int]) -> None:
         """Append what the model reads of its last turn's results."""
-        self.turns[-1].observed, self.turns[-1].observation_ids = messages, ids
+        turn = self.turns[-1]
+        turn.observed, turn.observation_ids = messages, ids
+        turn.images = pictures_in(messages) if ids else []
         if self.logprobs is not None:
             self.logprobs = self.logprobs + [0.0] * len(ids)
 
@@ -206,7 +209,15 @@ def read_rollouts(
         if len(told) != len(pieces):
             told = [_decoded(tokenizer, written, read) for written, read in pieces]
         turns = [
-            Turn(written, message, _calls(message), list(map(_result, observed)), observed, read)
+            Turn(
+                written,
+                message,
+                _calls(message),
+                list(map(_result, observed)),
+                observed,
+                read,
+                pictures_in(observed),
+            )
             for (written, read), (message, observed) in zip(pieces, told, strict=True)
         ]
         rollouts.append(Rollout(prompt_ids[i], turns, leading_ids))
