@@ -68,11 +68,8 @@ def why_no_token_tree(model: PreTrainedModel) -> str | None:
 
 def why_no_pictures_in_trees(model: PreTrainedModel) -> str | None:
     """Why a token tree cannot hold pictures for a model, or `None` if it can."""
-    name, base = model.config.model_type, base_model(model)
-    if "token_type_ids" in inspect.signature(type(base).forward).parameters:
-        return f"{name} attends to the tokens of a picture in both directions"
-    if not hasattr(base.base_model, "get_placeholder_mask"):
-        return f"{name} has no tokens in whose place pictures stand"
+    if "token_type_ids" in inspect.signature(type(base_model(model)).forward).parameters:
+        return f"{model.config.model_type} attends to the tokens of a picture in both directions"
     return None
 
 

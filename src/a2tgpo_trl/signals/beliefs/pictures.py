@@ -5,24 +5,23 @@ token ids, so the ids from the first placeholder of a prompt or observation to i
 the number of what is pictured there, equal where ids and pictures are. A model is given the ids without their marks.
 """
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ...rollout import Rollout
+from ...rollout.pictures import Picture, PictureReader
 
 _MARK = 2**32
 """Above all token ids."""
 
 
 @dataclass
-class Picture:
+class ReadPicture:
     """
     A picture of a batch.
 
@@ -31,7 +30,7 @@ class Picture:
         features (`dict[str, Tensor]`, *optional*): What the processor makes of it, once a model has been given it.
     """
 
-    image: Any
+    image: Picture
     features: dict[str, Tensor] | None = field(default=None, repr=False)
 
 
@@ -44,13 +43,13 @@ class PictureSpan:
         start (`int`): The first placeholder.
         stop (`int`): One past the last.
         number (`int`): What the tokens are marked with, from 1 to 2^61.
-        pictures (`list[Picture]`): In the order of their placeholders.
+        pictures (`list[ReadPicture]`): In the order of their placeholders.
     """
 
     start: int
     stop: int
     number: int
-    pictures: list[Picture]
+    pictures: list[ReadPicture]
 
 
 def marked(ids: Sequence[int], spans: Sequence[PictureSpan]) -> list[int]:
@@ -66,12 +65,12 @@ def unmarked(ids: Sequence[int]) -> list[int]:
     return [token % _MARK for token in ids]
 
 
-class PictureReader:
+class ContextPictures:
     """
-    Finds the pictures of rollouts, and makes of them what a model is given.
+    Finds the pictures in contexts, and tells what a model is given for them.
 
     Args:
-        processor (`ProcessorMixin`): Of the model.
+        processor (`ProcessorMixin`): Of a known family.
         model (`PreTrainedModel`): Without adapters around it.
 
     Attributes:
@@ -79,20 +78,16 @@ class PictureReader:
     """
 
     def __init__(self, processor: ProcessorMixin, model: PreTrainedModel):
-        self.processor = processor
-        self.placeholders = set(processor.image_token_ids)
-        taken = set(inspect.signature(type(model).forward).parameters)
-        self._types = taken & {"token_type_ids", "mm_token_type_ids"}
-        self._taken = taken - self._types - {"input_ids", "attention_mask"}
+        self.reader = PictureReader(processor)
         self._rope_index = getattr(model.base_model, "get_rope_index", None)
         self.rotates_in_space = self._rope_index is not None
 
     def spans(self, rollouts: Sequence[Rollout]) -> list[list[PictureSpan]]:
         """Where pictures stand in the contexts of rollouts; equal pictures are one."""
-        known: dict[int, Picture] = {}
+        known: dict[int, ReadPicture] = {}
         return [self._spans_of(rollout, known) for rollout in rollouts]
 
-    def _spans_of(self, rollout: Rollout, known: dict[int, Picture]) -> list[PictureSpan]:
+    def _spans_of(self, rollout: Rollout, known: dict[int, ReadPicture]) -> list[PictureSpan]:
         spans, start = [], 0
         for ids, images in _segments(rollout):
             if images:
@@ -100,60 +95,60 @@ class PictureReader:
             start += len(ids)
         return spans
 
-    def _span(self, ids: list[int], images: list, start: int, known: dict[int, Picture]) -> PictureSpan:
-        places = [place for place, token in enumerate(ids) if token in self.placeholders]
+    def _span(self, ids: list[int], images: list, start: int, known: dict[int, ReadPicture]) -> PictureSpan:
+        places = [place for place, token in enumerate(ids) if token == self.reader.image_token_id]
         if not places:
             raise ValueError(
-                f"A prompt or observation with {len(images)} pictures has none of the placeholders "
-                f"{self.processor.tokenizer.convert_ids_to_tokens(sorted(self.placeholders))} among its tokens: "
-                "the chat template must write one for each picture."
+                f"A prompt or observation with {len(images)} pictures has none of their placeholders, of the token "
+                f"{self.reader.image_token_id}, among its tokens: the chat template must write one for each picture."
             )
         first, stop = places[0], places[-1] + 1
         numbers = list(map(picture_number, images))
         number = hash((*ids[first:stop], *numbers)) % 2**61 + 1  # of integers, and so the same on every process
-        pictures = [known.setdefault(key, Picture(image)) for key, image in zip(numbers, images, strict=True)]
+        pictures = [known.setdefault(key, ReadPicture(image)) for key, image in zip(numbers, images, strict=True)]
         return PictureSpan(start + first, start + stop, number, pictures)
 
-    def inputs(self, ids: Tensor, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+    def inputs(self, ids: Tensor, pictures: Sequence[ReadPicture]) -> dict[str, Tensor]:
         """
         What a model is given beside token ids.
 
         Args:
             ids (`Tensor`, shape `(B, T)`): Token ids, without marks.
-            pictures (`Sequence[Picture]`): Whose placeholders they hold, row by row.
+            pictures (`Sequence[ReadPicture]`): Whose placeholders they hold, row by row.
 
         Returns:
             `dict[str, Tensor]`: such as `pixel_values`, `image_grid_thw` and `mm_token_type_ids`.
         """
+        types = self.reader.inputs(ids.tolist(), [])
+        inputs = {name: torch.tensor(values, device=ids.device) for name, values in types.items()}
         features = list(map(self._features, pictures))
-        names = features[0] if features else ()
-        inputs = {name: torch.cat([one[name] for one in features]).to(ids.device) for name in names}
-        types = self.processor.create_mm_token_type_ids(ids.tolist())
-        return inputs | {name: torch.tensor(types, device=ids.device) for name in self._types}
+        for name in features[0] if features else ():
+            inputs[name] = torch.cat([one[name] for one in features]).to(ids.device)
+        return inputs
 
-    def positions(self, ids: Sequence[int], pictures: Sequence[Picture]) -> Tensor:
+    def positions(self, ids: Sequence[int], pictures: Sequence[ReadPicture]) -> Tensor:
         """
         Positions of the tokens of one sequence, where those of pictures have several dimensions.
 
         Args:
             ids (`Sequence[int]`, length `T`): A context and more, perhaps marked.
-            pictures (`Sequence[Picture]`): Whose placeholders they hold.
+            pictures (`Sequence[ReadPicture]`): Whose placeholders they hold.
 
         Returns:
             `Tensor`, shape `(dimensions, 1, T)`, long.
         """
-        inputs = self.inputs(torch.tensor([unmarked(ids)]), pictures)
-        inputs.pop("pixel_values", None)
-        return self._rope_index(torch.tensor([unmarked(ids)]), **inputs)[0]
+        tokens = torch.tensor([unmarked(ids)])
+        inputs = self.inputs(tokens, pictures)
+        return self._rope_index(tokens, **{name: inputs[name] for name in inputs if name != "pixel_values"})[0]
 
-    def _features(self, picture: Picture) -> dict[str, Tensor]:
+    def _features(self, picture: ReadPicture) -> dict[str, Tensor]:
         if picture.features is None:
-            features = self.processor(images=[picture.image], return_tensors="pt")
-            picture.features = {name: value for name, value in features.items() if name in self._taken}
+            features = self.reader.processor.image_processor(images=[picture.image], return_tensors="pt")
+            picture.features = self.reader.for_model(features)
         return picture.features
 
 
-def picture_number(image: Any) -> int:
+def picture_number(image: Picture) -> int:
     """Number of what a picture shows, the same on every process."""
     shown = blake2b(f"{image.mode} {image.size} {image.getpalette()}".encode(), digest_size=8)
     shown.update(image.tobytes())

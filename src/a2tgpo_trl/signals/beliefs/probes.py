@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..texts import normalized
-from .pictures import Picture, PictureSpan, marked
+from .pictures import PictureSpan, ReadPicture, marked
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class Query:
     alias: int = 0
     spans: list[PictureSpan] = field(default_factory=list)
 
-    def pictures_from(self, place: int) -> list[Picture]:
+    def pictures_from(self, place: int) -> list[ReadPicture]:
         """Those that stand at this place or after it."""
         return [picture for span in self.spans if span.start >= place for picture in span.pictures]
 

@@ -21,12 +21,13 @@ from ...integrations.architecture import (
     why_padding_shifts,
     why_random,
 )
+from ...integrations.processors import tokenizer_of
 from ...integrations.progress import progress
 from ...rollout import Rollout
 from .attention import BLOCK, UnknownAttention, attention_over, why_no_flex
 from .head import predicting_at
 from .packing import TokenTree, batches_by_length, pack
-from .pictures import Picture, PictureReader, unmarked
+from .pictures import ContextPictures, ReadPicture, unmarked
 from .probes import (
     BeliefPlan,
     Query,
@@ -64,8 +65,7 @@ class BeliefScorer:
         args: A2TGPOConfig,
         context_length: int,
     ):
-        has_pictures = isinstance(processing_class, ProcessorMixin)
-        self.tokenizer = processing_class.tokenizer if has_pictures else processing_class
+        self.tokenizer = tokenizer_of(processing_class)
         self.accelerator = accelerator
         self.args = args
         self.context_length = context_length
@@ -74,8 +74,9 @@ class BeliefScorer:
         self.base = base_model(base)
         self.attention = self._choose_attention()
         self.why_prefixes = why_no_token_tree(base)
-        self.reader = PictureReader(processing_class, self.base) if has_pictures else None
-        if has_pictures:
+        self.pictures = None
+        if isinstance(processing_class, ProcessorMixin):
+            self.pictures = ContextPictures(processing_class, self.base)
             self.why_prefixes = self.why_prefixes or why_no_pictures_in_trees(self.base)
         if self.why_prefixes:
             logger.warning(f"Information gain reads each context from its beginning: {self.why_prefixes}.")
@@ -107,8 +108,8 @@ class BeliefScorer:
         distinct = {alias for aliases in answers for alias in aliases}
         probes = {alias: make_probe(self.tokenizer, self.args.answer_template, alias) for alias in distinct}
         rows = probed_rows(batch, ends, [[probes[alias] for alias in row] for row in answers], self.context_length)
-        if self.reader is not None:
-            rows = [row.with_pictures(spans) for row, spans in zip(rows, self.reader.spans(rollouts), strict=True)]
+        if self.pictures is not None:
+            rows = [row.with_pictures(spans) for row, spans in zip(rows, self.pictures.spans(rollouts), strict=True)]
         num_ends = int(self._on_all(ends.size(1)).max()) + 1
         rows, keys = share_contexts([row.padded_to(num_ends) for row in rows])
         first_columns = batch["prompt_mask"].size(1) - batch["prompt_mask"].sum(dim=1)
@@ -182,16 +183,16 @@ class BeliefScorer:
     def _tree_positions(self, tree: TokenTree, found: Sequence[Query]) -> Tensor:
         """`(1, N)`, or as many rows of them as the model has dimensions of positions."""
         chosen = [(found[key], branch) for key, branch in tree.branches.items()]
-        if not any(query.spans for query, _ in chosen) or not self.reader.rotates_in_space:
+        if not any(query.spans for query, _ in chosen) or not self.pictures.rotates_in_space:
             return torch.tensor([tree.positions])
-        own = [self.reader.positions(query.ids, query.pictures_from(0))[:, :, b.shared :] for query, b in chosen]
+        own = [self.pictures.positions(query.ids, query.pictures_from(0))[:, :, b.shared :] for query, b in chosen]
         positions = torch.cat(own, dim=2)
         return F.pad(positions, (0, len(tree.ids) - positions.size(2)))
 
-    def _inputs(self, rows: list[list[int]], pictures: Sequence[Picture]) -> dict[str, Tensor]:
+    def _inputs(self, rows: list[list[int]], pictures: Sequence[ReadPicture]) -> dict[str, Tensor]:
         """Token ids of rows of one length, and with pictures what they are to a model."""
         ids = torch.tensor(rows, device=self.accelerator.device)
-        return {"input_ids": ids, **(self.reader.inputs(ids, pictures) if pictures else {})}
+        return {"input_ids": ids, **(self.pictures.inputs(ids, pictures) if pictures else {})}
 
     def _score_prefixes(self, model: nn.Module, found: list[Query], max_tokens: int) -> Tensor:
         equal = length_dependent_rope(self.base) is not None
