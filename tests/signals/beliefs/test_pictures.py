@@ -1,6 +1,5 @@
 """Beliefs in contexts with pictures, against one unpadded forward per context in float64."""
 
-import inspect
 import math
 import os
 import subprocess
@@ -18,11 +17,11 @@ from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.functional import observation_ends, turn_ends, turn_ids
 from a2tgpo_trl.integrations.architecture import why_no_pictures_in_trees, why_random
 from a2tgpo_trl.rollout import Rollout, Turn
-from a2tgpo_trl.signals.beliefs import BeliefScorer, make_probe, queries, shared_beliefs
+from a2tgpo_trl.signals.beliefs import BeliefScorer, queries, shared_beliefs
 from a2tgpo_trl.signals.beliefs.pictures import picture_number
+from pictured import FAMILIES, ONLY_PREFIXES, agree, contexts_of, naive_belief
 from scoring import TEMPLATE
 
-FAMILIES = ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma3"]
 RED, BLUE = map(tiny_vision.picture, ("red", "blue"))
 WIDE, HIGH = tiny_vision.picture("green", (40, 16)), tiny_vision.picture("yellow", (16, 24))
 
@@ -73,36 +72,6 @@ def batch_of(rollouts):
         batch["completion_mask"].append([1] * rollout.completion_length + [0] * right)
         batch["tool_mask"].append(rollout.tool_mask + [1] * right)
     return {name: torch.tensor(rows) for name, rows in batch.items()}
-
-
-def contexts_of(rollout, from_turn_ends=False):
-    """Token ids and pictures of each context."""
-    found = [(rollout.prompt_ids, rollout.images)]
-    context, images = list(rollout.prompt_ids), list(rollout.images)
-    for turn in rollout.turns:
-        context = context + turn.ids
-        if turn.observation_ids:
-            if from_turn_ends:
-                found.append((context, images))
-            context, images = context + turn.observation_ids, images + turn.images
-            found.append((context, images))
-    return found
-
-
-@torch.no_grad()
-def naive_belief(model, processor, context, images, answer="Paris"):
-    probe = make_probe(processor.tokenizer, TEMPLATE, answer)
-    tokens = torch.tensor([context + probe.ids])
-    inputs = {"input_ids": tokens}
-    if images:
-        parameters = inspect.signature(type(model).forward).parameters
-        seen = processor.image_processor(images=images, return_tensors="pt")
-        inputs |= {name: value for name, value in seen.items() if name in parameters}
-        types = (tokens == model.config.image_token_id).long()
-        inputs |= {name: types for name in ("token_type_ids", "mm_token_type_ids") if name in parameters}
-    logps = model(**inputs).logits.log_softmax(-1)[0]
-    places = [len(context) + j for j, on in enumerate(probe.scored) if on]
-    return sum(logps[place - 1, tokens[0, place]].item() for place in places) / len(places)
 
 
 def naive(family, rollouts, processor, answer="Paris", **options):
@@ -168,15 +137,7 @@ def with_shared_forward(scorer, model, rollouts, batch_size=2, **options):
     return shared_beliefs(torch.cat(shared.beliefs), plan.keys)
 
 
-def agree(actual, expected, atol=1e-10):
-    for row, values in zip(actual.tolist(), expected, strict=True):
-        assert row[: len(values)] == pytest.approx(values, abs=atol)
-        assert all(value != value for value in row[len(values) :])
-    assert len({round(value, 6) for values in expected for value in values}) > 5  # they differ
-
-
 PATHS = [(family, path) for family in FAMILIES for path in ("trees", "prefixes", "shared")]
-ONLY_PREFIXES = {"qwen3_5": "linear_attention layers", "gemma3": "sliding_attention layers"}
 
 
 @pytest.mark.parametrize("from_turn_ends", [False, True], ids=["turn_start", "turn_end"])
