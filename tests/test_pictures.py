@@ -15,8 +15,8 @@ from conftest import same, weights
 from tiny_vision import picture
 
 FAMILIES = list(tiny_vision.MODELS)
-CALLING = ["qwen2_5_vl", "qwen3_vl", "qwen3_5"]
-"""Families with a chat template that calls tools."""
+CALLING = {"qwen2_5_vl": 4, "qwen3_vl": 5, "qwen3_5": 7}
+"""Families with a chat template that calls tools, and seeds of random models that do so now and then."""
 RED, BLUE = picture("red"), picture("blue", (32, 24))
 
 
@@ -98,3 +98,73 @@ def test_grpo_is_trls_bit_for_bit(trainers, family, rows):
     (losses, after), (our_losses, ours) = trained
     assert our_losses == losses and same(ours, after)
     assert not same(after, dict(tiny_vision.model(family).named_parameters()))
+
+
+# ---- from tools
+
+
+def look(key: int) -> list:
+    """
+    Look at something.
+
+    Args:
+        key: Where to look.
+    """
+    size = (8 * (1 + key % 3), 8 * (1 + key % 4))
+    seen = {"type": "image", "image": picture(("red", "green", "blue")[key % 3], size)}
+    said = {"type": "text", "text": f"This is {key}."}
+    return [[said], [seen, said], [seen], [said, seen, seen]][key % 4]
+
+
+GREEN = {"prompt": asked("Where?"), "image": picture("green", (24, 24))}
+MIXED = [{"prompt": asked("What is red?"), "image": None}, *ROWS["image"], GREEN]
+ENDS = [2, *range(200, 380)]
+"""Many tokens end a turn, so that random models write turns of different length."""
+PROMPTS = {"pictures": [*ROWS["image"], GREEN], "text": [*ROWS["text"], {"prompt": asked("Why?")}], "mixed": MIXED}
+
+
+@pytest.fixture
+def by_chance(trainers, monkeypatch):
+    """`by_chance(cls, family, rows, **options)`: a random model calls the tool by chance, and decides greedily."""
+    chance.install_parser(monkeypatch)
+
+    def make(cls, family, rows, **options):
+        options = {
+            "model": tiny_vision.model(family, CALLING[family]),
+            "max_completion_length": 200, "max_tool_calling_iterations": 4, "num_generations": 2,
+            "per_device_train_batch_size": 2 * len(rows), "generation_kwargs": {"do_sample": False}, **options,
+        }  # fmt: skip
+        return trainers(cls, family, rows * 2, tools=[look], ends=ENDS, **options)
+
+    return make
+
+
+def rolled_out(trainer, rows):
+    """What `_generate` returned for a batch in which each row stands twice, and what the loss reads."""
+    outputs, generate = [], trainer._generate
+
+    def keep(prompts):
+        outputs.append(generate(prompts))
+        return copy.deepcopy(outputs[0])
+
+    trainer._generate = keep
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions(copy.deepcopy([row for row in rows for _ in range(2)]))
+    return outputs[0], batch
+
+
+@pytest.mark.parametrize("prompts", PROMPTS)
+@pytest.mark.parametrize("family", CALLING)
+def test_rollouts_with_pictures_of_tools_are_trls(by_chance, family, prompts):
+    rows = PROMPTS[prompts]
+    theirs, batch = rolled_out(by_chance(GRPOTrainer, family, rows), rows)
+    turns = [sum(a < b for a, b in pairwise([0, *mask])) for mask in theirs[2]]
+    assert len(set(turns)) > 1 and any(theirs[7])
+    for lockstep in (True, False):
+        ours, our_batch = rolled_out(by_chance(A2TGPOTrainer, family, rows, lockstep=lockstep), rows)
+        assert ours[:6] == theirs[:6]
+        assert [row or [] for row in ours[6]] == [row or [] for row in theirs[6]]
+        assert our_batch.keys() == batch.keys() | {"turn_ids"}
+        for name, value in batch.items():
+            ours_is = our_batch[name]
+            assert torch.equal(ours_is, value) if isinstance(value, torch.Tensor) else ours_is == value, name
