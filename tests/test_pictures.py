@@ -11,12 +11,13 @@ from trl import GRPOConfig, GRPOTrainer
 import chance
 import tiny_vision
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.rollout import TagProtocol, ToolCall
 from conftest import same, weights
 from tiny_vision import picture
 
 FAMILIES = list(tiny_vision.MODELS)
-CALLING = ["qwen2_5_vl", "qwen3_vl", "qwen3_5"]
-"""Families with a chat template that calls tools."""
+CALLING = {"qwen2_5_vl": 4, "qwen3_vl": 5, "qwen3_5": 7}
+"""Families with a chat template that calls tools, and seeds of random models that do so now and then."""
 RED, BLUE = picture("red"), picture("blue", (32, 24))
 
 
@@ -64,7 +65,9 @@ def trainers(config):
         model = model or tiny_vision.model(family)
         if ends:
             model.generation_config.eos_token_id = ends
-        arguments = {name: options.pop(name) for name in ("turn_reward_funcs", "environment_factory") if name in options}
+        arguments = {
+            name: options.pop(name) for name in ("turn_reward_funcs", "environment_factory") if name in options
+        }
         return cls(
             model,
             reward,
@@ -98,3 +101,196 @@ def test_grpo_is_trls_bit_for_bit(trainers, family, rows):
     (losses, after), (our_losses, ours) = trained
     assert our_losses == losses and same(ours, after)
     assert not same(after, dict(tiny_vision.model(family).named_parameters()))
+
+
+# ---- from tools
+
+
+def look(key: int) -> list:
+    """
+    Look at something.
+
+    Args:
+        key: Where to look.
+    """
+    size = (8 * (1 + key % 3), 8 * (1 + key % 4))
+    seen = {"type": "image", "image": picture(("red", "green", "blue")[key % 3], size)}
+    said = {"type": "text", "text": f"This is {key}."}
+    return [[said], [seen, said], [seen], [said, seen, seen]][key % 4]
+
+
+GREEN = {"prompt": asked("Where?"), "image": picture("green", (24, 24))}
+MIXED = [{"prompt": asked("What is red?"), "image": None}, *ROWS["image"], GREEN]
+ENDS = [2, *range(200, 380)]
+"""Many tokens end a turn, so that random models write turns of different length."""
+PROMPTS = {"pictures": [*ROWS["image"], GREEN], "text": [*ROWS["text"], {"prompt": asked("Why?")}], "mixed": MIXED}
+
+
+@pytest.fixture
+def by_chance(trainers, monkeypatch):
+    """`by_chance(cls, family, rows, **options)`: a random model calls the tool by chance, and decides greedily."""
+    chance.install_parser(monkeypatch)
+
+    def make(cls, family, rows, **options):
+        options = {
+            "model": tiny_vision.model(family, CALLING[family]),
+            "max_completion_length": 200, "max_tool_calling_iterations": 4, "num_generations": 2,
+            "per_device_train_batch_size": 2 * len(rows), "generation_kwargs": {"do_sample": False}, **options,
+        }  # fmt: skip
+        return trainers(cls, family, rows * 2, tools=[look], ends=ENDS, **options)
+
+    return make
+
+
+def rolled_out(trainer, rows):
+    """What `_generate` returned for a batch in which each row stands twice, and what the loss reads."""
+    outputs, generate = [], trainer._generate
+
+    def keep(prompts):
+        outputs.append(generate(prompts))
+        return copy.deepcopy(outputs[0])
+
+    trainer._generate = keep
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions(copy.deepcopy([row for row in rows for _ in range(2)]))
+    return outputs[0], batch
+
+
+@pytest.mark.parametrize("prompts", PROMPTS)
+@pytest.mark.parametrize("family", CALLING)
+def test_rollouts_with_pictures_of_tools_are_trls(by_chance, family, prompts):
+    rows = PROMPTS[prompts]
+    theirs, batch = rolled_out(by_chance(GRPOTrainer, family, rows), rows)
+    turns = [sum(a < b for a, b in pairwise([0, *mask])) for mask in theirs[2]]
+    assert len(set(turns)) > 1 and any(theirs[7])
+    for lockstep in (True, False):
+        ours, our_batch = rolled_out(by_chance(A2TGPOTrainer, family, rows, lockstep=lockstep), rows)
+        assert ours[:6] == theirs[:6]
+        assert [row or [] for row in ours[6]] == [row or [] for row in theirs[6]]
+        assert our_batch.keys() == batch.keys() | {"turn_ids"}
+        for name, value in batch.items():
+            ours_is = our_batch[name]
+            assert torch.equal(ours_is, value) if isinstance(value, torch.Tensor) else ours_is == value, name
+
+
+def zoom(place: str) -> list:
+    """
+    Look closer.
+
+    Args:
+        place: Where.
+    """
+    return [
+        {"type": "text", "text": f"{place}: "},
+        {"type": "image", "image": picture("red", (16, 8 * (1 + len(place) % 3)))},
+    ]
+
+
+TAGGED = [
+    {"prompt": [{"role": "user", "content": f"{row['prompt'][0]['content']} <zoom>"}], "image": row["image"]}
+    for row in MIXED
+]
+
+
+def from_scratch(trainer, rollout):
+    """Logits of one forward over all tokens of a rollout and all its pictures."""
+    context = [rollout.context_ids]
+    inputs = (
+        trainer.processing_class.image_processor(images=rollout.all_images, return_tensors="pt")
+        if rollout.all_images
+        else {}
+    )
+    types = {
+        name: torch.tensor(trainer.processing_class.create_mm_token_type_ids(context))
+        for name in ["mm_token_type_ids" if "image_grid_thw" in inputs else "token_type_ids"]
+    }
+    inputs = {name: value for name, value in inputs.items() if name != "num_crops"} | (types if inputs else {})
+    with torch.no_grad():
+        logits = trainer.model.eval()(input_ids=torch.tensor(context), **inputs).logits[0]
+    return logits
+
+
+def assert_written_greedily(trainer, rollout):
+    """Each token of each turn is the one that a forward from scratch finds most likely."""
+    logits = from_scratch(trainer, rollout)
+    logits[:, trainer._pictures.placeholders] = -torch.inf  # they are never written
+    choices = logits.argmax(dim=-1).tolist()
+    start = len(rollout.prompt_ids)
+    written = [start + i for i, on in enumerate(rollout.tool_mask) if on]
+    assert [choices[place - 1] for place in written] == [rollout.context_ids[place] for place in written]
+
+
+@pytest.mark.parametrize("family", CALLING)
+def test_contexts_are_those_of_one_forward_from_scratch(by_chance, family):
+    trainer = by_chance(A2TGPOTrainer, family, MIXED)
+    rollouts = trainer.play(MIXED, greedy=True)
+    assert max(len(rollout.all_images) for rollout in rollouts) > 2
+    for rollout in rollouts:
+        assert trainer._pictures.count(rollout.context_ids) == len(rollout.all_images)
+        assert_written_greedily(trainer, rollout)
+
+
+class Zooming(TagProtocol):
+    """Reads the same call out of the first turns, which a random model does not write."""
+
+    def read_turn(self, ids, prefix, schemas):
+        message, calls = super().read_turn(ids, prefix, schemas)
+        return message, calls or [ToolCall("zoom", {"place": "a" * (sum(ids) % 5)})] * (len(prefix) < 150)
+
+
+@pytest.fixture
+def zooming(trainers, monkeypatch):
+    """`zooming(family, **options)`: a trainer whose random model calls a tool by tags."""
+    monkeypatch.setattr("a2tgpo_trl.rollout.player.TagProtocol", Zooming)
+
+    def make(family, rows=TAGGED, cls=A2TGPOTrainer, tools=(zoom,), **options):
+        options = {
+            "tool_protocol": "tags",
+            "max_completion_length": 250,
+            "max_turn_tokens": 6,
+            "num_generations": 2,
+            **options,
+        }
+        return trainers(cls, family, rows * 2, tools=list(tools), **{"per_device_train_batch_size": 8, **options})
+
+    return make
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tags_hold_pictures(zooming, family):
+    trainer = zooming(family)
+    rollouts = trainer.play(TAGGED, greedy=True)
+    for rollout in rollouts:
+        assert rollout.num_tool_turns
+        turn = rollout.turns[0]
+        (seen,) = turn.images
+        placeholder = trainer._tokenizer.decode(trainer._pictures.placeholder_ids(seen))
+        read = trainer._tokenizer.decode(turn.observation_ids)
+        assert read == f"\n<result>{turn.calls[0].arguments['place']}: {placeholder}</result>\n"
+        assert turn.observation == f"{turn.calls[0].arguments['place']}: "
+        assert_written_greedily(trainer, rollout)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_of_tags_are_trained_on(zooming, family):
+    trainer = zooming(family)
+    before = weights(trainer)
+    trainer.train()
+    assert all(log["grad_norm"] > 0 for log in trainer.state.log_history if "grad_norm" in log)
+    changed = [name for name, value in weights(trainer).items() if not torch.equal(value, before[name])]
+    assert any("visual" in name or "vision" in name for name in changed)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_reads_the_pictures_of_tools(zooming, family):
+    """Old log-probabilities are those of a forward from scratch."""
+    trainer = zooming(family, num_iterations=2)
+    trainer.model.eval()
+    batch = trainer._roll_out([row for row in TAGGED for _ in range(2)])
+    for i, rollout in enumerate(batch.rollouts):
+        logits = from_scratch(trainer, rollout)
+        ids = torch.tensor(rollout.context_ids)
+        logps = logits[:-1].log_softmax(dim=-1).gather(1, ids[1:, None])[len(rollout.prompt_ids) - 1 :, 0]
+        old = batch.tensors["old_per_token_logps"][i, : len(logps)]
+        on = torch.tensor(rollout.tool_mask).bool()
+        torch.testing.assert_close(old[on], logps[on], atol=1e-4, rtol=1e-4)

@@ -191,7 +191,8 @@ class A2TGPOTrainer(GRPOTrainer):
         if protocol is None:
             return None
         if self.args.tool_loop == "trl":
-            checks.check_trls_loop(self.args, self.model.config, self.tools)
+            config = self.model.config.get_text_config() if self._is_vlm else self.model.config  # as TRL's loop
+            checks.check_trls_loop(self.args, config, self.tools)
             return None
         for name, tools in getattr(self, "_env_tools", {}).items():
             self._env_tools[name] = without_state_keys(tools, self._standalone_tools)

@@ -1,5 +1,6 @@
 """Pictures in messages, and what a processor makes of them."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -35,6 +36,14 @@ def picture_block(picture: Picture) -> dict[str, Any]:
     if not is_pil_image(picture):
         raise TypeError(f"A block of type 'image' holds a PIL image under 'image', got {type(picture).__name__}.")
     return {"type": "image", "image": picture.copy()}
+
+
+def digest(pictures: Iterable[Picture]) -> str:
+    """A name of pictures: other pixels have another one."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for picture in pictures:
+        hashed.update(f"{picture.mode} {picture.size}".encode() + picture.tobytes())
+    return hashed.hexdigest()
 
 
 class PictureReader:
