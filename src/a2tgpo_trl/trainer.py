@@ -41,7 +41,13 @@ from .rollout import (
     without_state_keys,
 )
 from .rollout.generation.backends import backend_of
-from .rollout.pictures import PictureReader, check_pictures_are_read, pictures_in, rows_with_pictures
+from .rollout.pictures import (
+    PictureReader,
+    check_pictures_are_read,
+    pictures_in,
+    rows_with_pictures,
+    without_empty_pictures,
+)
 from .rollout.player import RolloutPlayer, make_protocol
 from .rollout.tree import TreePlan
 from .signals.beliefs.signal import Beliefs
@@ -95,7 +101,8 @@ class A2TGPOTrainer(GRPOTrainer):
     - `_generate`: reads the answers once environments are reset; keeps what was played.
     - `_generate_single_turn`: turns end at tags and at limits of their own, and what was read before is kept.
     - `_tool_call_loop`: the loop of this library, in which tools run beside generation.
-    - `_get_per_token_logps_and_entropies`: without what an image processor returns for the processor alone.
+    - `_get_per_token_logps_and_entropies`: without what an image processor returns for the processor alone, and
+      without pictures for a micro-batch that has none.
     - `_calculate_rewards`: gives reward functions the turns; NaN and infinite rewards count as missing.
     - `_generate_and_score_completions`: measures signals, and adds the credit of turns.
     - `_compute_loss`: the turn's ratio and clip range, and the loss of signals that are learned.
@@ -342,10 +349,10 @@ class A2TGPOTrainer(GRPOTrainer):
 
     # ---- rewards, signals and credit ---------------------------------------------------------------------------
 
-    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         if self._pictures is not None:
-            kwargs = self._pictures.for_model(kwargs)
-        return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+            model, kwargs = partial(without_empty_pictures, model), self._pictures.for_model(kwargs)
+        return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         checks.check_reward_columns(inputs[0], "The batch, or what rollout_func returned for it,")

@@ -1,7 +1,7 @@
 """Pictures in messages, and what a processor makes of them."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -129,6 +129,20 @@ def _without_empty_values(prompt: Any) -> Any:
         else message
         for message in prompt
     ]
+
+
+def without_empty_pictures(model: Callable[..., Any], **inputs: Any) -> Any:
+    """
+    Run a model without pictures where there are none: of a micro-batch without any beside others with some, TRL passes tensors of
+    length 0, which no model takes.
+
+    Args:
+        model (`Callable`): Takes them as `pixel_values` and `image_grid_thw`.
+        inputs: What it is given.
+    """
+    if "pixel_values" in inputs and not len(inputs["pixel_values"]):
+        inputs = {name: value for name, value in inputs.items() if name not in ("pixel_values", "image_grid_thw")}
+    return model(**inputs)
 
 
 def check_pictures_are_read(rollouts: Sequence[Any], tensors: Mapping[str, Any]) -> None:

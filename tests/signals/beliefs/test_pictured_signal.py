@@ -98,6 +98,11 @@ def test_a_group_without_a_picture_beside_one_with(pictured, family, updates):
     batch = roll_out(trainer, rows)
     assert [len(rollout.all_images) for rollout in batch.rollouts] == [0, 0, 1, 2, 1, 1, 2, 3]
     agree(batch.turns.signals["beliefs"], naive_table(trainer, tiny_vision.model(family), batch.rollouts), atol=1e-4)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    assert len(losses) == 2 and not any(map(math.isnan, losses))
+    assert trainer.state.log_history[0]["grad_norm"] > 0
 
 
 def test_all_aliases_from_the_turns_end(pictured):
