@@ -42,7 +42,7 @@ def digest(pictures: Iterable[Picture]) -> str:
     """A name of pictures: other pixels have another one."""
     hashed = hashlib.blake2b(digest_size=16)
     for picture in pictures:
-        hashed.update(f"{picture.mode} {picture.size}".encode() + picture.tobytes())
+        hashed.update(f"{picture.mode} {picture.size} {picture.getpalette()}".encode() + picture.tobytes())
     return hashed.hexdigest()
 
 

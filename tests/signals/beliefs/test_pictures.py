@@ -10,15 +10,16 @@ import torch
 import trl.trainer.utils
 from accelerate import Accelerator
 from PIL import Image
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
 import tiny_vision
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.functional import observation_ends, turn_ends, turn_ids
-from a2tgpo_trl.integrations.architecture import why_no_pictures_in_trees, why_random
+from a2tgpo_trl.integrations.architecture import why_no_token_tree, why_random
 from a2tgpo_trl.rollout import Rollout, Turn
+from a2tgpo_trl.rollout.pictures import digest
 from a2tgpo_trl.signals.beliefs import BeliefScorer, queries, shared_beliefs
-from a2tgpo_trl.signals.beliefs.pictures import picture_number
 from pictured import FAMILIES, ONLY_PREFIXES, agree, contexts_of, naive_belief
 from scoring import TEMPLATE
 
@@ -102,8 +103,12 @@ def in_double_precision(monkeypatch):
 def make_scorer(family, processor, dtype=torch.float64, **options):
     model = tiny_vision.model(family).to(dtype).eval()
     add_fused_lm_head(model)
+    return scorer_of(model, processor, **options), model
+
+
+def scorer_of(model, processor, **options):
     args = A2TGPOConfig(answer_template=TEMPLATE, disable_tqdm=True, use_cpu=True, bf16=False, **options)
-    return BeliefScorer(model, processor, Accelerator(cpu=True), args, 2048), model
+    return BeliefScorer(model, processor, Accelerator(cpu=True), args, 2048)
 
 
 def plan_of(scorer, rollouts, from_turn_ends=False, answers=("Paris",)):
@@ -264,12 +269,12 @@ def test_a_process_that_waits_for_others_runs_the_vision_part_too(path, monkeypa
 def test_pictures_have_the_same_numbers_on_every_process():
     code = """
 import tiny_vision
-from a2tgpo_trl.signals.beliefs.pictures import ContextPictures, picture_number
+from a2tgpo_trl.signals.beliefs.pictures import ContextPictures
 from a2tgpo_trl.rollout import Rollout
 reader = ContextPictures(tiny_vision.processor("qwen2_5_vl"), tiny_vision.model("qwen2_5_vl"))
 image = tiny_vision.picture("red")
 place = reader.reader.image_token_id
-print(picture_number(image), reader.spans([Rollout([5, place, 6], images=[image])])[0][0].number)
+print(reader.spans([Rollout([5, place, 6], images=[image])])[0][0].number)
 """
     told = set()
     for seed in ("1", "2"):
@@ -284,9 +289,9 @@ def test_what_makes_another_picture():
     palettes = [Image.new("P", (2, 3)) for _ in range(2)]
     palettes[0].putpalette([9, 9, 9])
     palettes[1].putpalette([0, 9, 0])
-    numbers = list(map(picture_number, (red, wide, grey, clear, *palettes)))
-    assert len(set(numbers)) == 6
-    assert picture_number(Image.new("RGB", (2, 3), (255, 0, 0))) == numbers[0]
+    names = [digest([image]) for image in (red, wide, grey, clear, *palettes)]
+    assert len(set(names)) == 6
+    assert digest([Image.new("RGB", (2, 3), (255, 0, 0))]) == names[0]
 
 
 def test_pictures_without_placeholders_are_an_error():
@@ -309,10 +314,27 @@ def test_a_context_that_ends_with_a_picture(in_double_precision):
         with_shared_forward(scorer, model, played)
 
 
-def test_reasons():
-    assert "gemma3 attends to the tokens of a picture in both directions" in why_no_pictures_in_trees(
-        tiny_vision.model("gemma3")
-    )
+def test_a_picture_seen_in_both_directions_fits_into_no_tree(in_double_precision):
+    """Where nothing else stands in the way: a Gemma 3 without sliding windows."""
+
+    def whole():
+        torch.manual_seed(0)
+        config = tiny_vision.model("gemma3").config.to_dict()
+        text = {name: value for name, value in config["text_config"].items() if name != "rope_parameters"}
+        config["text_config"] = {**text, "layer_types": ["full_attention"] * 2}
+        return Gemma3ForConditionalGeneration(Gemma3Config(**config)).double().eval()
+
+    processor, model = tiny_vision.processor("gemma3"), whole()
+    assert why_no_token_tree(model) is None
+    add_fused_lm_head(model)
+    scorer = scorer_of(model, processor)
+    assert "gemma3 attends to the tokens of a picture in both directions" in scorer.why_prefixes
+    played, reference = rollouts(processor), whole()
+    expected = [[naive_belief(reference, processor, *context) for context in contexts_of(one)] for one in played]
+    agree(measured(scorer, model, played), expected)
+
+
+def test_dropout_of_the_vision_part_counts():
     model = tiny_vision.model("gemma3").train()
     assert why_random(model) is None
     model.config.vision_config.attention_dropout = 0.1

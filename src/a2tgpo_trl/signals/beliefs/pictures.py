@@ -7,14 +7,13 @@ the number of what is pictured there, equal where ids and pictures are. A model 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ...rollout import Rollout
-from ...rollout.pictures import Picture, PictureReader
+from ...rollout.pictures import Picture, PictureReader, digest
 
 _MARK = 2**32
 """Above all token ids."""
@@ -103,7 +102,7 @@ class ContextPictures:
                 f"{self.reader.image_token_id}, among its tokens: the chat template must write one for each picture."
             )
         first, stop = places[0], places[-1] + 1
-        numbers = list(map(picture_number, images))
+        numbers = [int(digest([image]), 16) for image in images]
         number = hash((*ids[first:stop], *numbers)) % 2**61 + 1  # of integers, and so the same on every process
         pictures = [known.setdefault(key, ReadPicture(image)) for key, image in zip(numbers, images, strict=True)]
         return PictureSpan(start + first, start + stop, number, pictures)
@@ -146,13 +145,6 @@ class ContextPictures:
             features = self.reader.processor.image_processor(images=[picture.image], return_tensors="pt")
             picture.features = self.reader.for_model(features)
         return picture.features
-
-
-def picture_number(image: Picture) -> int:
-    """Number of what a picture shows, the same on every process."""
-    shown = blake2b(f"{image.mode} {image.size} {image.getpalette()}".encode(), digest_size=8)
-    shown.update(image.tobytes())
-    return int.from_bytes(shown.digest())
 
 
 def _segments(rollout: Rollout) -> list[tuple[list[int], list]]:
