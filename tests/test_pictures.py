@@ -1,17 +1,22 @@
 """Training on pictures: in prompts, and in what tools return. TRL is the judge, and one forward from scratch."""
 
 import copy
+import re
 from itertools import pairwise
 
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from PIL import Image
 from trl import GRPOConfig, GRPOTrainer
 
 import chance
 import tiny_vision
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-from a2tgpo_trl.rollout import TagProtocol, ToolCall
+from a2tgpo_trl.rollout import Rollout, StopReason, TagProtocol, ToolCall, Turn
+from a2tgpo_trl.rollout.pictures import pictures_in
+from a2tgpo_trl.rollout.player import _check_prompts
+from a2tgpo_trl.signals.states import state_keys
 from conftest import same, weights
 from tiny_vision import picture
 
@@ -294,3 +299,172 @@ def test_the_loss_reads_the_pictures_of_tools(zooming, family):
         old = batch.tensors["old_per_token_logps"][i, : len(logps)]
         on = torch.tensor(rollout.tool_mask).bool()
         torch.testing.assert_close(old[on], logps[on], atol=1e-4, rtol=1e-4)
+
+
+# ---- limits
+
+
+MARKER = re.compile(r"… \[truncated: \d+ of \d+ characters left out\]$")
+
+
+def protocol(family):
+    return TagProtocol(tiny_vision.processor(family), [zoom])
+
+
+def result(*content):
+    blocks = [{"type": "text", "text": c} if isinstance(c, str) else {"type": "image", "image": c} for c in content]
+    return {"role": "tool", "name": "zoom", "content": blocks}
+
+
+@pytest.mark.parametrize("limit", range(100, 260, 13))
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3"])
+def test_an_observation_is_never_cut_within_a_picture(family, limit):
+    tags = protocol(family)
+    given = [result("many words " * 20, RED, " and few", BLUE), result("more words " * 20, RED)]
+    shown, ids = tags.observe(given, limit)
+    kept = pictures_in(shown)
+    assert tags.pictures.count(ids) == len(kept) <= 3
+    of_pictures = sum(ids.count(token) for token in tags.pictures.placeholders)
+    assert of_pictures == sum(tags.pictures.placeholder_ids(seen).count(tags.pictures.image_token_id) for seen in kept)
+    assert len(ids) <= limit
+    assert "[truncated: " in str(shown)
+
+
+def test_words_stand_for_a_picture_without_room():
+    shown, ids = protocol("gemma3").observe([result("Look: ", RED, " and ", BLUE)], 55)
+    assert shown == [result("Look: ", RED, " and ", "[image left out]")] and len(ids) <= 55
+
+
+def test_pictures_are_kept_before_texts():
+    tags = protocol("qwen2_5_vl")
+    given = [result("many words " * 40, RED, "and", BLUE)]
+    shown, ids = tags.observe(given, 80)
+    assert pictures_in(shown) == [RED, BLUE] and len(ids) <= 80
+    first, *others = shown[0]["content"]
+    assert MARKER.search(first["text"]) and [block["type"] for block in others] == ["image", "text", "image"]
+    assert tags.observe(given, 1000)[0] == given
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_an_observation_without_room_takes_its_pictures_with_it(by_chance, family):
+    rows, options = PROMPTS["pictures"], {"max_completion_length": 100}
+    theirs, batch = rolled_out(by_chance(GRPOTrainer, family, rows, **options), rows)
+    trainer = by_chance(A2TGPOTrainer, family, rows, lockstep=True, **options)
+    ours, our_batch = rolled_out(trainer, rows)
+    assert ours[:7] == theirs[:7] and torch.equal(our_batch["pixel_values"], batch["pixel_values"])
+    rollouts = by_chance(A2TGPOTrainer, family, rows, lockstep=True, **options).play(rows, greedy=True)
+    dropped = [rollout.turns[-1] for rollout in rollouts if rollout.stop_reason == StopReason.OVERLONG_OBSERVATION]
+    assert any(pictures_in([result.message() for result in turn.results]) for turn in dropped)
+    assert not any(turn.images or turn.observed for turn in dropped)
+
+
+def test_a_tool_may_go_on_drawing_on_what_it_returned(zooming):
+    canvas = picture("red")
+
+    def draw(place: str):
+        """
+        Draw.
+
+        Args:
+            place: Where.
+        """
+        canvas.paste(("red", "green", "blue")[len(place) % 3], (0, 0, 16, 16))
+        return canvas
+
+    draw.__name__ = "zoom"
+    for rollout in zooming("qwen3_5", tools=[draw]).play(TAGGED, greedy=True):
+        for turn in rollout.turns[:-1]:
+            color = ("red", "green", "blue")[len(turn.calls[0].arguments["place"]) % 3]
+            assert turn.images == [Image.new("RGB", (16, 16), color)]
+            assert turn.images[0] is not canvas
+
+
+# ---- what else plays and trains
+
+
+@pytest.mark.parametrize("estimator", ["gtpo", "mt_grpo", "gigpo"])
+@pytest.mark.parametrize("family", ["qwen3_5", "gemma3"])
+def test_estimators_of_turns_train(zooming, family, estimator):
+    options = {} if estimator == "gigpo" else {"turn_reward_funcs": by_turn}
+    trainer = zooming(family, advantage_estimator=estimator, num_generations=4, **options)
+    trainer.train()
+    assert all(log["grad_norm"] > 0 for log in trainer.state.log_history if "grad_norm" in log)
+
+
+def by_turn(turns, **columns):
+    return [[float(sum(turn.ids) % 3) for turn in rollout] for rollout in turns]
+
+
+@pytest.mark.parametrize("level", ["token", "turn"])
+def test_levels_of_ratios_train(zooming, level):
+    trainer = zooming("qwen2_5_vl", importance_sampling_level=level, num_iterations=2, max_steps=4)
+    trainer.train()
+    assert trainer.state.global_step == 4
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "gemma3"])
+def test_leaves_of_trees_have_the_pictures_of_their_turns(zooming, family):
+    options = dict(tree_chains=1, tree_expansions=1, num_generations=4, generation_kwargs={})
+    trainer = zooming(family, **options)
+    trainer.model.train()
+    batch = trainer._roll_out([row for row in TAGGED[1:3] for _ in range(4)])
+    forked = [rollout for rollout in batch.rollouts if rollout.num_shared_turns]
+    assert forked
+    for rollout in batch.rollouts:
+        assert trainer._pictures.count(rollout.context_ids) == len(rollout.all_images)
+    for rollout in forked:
+        assert rollout.turns[0].images
+    assert any(rollout.images for rollout in forked)
+    trainer.train()
+
+
+def test_leaves_of_trees_have_the_same_pictures_in_their_prompts():
+    group = [Rollout([1], images=[RED]), Rollout([1], images=[RED.copy()])]
+    _check_prompts(group, 1)
+    with pytest.raises(RuntimeError, match="the prompts of a group differ"):
+        _check_prompts([*group, Rollout([1], images=[BLUE])], 1)
+
+
+def test_rollouts_are_played_with_their_pictures(zooming):
+    rollouts = zooming("qwen3_5").play(TAGGED, num_generations=2)
+    assert [rollout.images for rollout in rollouts[::2]] == [[row["image"]] if row["image"] else [] for row in TAGGED]
+    for rollout in rollouts:
+        assert rollout.all_images == [*rollout.images, *(seen for turn in rollout.turns for seen in turn.images)]
+        assert pictures_in(rollout.completion) == rollout.all_images[len(rollout.images) :]
+
+
+def test_states_with_other_pictures_are_others():
+    def rollout(seen):
+        turn = Turn([1], {"content": ""}, observed=[result("the same", seen)], observation_ids=[2], images=[seen])
+        return Rollout([7], [turn, Turn([3], {"content": ""})])
+
+    red, again, blue = (state_keys(rollout(seen))[1] for seen in (RED, RED.copy(), BLUE))
+    assert red == again != blue
+
+
+def test_completions_are_logged(zooming, tmp_path):
+    trainer = zooming("gemma3", log_completions=True, turn_records=True)
+    trainer.train()
+    assert list((tmp_path / "run").rglob("completions_*.parquet"))
+
+
+# ---- processors
+
+
+def test_a_processor_may_pad_on_either_side(trainers, monkeypatch):
+    trained = []
+    for side in ("left", "right"):
+        made = tiny_vision.processor("gemma3")
+        made.tokenizer.padding_side = side
+        monkeypatch.setattr(tiny_vision, "processor", lambda family, made=made: made)
+        trainer = trainers(A2TGPOTrainer, "gemma3", ROWS["image"] * 4)
+        trainer.train()
+        trained.append(weights(trainer))
+    assert same(*trained)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_processor_may_read_text_alone(trainers, family):
+    trainer = trainers(A2TGPOTrainer, family, ROWS["text"] * 4)
+    trainer.train()
+    assert trainer.state.global_step == 2

@@ -269,7 +269,7 @@ class A2TGPOTrainer(GRPOTrainer):
         if images is not None:
             images = [row or [] for row in images]  # no processor takes None beside pictures
         # With tools TRL is to find the placeholders in the tokens: it would render prompts otherwise than they were written
-        return *others, images, (images or []) if self.tools else tool_images
+        return *others, images, (images or []) if self.tools and self._is_vlm else tool_images
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         self.backend.check_prompts(prompt_ids)

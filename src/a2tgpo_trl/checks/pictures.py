@@ -105,8 +105,8 @@ def _check_messages(messages: list[dict[str, Any]], where: str, processing_class
         kind = block.get("type")
         if kind not in ("text", "image"):
             raise ValueError(
-                f"{where} has a block of type {kind!r} in its prompt, and A2TGPOTrainer reads text and pictures: give blocks of type "
-                "'text' or 'image', or texts."
+                f"{where} has a block of type {kind!r} in its prompt, and A2TGPOTrainer reads text and pictures alone: give blocks of "
+                "type 'text' or 'image', or texts."
             )
         if kind == "image" and not isinstance(processing_class, ProcessorMixin):
             raise TypeError(
