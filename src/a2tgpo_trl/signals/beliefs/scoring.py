@@ -204,9 +204,8 @@ class BeliefScorer:
         """Some queries, and their beliefs, each in a row of its own."""
         device = self.accelerator.device
         chosen = [found[key] for key in keys]
-        rows = [
-            [*unmarked(query.ids), query.labels[-1]] for query in chosen
-        ]  # a label is the token after its predictor
+        # A label is the token after its predictor
+        rows = [[*unmarked(query.ids), query.labels[-1]] for query in chosen]
         width = max(map(len, rows))
         pictures = [picture for query in chosen for picture in query.pictures_from(0)]
         inputs = self._inputs([row + [0] * (width - len(row)) for row in rows], pictures)
