@@ -13,7 +13,9 @@ from trl import GRPOConfig, GRPOTrainer
 import chance
 import tiny_vision
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.integrations.replaced import replaced
 from a2tgpo_trl.rollout import Rollout, StopReason, TagProtocol, ToolCall, Turn
+from a2tgpo_trl.rollout.generation.backends import VLLMBackend
 from a2tgpo_trl.rollout.pictures import pictures_in
 from a2tgpo_trl.rollout.player import _check_prompts
 from a2tgpo_trl.signals.states import state_keys
@@ -468,3 +470,24 @@ def test_a_processor_may_read_text_alone(trainers, family):
     trainer = trainers(A2TGPOTrainer, family, ROWS["text"] * 4)
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+def test_vllm_gets_the_pictures_themselves(zooming):
+    turns = zooming("gemma3")._player.turns
+    contexts, pictures = [[5, 6], [7]], [[RED, BLUE], []]
+    assert turns._read(contexts, pictures)[0] is None and "pixel_values" in turns._read(contexts, pictures)[1]
+    with replaced(turns, backend=VLLMBackend(turns.trainer)):
+        assert turns._read(contexts, pictures) == ([[RED, BLUE], None], {})
+        assert turns._read(contexts, [[], []]) == (None, {})
+
+
+def test_a_model_writes_no_placeholder(trainers):
+    """A random model would: with all other tokens suppressed it ends at once."""
+    trainer = trainers(A2TGPOTrainer, "qwen2_5_vl", ROWS["image"] * 4)
+    forbidden = trainer._pictures.placeholders
+    assert len(forbidden) == 2
+    allowed = {*forbidden, 2}
+    options = {"generation_kwargs": {"suppress_tokens": sorted({*range(400)} - allowed)}}
+    trainer = trainers(A2TGPOTrainer, "qwen2_5_vl", ROWS["image"] * 4, **options)
+    for rollout in trainer.play(ROWS["image"]):
+        assert rollout.completion_ids == [2]

@@ -81,19 +81,21 @@ class A2TGPOTrainer(GRPOTrainer):
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             With the columns `prompt` and, where the estimator reads beliefs, `args.answer_column`. Environments may give the
             answers instead: the attribute of that name, which `reset` sets.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            A tokenizer. Default: the model's, of a model for pictures or audio too, which is then trained on text.
-            Processors are refused.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`], *optional*):
+            A tokenizer, or with pictures in prompts or in what tools return a processor of Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5 or
+            Gemma 3. Default: the model's processor if the first row of a dataset has pictures, else its tokenizer, of a model for
+            pictures or audio too, which is then trained on text.
         tools (list of `Callable`, *optional*):
-            Typed, documented functions, called by the chat template's tool calls or by text tags, see
+            Typed, documented functions, which return text or pictures, called by the chat template's tool calls or by text tags, see
             `args.tool_protocol`.
         turn_reward_funcs (`Callable`, model, name of a model, or list of them, *optional*):
             Rewards of turns, for the estimators that read them: functions `(turns, **columns)`, coroutine functions too, that
             return for each rollout a list with a number, or `None`, for each turn; and process reward models.
 
     Raises:
-        TypeError: If `args` is no [`A2TGPOConfig`], or `processing_class` is a processor.
-        ValueError: If there are pictures in the data, the answer column is missing, a tool lacks types or a docstring, or neither protocol can work.
+        TypeError: If `args` is no [`A2TGPOConfig`], `processing_class` is a processor of another family, or there are pictures in the
+            data and it is a tokenizer.
+        ValueError: If there is sound or video in the data, the answer column is missing, a tool lacks types or a docstring, or neither protocol can work.
 
     What it overrides of TRL's, and why:
 

@@ -43,7 +43,6 @@ class Turn:
         observed (`list[dict]`): The results as tool messages, as the model reads them or, after [`EndRollout`], would; empty
             if there was no room.
         observation_ids (`list[int]`): Tokens that the model reads after the turn.
-        images (`list[PIL.Image.Image]`): Pictures whose placeholders stand in `observation_ids`, in their order.
         state (`str`, *optional*): What the environment's `state_key()` said then, where states are asked for.
         surprisal (`float`, *optional*): Mean of -log π over its tokens, in nats, where the backend tells log-probabilities.
         node (`int`, *optional*): Number of the turn in the tree of its prompt; equal numbers in rollouts of a group are the same
@@ -51,6 +50,7 @@ class Turn:
         rewards (`dict[str, float | None]`): By turn reward function.
         credit (`dict[str, float | None]`): What the turn earned, by column of turn records: `advantage`, `clip_scale`, with
             beliefs `information_gain`, the estimator's own columns; `None` where the turn has no value.
+        images (`list[PIL.Image.Image]`): Pictures whose placeholders stand in `observation_ids`, in their order.
     """
 
     ids: list[int] = field(repr=False)
@@ -59,12 +59,12 @@ class Turn:
     results: list[ToolResult] = field(default_factory=list)
     observed: list[Message] = field(default_factory=list, repr=False)
     observation_ids: list[int] = field(default_factory=list, repr=False)
-    images: list[Picture] = field(default_factory=list, repr=False)
     state: str | None = None
     surprisal: float | None = None
     node: int | None = None
     rewards: dict[str, float | None] = field(default_factory=dict)
     credit: dict[str, float | None] = field(default_factory=dict)
+    images: list[Picture] = field(default_factory=list, repr=False)
 
     @property
     def text(self) -> str:
@@ -87,7 +87,6 @@ class Rollout:
         turns (`list[Turn]`): What was written and read.
         leading_ids (`list[int]`): Tokens that the model read before its first turn, as a `rollout_func` may have it.
         logprobs (`list[float]`, *optional*): Sampling log-probabilities of the completion, 0 on observations.
-        images (`list[PIL.Image.Image]`): Pictures whose placeholders stand in `prompt_ids`, in their order.
         stop_reason (`StopReason`, *optional*): Why the rollout is over; `None` where nobody tells.
         state (`str`, *optional*): What the environment's `state_key()` said before the first turn.
         num_shared_turns (`int`, *optional*): In a tree, how many of its first turns were written for another rollout; `None` if it
@@ -97,13 +96,13 @@ class Rollout:
         rewards (`dict[str, float]`): By reward function; NaN where it gave none.
         reward (`float`): Their weighted sum; NaN if none gave any.
         extra (`dict[str, Any]`): What reward functions logged of the completion by `log_extra`, by column.
+        images (`list[PIL.Image.Image]`): Pictures whose placeholders stand in `prompt_ids`, in their order.
     """
 
     prompt_ids: list[int]
     turns: list[Turn] = field(default_factory=list)
     leading_ids: list[int] = field(default_factory=list)
     logprobs: list[float] | None = None
-    images: list[Picture] = field(default_factory=list, repr=False)
     stop_reason: StopReason | None = None
     state: str | None = None
     num_shared_turns: int | None = None
@@ -113,6 +112,7 @@ class Rollout:
     rewards: dict[str, float] = field(default_factory=dict)
     reward: float = float("nan")
     extra: dict[str, Any] = field(default_factory=dict)
+    images: list[Picture] = field(default_factory=list, repr=False)
 
     @property
     def completion_ids(self) -> list[int]:
@@ -216,7 +216,7 @@ def read_rollouts(
                 list(map(_result, observed)),
                 observed,
                 read,
-                pictures_in(observed),
+                images=pictures_in(observed),
             )
             for (written, read), (message, observed) in zip(pieces, told, strict=True)
         ]

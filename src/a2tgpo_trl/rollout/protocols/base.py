@@ -8,7 +8,7 @@ from trl.chat_template_utils import add_response_schema, supports_tool_calling
 from ...integrations.processors import tokenizer_of
 from ..pictures import PictureReader, pictures_in
 from ..tools.calls import ToolCall
-from .contents import Message, fit
+from .contents import Message
 
 
 class ToolProtocol(ABC):
@@ -49,6 +49,7 @@ class ToolProtocol(ABC):
             among them one that cannot be read.
         """
 
+    @abstractmethod
     def observe(self, messages: list[Message], max_tokens: int | None = None) -> tuple[list[Message], list[int]]:
         """
         Write tool results. Nothing in their texts is a control token or a tag to the model.
@@ -61,9 +62,17 @@ class ToolProtocol(ABC):
         Returns:
             `tuple[list[dict], list[int]]`: the messages as the model reads them, and their tokens up to where the model
             goes on writing.
+        """
+
+    def check_pictures(self, messages: list[Message]) -> None:
+        """
+        Refuse pictures that cannot be read.
+
+        Args:
+            messages (`list[dict]`): The results of a turn's calls.
 
         Raises:
-            TypeError: If a result holds a picture, and there is no processor.
+            TypeError: If there are some, and there is no processor.
         """
         if self.pictures is None and pictures_in(messages):
             name = next(message["name"] for message in messages if pictures_in([message]))
@@ -71,15 +80,6 @@ class ToolProtocol(ABC):
                 f"The tool {name!r} returned a picture, and processing_class is a tokenizer: pass the processor of a model for "
                 "pictures, AutoProcessor.from_pretrained(...), or let the tool return text."
             )
-        return fit(messages, max_tokens, self._write, self._quote, self.tokenizer)
-
-    @abstractmethod
-    def _write(self, messages: list[Message]) -> tuple[list[Message], list[int]]:
-        """Results of any length: the messages as the model reads them, and their tokens."""
-
-    @abstractmethod
-    def _quote(self, text: str) -> str:
-        """A text as the model reads it."""
 
     def is_complete(self, ids: list[int]) -> bool:
         """Whether the model itself ended a turn, not a budget."""

@@ -12,7 +12,7 @@ from ..pictures import pictures_in
 from ..tools.calls import ToolCall
 from ..tools.results import valid_text
 from .base import Message, ToolProtocol
-from .contents import as_text, map_texts, plain_texts
+from .contents import as_text, fit, map_texts, plain_texts
 from .markup import TOOL, WORD, CallForm, Markup, control_tokens, render_call, safe_name, tags_in, without_brackets
 from .parsing import warn_unparsable
 
@@ -55,6 +55,10 @@ class ChatProtocol(ToolProtocol):
             if self._call_form.opening in written:
                 calls = [ToolCall("unknown", error=self._call_form.error(written))]
         return message, calls
+
+    def observe(self, messages: list[Message], max_tokens: int | None = None) -> tuple[list[Message], list[int]]:
+        self.check_pictures(messages)
+        return fit(messages, max_tokens, self._write, self._quote, self.tokenizer)
 
     def _write(self, messages: list[Message]) -> tuple[list[Message], list[int]]:
         failure = None

@@ -12,7 +12,7 @@ from ..pictures import is_picture_block
 from ..tools.calls import ToolCall
 from ..tools.results import valid_text
 from .base import Message, ToolProtocol
-from .contents import as_text, holds_pictures, text_blocks
+from .contents import as_text, fit, holds_pictures, text_blocks
 from .markup import Markup, control_tokens, without_brackets
 
 
@@ -90,7 +90,9 @@ class TagProtocol(ToolProtocol):
         return message, [ToolCall(name, arguments)]
 
     def observe(self, messages: list[Message], max_tokens: int | None = None) -> tuple[list[Message], list[int]]:
-        return super().observe([{**m, "content": _blocks_or_text(m["content"])} for m in messages], max_tokens)
+        self.check_pictures(messages)
+        messages = [{**message, "content": _blocks_or_text(message["content"])} for message in messages]
+        return fit(messages, max_tokens, self._write, self._quote, self.tokenizer)
 
     def completion(self, messages: list[Message]) -> list[Message] | str:
         if self.conversational:
