@@ -25,6 +25,10 @@ OVERRIDDEN = {
     "_set_signature_columns_if_needed": "self",
     "_tokenize_prompts": "self prompts",
     "_calculate_rewards": "self inputs prompts completions completion_ids_list",
+    "_get_per_token_logps_and_entropies": "self model input_ids attention_mask logits_to_keep batch_size=None "
+    "compute_entropy=False compute_aux_loss=False pixel_values=None image_grid_thw=None num_images=None "
+    "pixel_attention_mask=None spatial_shapes=None num_tiles=None image_sizes=None token_type_ids=None "
+    "mm_token_type_ids=None image_position_ids=None",
     "_generate": "self prompts",  # calls three of the other methods
     "_generate_single_turn": "self prompt_ids images multimodal_fields num_generations has_tool_images=False",
     "_tool_call_loop": "self prompts prompt_ids completion_ids completions logprobs images multimodal_fields",
@@ -44,10 +48,6 @@ OVERRIDDEN = {
     "_log_completion_extra": "self column values",
 }
 CALLED = {
-    "_get_per_token_logps_and_entropies": "self model input_ids attention_mask logits_to_keep batch_size=None "
-    "compute_entropy=False compute_aux_loss=False pixel_values=None image_grid_thw=None num_images=None "
-    "pixel_attention_mask=None spatial_shapes=None num_tiles=None image_sizes=None token_type_ids=None "
-    "mm_token_type_ids=None image_position_ids=None",
     "_get_tool_suffix_ids": "self tool_messages",
 }
 FUNCTIONS = {
@@ -186,6 +186,21 @@ FACTS = {
             ["process_slice", "advantages = advantages[process_slice]"],
         ),
         ("rewards are computed by the method that we override", ["self._calculate_rewards("]),
+        (
+            "whether there are pictures of tools is all that is read of tool_images, which we answer with all pictures, and then "
+            "placeholders are found in the tokens",
+            [
+                "images,\n            tool_images,\n        ) = self._generate(prompts)",
+                "if self.tools and any(imgs for imgs in tool_images) and self._is_vlm:",
+                "self.processing_class.image_processor(images=flat_images",
+                "if self.tools and any(imgs for imgs in tool_images) and self._is_vlm:",
+                "mm_ids[prompt_completion_ids == self._image_pad_token_id] = 1",
+            ],
+        ),
+        (
+            "a batch has no pictures where all rows have an empty list (rows_with_pictures)",
+            ['if "images" in inputs[0]:', "all(img_list == [] for img_list in images)"],
+        ),
         ("the logged advantages are those of all processes", ['self._logs["advantages"].extend(']),
         (
             "the batch has the keys that we read",

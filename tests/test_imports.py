@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "signals": {"batch", "config", "functional", "integrations", "rollout"},
     "records": {"batch", "credit", "functional", "rollout"},
     "callbacks": {"batch", "config", "records"},
-    "checks": {"config", "credit", "records", "rollout", "signals"},
+    "checks": {"config", "credit", "integrations", "records", "rollout", "signals"},
     "trainer": {
         "batch",
         "callbacks",

@@ -1,4 +1,4 @@
-"""Models for pictures, trained and asked on text; pictures in the data are refused."""
+"""Models for pictures, trained and asked on text; which processors and pictures are refused."""
 
 import json
 
@@ -7,21 +7,25 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import (
     AutoModelForCausalLM,
-    AutoProcessor,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessor,
     Gemma3Processor,
+    LlavaProcessor,
     MambaConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    ProcessorMixin,
     Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
 )
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import tiny
+import tiny_vision
 from a2tgpo_trl import A2TGPOTrainer
 from a2tgpo_trl.cli.main import main
+from a2tgpo_trl.rollout import ChatProtocol, TagProtocol
 from conftest import correct, search
 
 TEXT = dict(
@@ -150,13 +154,75 @@ def test_trls_loop_needs_a_context(config):
         )  # fmt: skip
 
 
-def test_a_processor_is_refused(config, rows, tmp_path):
-    gemma3(tmp_path).save_pretrained(tmp_path)
-    with pytest.raises(TypeError, match=r"Gemma3Processor is a processor for images.*Leave processing_class out"):
+def test_a_processor_of_another_family_is_refused(config, rows):
+    processor = LlavaProcessor(CLIPImageProcessorPil(), tiny.chat_tokenizer())
+    with pytest.raises(
+        TypeError, match=r"Qwen3VLProcessor, Gemma3Processor, and LlavaProcessor is another.*leave process"
+    ):
+        A2TGPOTrainer(tiny.model(), correct, config(), Dataset.from_list(rows), processing_class=processor)
+
+
+def test_crops_of_pictures_are_refused(config, rows):
+    processor = tiny_vision.processor("gemma3")
+    processor.image_processor.do_pan_and_scan = True
+    with pytest.raises(ValueError, match=r"do_pan_and_scan=True.*do_pan_and_scan = False"):
         A2TGPOTrainer(
-            str(tmp_path), correct, config(), Dataset.from_list(rows),
-            processing_class=AutoProcessor.from_pretrained(tmp_path),
+            tiny_vision.model("gemma3"), correct, config(), Dataset.from_list(rows), processing_class=processor
+        )
+
+
+@pytest.mark.parametrize("form", ["column", "block", "text"])
+def test_the_processor_is_loaded_where_there_are_pictures(config, tmp_path, form):
+    tiny_vision.model("gemma3").save_pretrained(tmp_path)
+    tiny_vision.processor("gemma3").save_pretrained(tmp_path)
+    asked = "?" if form != "block" else [{"type": "image"}, {"type": "text", "text": "?"}]
+    pictures = {} if form == "text" else {"images": [tiny_vision.picture("red")]}
+    row = {"prompt": [{"role": "user", "content": asked}], "answer": "Paris", **pictures}
+    options = config(max_completion_length=8, advantage_estimator="grpo")
+    trainer = A2TGPOTrainer(
+        str(tmp_path), lambda completions, **_: [1.0, 2.0] * 2, options, Dataset.from_list([row] * 4)
+    )
+    assert isinstance(trainer.processing_class, ProcessorMixin if pictures else PreTrainedTokenizerBase)
+    assert trainer._tokenizer.padding_side == "left"
+    trainer.train()
+
+
+def test_a_critic_reads_no_pictures(config):
+    row = {"prompt": [{"role": "user", "content": "?"}], "image": tiny_vision.picture("red")}
+    with pytest.raises(ValueError, match=r"'turn_ppo' trains a critic, which reads tokens and no pictures"):
+        A2TGPOTrainer(
+            tiny_vision.model("gemma3"), correct, config(advantage_estimator="turn_ppo"), Dataset.from_list([row] * 4),
+            processing_class=tiny_vision.processor("gemma3"),
         )  # fmt: skip
+
+
+def test_pictures_have_no_place_in_plain_text(config):
+    rows = [{"prompt": "?", "image": tiny_vision.picture("red")}] * 4
+    with pytest.raises(ValueError, match=r"'image', and its prompts are plain text.*give prompts as messages"):
+        A2TGPOTrainer(
+            tiny_vision.model("gemma3"), correct, config(advantage_estimator="grpo"), Dataset.from_list(rows),
+            processing_class=tiny_vision.processor("gemma3"),
+        )  # fmt: skip
+
+
+def test_what_is_no_picture_is_refused(config):
+    content = [{"type": "image", "image": tiny_vision.picture("red")}, {"type": "text", "text": "?"}]
+    rows = [{"prompt": [{"role": "user", "content": content}]}] * 4  # Arrow makes a file of the picture
+    with pytest.raises(TypeError, match=r"first row of train_dataset has a picture of type dict.*datasets.Image\(\)"):
+        A2TGPOTrainer(
+            tiny_vision.model("gemma3"), correct, config(advantage_estimator="grpo"), Dataset.from_list(rows),
+            processing_class=tiny_vision.processor("gemma3"),
+        )  # fmt: skip
+
+
+def test_a_tool_without_a_processor_returns_no_picture():
+    message = {"role": "tool", "name": "crop", "content": [{"type": "image", "image": tiny_vision.picture("red")}]}
+    for protocol in (
+        TagProtocol(tiny.tokenizer(), [search]),
+        ChatProtocol(tiny.chat_tokenizer(), lambda messages: []),
+    ):
+        with pytest.raises(TypeError, match=r"tool 'crop' returned a picture, and processing_class is a tokenizer"):
+            protocol.observe([message])
 
 
 @pytest.mark.parametrize("column", ["image", "images"])
@@ -164,7 +230,7 @@ def test_a_processor_is_refused(config, rows, tmp_path):
 def test_columns_of_pictures_are_refused_by_name(build, rows, column, where):
     pictured = Dataset.from_list([{**row, column: None} for row in rows])
     options = {"dataset": pictured} if where == "train_dataset" else {"eval_dataset": pictured}
-    with pytest.raises(ValueError, match=rf"{where} has the column '{column}'.*remove_columns\('{column}'\)"):
+    with pytest.raises(TypeError, match=rf"{where} has the column '{column}'.*remove_columns\('{column}'\)"):
         build(**options)
     build(dataset=pictured.remove_columns(column))
 
@@ -173,7 +239,8 @@ def test_columns_of_pictures_are_refused_by_name(build, rows, column, where):
 def test_blocks_that_are_no_text_are_refused(build, kind):
     content = [{"type": "text", "text": "What is this?"}, {"type": kind, "text": None}]
     row = {"prompt": [{"role": "user", "content": content}], "answer": ["Paris"]}
-    with pytest.raises(ValueError, match=f"prompt of the first row of train_dataset has a block of type '{kind}'"):
+    error, what = (TypeError, "picture in its prompt") if kind == "image" else (ValueError, f"block of type '{kind}'")
+    with pytest.raises(error, match=f"first row of train_dataset has a {what}"):
         build(dataset=Dataset.from_list([row] * 4), processing_class=tiny.chat_tokenizer())
 
 

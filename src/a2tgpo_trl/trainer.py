@@ -24,10 +24,10 @@ from .config import A2TGPOConfig
 from .credit import check_credit, scheduled
 from .functional import turn_level_old_logps
 from .integrations.checkpoints import checkpoint_to_resume, mark_incomplete, steps_of
+from .integrations.loading import load_processing_class
 from .integrations.names import distinct
 from .integrations.plain import print_plainly
 from .integrations.replaced import replaced
-from .integrations.tokenizers import load_tokenizer
 from .records.logs import log_credit
 from .records.metrics import RolloutRecord, rollout_metrics
 from .records.rows import credit_columns, recorded_answer
@@ -42,6 +42,13 @@ from .rollout import (
     without_state_keys,
 )
 from .rollout.generation.backends import backend_of
+from .rollout.pictures import (
+    PictureReader,
+    check_pictures_are_read,
+    pictures_in,
+    rows_with_pictures,
+    without_empty_pictures,
+)
 from .rollout.player import RolloutPlayer, make_protocol
 from .rollout.tree import TreePlan
 from .signals.beliefs.signal import Beliefs
@@ -75,19 +82,21 @@ class A2TGPOTrainer(GRPOTrainer):
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             With the columns `prompt` and, where the estimator reads beliefs, `args.answer_column`. Environments may give the
             answers instead: the attribute of that name, which `reset` sets.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            A tokenizer. Default: the model's, of a model for pictures or audio too, which is then trained on text.
-            Processors are refused.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`], *optional*):
+            A tokenizer, or with pictures in prompts or in what tools return a processor of Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5 or
+            Gemma 3. Default: the model's processor if the first row of a dataset has pictures, else its tokenizer, of a model for
+            pictures or audio too, which is then trained on text.
         tools (list of `Callable`, *optional*):
-            Typed, documented functions, called by the chat template's tool calls or by text tags, see
+            Typed, documented functions, which return text or pictures, called by the chat template's tool calls or by text tags, see
             `args.tool_protocol`.
         turn_reward_funcs (`Callable`, model, name of a model, or list of them, *optional*):
             Rewards of turns, for the estimators that read them: functions `(turns, **columns)`, coroutine functions too, that
             return for each rollout a list with a number, or `None`, for each turn; and process reward models.
 
     Raises:
-        TypeError: If `args` is no [`A2TGPOConfig`], or `processing_class` is a processor.
-        ValueError: If there are pictures in the data, the answer column is missing, a tool lacks types or a docstring, or neither protocol can work.
+        TypeError: If `args` is no [`A2TGPOConfig`], `processing_class` is a processor of another family, or there are pictures in the
+            data and it is a tokenizer.
+        ValueError: If there is sound or video in the data, the answer column is missing, a tool lacks types or a docstring, or neither protocol can work.
 
     What it overrides of TRL's, and why:
 
@@ -95,6 +104,8 @@ class A2TGPOTrainer(GRPOTrainer):
     - `_generate`: reads the answers once environments are reset; keeps what was played.
     - `_generate_single_turn`: turns end at tags and at limits of their own, and what was read before is kept.
     - `_tool_call_loop`: the loop of this library, in which tools run beside generation.
+    - `_get_per_token_logps_and_entropies`: without what an image processor returns for the processor alone, and
+      without pictures for a micro-batch that has none.
     - `_calculate_rewards`: gives reward functions the turns; NaN and infinite rewards count as missing.
     - `_generate_and_score_completions`: measures signals, and adds the credit of turns.
     - `_compute_loss`: the turn's ratio and clip range, and the loss of signals that are learned.
@@ -143,7 +154,8 @@ class A2TGPOTrainer(GRPOTrainer):
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = A2TGPOConfig(f"{name.split('/')[-1]}-A2TGPO")
         if processing_class is None:
-            processing_class = load_tokenizer(model, args)
+            pictures = checks.has_pictures(train_dataset, eval_dataset)
+            processing_class = load_processing_class(model, args, pictures)
         tools = tools or None
         checks.check_arguments(args, train_dataset, eval_dataset, processing_class, tools or [], environment_factory)
         protocol = checks.checked_protocol(args, processing_class, train_dataset, tools or [], environment_factory)
@@ -177,6 +189,7 @@ class A2TGPOTrainer(GRPOTrainer):
             self.tools = self._standalone_tools = list(tools)
         self.reward_func_names = distinct(self.reward_func_names, self._table_columns)
         self.backend = backend_of(self)
+        self._pictures = self._make_picture_reader()
         self._player = self._make_player(protocol, checks.prompts_are_conversational(train_dataset))
         asked_for = {*args.signals, *(["turn_rewards"] if self.turn_reward_funcs else [])}
         asked_for |= {"tree"} if args.tree_chains is not None else set()
@@ -190,7 +203,8 @@ class A2TGPOTrainer(GRPOTrainer):
         if protocol is None:
             return None
         if self.args.tool_loop == "trl":
-            checks.check_trls_loop(self.args, self.model.config, self.tools)
+            config = self.model.config.get_text_config() if self._is_vlm else self.model.config  # as TRL's loop
+            checks.check_trls_loop(self.args, config, self.tools)
             return None
         for name, tools in getattr(self, "_env_tools", {}).items():
             self._env_tools[name] = without_state_keys(tools, self._standalone_tools)
@@ -200,6 +214,15 @@ class A2TGPOTrainer(GRPOTrainer):
         if self.tools and self.args.max_observation_tokens is not None:
             checks.check_observation_limit(self.args.max_observation_tokens, player.protocol, self.tools[0].__name__)
         return player
+
+    def _make_picture_reader(self) -> PictureReader | None:
+        if not self._is_vlm:
+            return None
+        reader = PictureReader(self.processing_class)
+        self._image_pad_token_id = reader.image_token_id  # TRL knows Qwen's alone
+        self._tokenizer.padding_side = "left"  # TRL has the processor pad prompts, and takes them for padded so
+        self.backend.never_write(reader.placeholders)
+        return reader
 
     def _add_callbacks(self) -> None:
         if self.is_deepspeed_enabled:
@@ -221,6 +244,7 @@ class A2TGPOTrainer(GRPOTrainer):
     # ---- rollouts ----------------------------------------------------------------------------------------------
 
     def _tokenize_prompts(self, prompts: list):
+        checks.check_prompts(prompts, self.processing_class)
         if self._player is None or not isinstance(self._player.protocol, TagProtocol):
             return super()._tokenize_prompts(prompts)
         # Tags are described by the prompt's author, so the template is not to render the tools' schemas
@@ -248,14 +272,20 @@ class A2TGPOTrainer(GRPOTrainer):
             batch.rollouts = read_rollouts(prompt_ids, completion_ids, tool_masks, completions, self._tokenizer)
         for rollout, prompt, completion in zip(batch.rollouts, prompts, completions, strict=True):
             rollout.prompt, rollout.completion = prompt, completion
-        return output
+            rollout.images = pictures_in(prompt if isinstance(prompt, list) else [])
+        *others, images, tool_images = output
+        if images is not None:
+            images = [row or [] for row in images]  # no processor takes None beside pictures
+        # With tools TRL is to find the placeholders in the tokens: it would render prompts otherwise than they were written
+        return *others, images, (images or []) if self.tools and self._is_vlm else tool_images
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         self.backend.check_prompts(prompt_ids)
         generate = super()._generate_single_turn
         if self._player is None:
             return generate(prompt_ids, images, multimodal_fields, num_generations, has_tool_images)
-        return self._player.first_turns(generate, prompt_ids, num_generations, self._tree_plan())
+        pictures = _by_row(images, len(prompt_ids))
+        return self._player.first_turns(generate, prompt_ids, pictures, num_generations, self._tree_plan())
 
     def _tool_call_loop(self, prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields):
         if self._player is None:
@@ -263,7 +293,8 @@ class A2TGPOTrainer(GRPOTrainer):
                 prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields
             )
         plan = self._tree_plan()
-        loop = self._player.play(super()._generate_single_turn, prompt_ids, completion_ids, logprobs, plan)
+        pictures = _by_row(images, len(prompt_ids))
+        loop = self._player.play(super()._generate_single_turn, prompt_ids, completion_ids, logprobs, pictures, plan)
         record = RolloutRecord.of(loop, self._player.executor.num_abandoned, self._player.turns.tokens_fed)
         for name, value in rollout_metrics(gather_object([record]), plan is not None).items():
             self._metrics[self._batch.mode][name].append(value)
@@ -275,7 +306,7 @@ class A2TGPOTrainer(GRPOTrainer):
             None if logprobs is None else [rollout.logprobs for rollout in rollouts],
             len(loop.results),
             sum(result.failed for result in loop.results),
-            [[] for _ in rollouts],
+            [[image for turn in rollout.turns for image in turn.images] for rollout in rollouts],
         )
 
     def _tree_plan(self) -> TreePlan | None:
@@ -338,6 +369,11 @@ class A2TGPOTrainer(GRPOTrainer):
 
     # ---- rewards, signals and credit ---------------------------------------------------------------------------
 
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        if self._pictures is not None:
+            model, kwargs = partial(without_empty_pictures, model), self._pictures.for_model(kwargs)
+        return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         checks.check_reward_columns(inputs[0], "The batch, or what rollout_func returned for it,")
         inputs = [row | {"turns": rollout.turns} for row, rollout in zip(inputs, self._batch.rollouts, strict=True)]
@@ -360,6 +396,8 @@ class A2TGPOTrainer(GRPOTrainer):
         """Generate, score and credit the rollouts of rows."""
         training = self.model.training  # generation may change it
         num_generations = self.num_generations if training else self.num_generations_eval
+        if self._is_vlm:
+            rows = rows_with_pictures(rows)
         outer, batch = self._batch, GenerationBatch(rows, training, num_generations, self.accelerator)
         self._batch = batch
         try:
@@ -369,6 +407,7 @@ class A2TGPOTrainer(GRPOTrainer):
                 batch.tensors = super()._generate_and_score_completions(batch.rows)
         finally:
             self._batch = outer  # a reward function may play rollouts of its own
+        check_pictures_are_read(batch.rollouts, batch.tensors)
         self._give_credit(batch)
         if self._recorder is not None or not training:
             answers = [recorded_answer(row.get(self.args.answer_column)) for row in batch.rows]
@@ -499,3 +538,7 @@ def _with_turn_level_old_logps(
         inputs.setdefault("sampling_per_token_logps", old)  # which TRL's off_policy_mask_threshold sums up
         inputs["old_per_token_logps"] = turn_level_old_logps(logps, old, inputs["turn_ids"], reduction)
     return logps, entropies, aux_loss
+
+
+def _by_row(images: list[list | None] | None, num_rows: int) -> list[list]:
+    return [[] for _ in range(num_rows)] if images is None else [row or [] for row in images]

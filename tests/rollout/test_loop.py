@@ -28,7 +28,7 @@ class Letters(ToolProtocol):
     """A token is a letter; `x?` calls the tool with x; `[…]` is an observation; an answer ends with a full stop."""
 
     def __init__(self):
-        super().__init__(tokenizer=None, eos_token_ids=[])
+        super().__init__(processing_class=None, eos_token_ids=[])
 
     def read_turn(self, ids, prefix, schemas):
         written = text(ids)

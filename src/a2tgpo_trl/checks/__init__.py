@@ -3,12 +3,19 @@
 from collections.abc import Callable
 from typing import Any
 
-from transformers import ProcessorMixin
 from trl.chat_template_utils import supports_tool_calling
 
 from ..config import A2TGPOConfig
-from .data import check_answer_columns, check_datasets, check_reward_columns, first_row, prompts_are_conversational
+from .data import (
+    check_answer_columns,
+    check_datasets,
+    check_reward_columns,
+    first_row,
+    has_pictures,
+    prompts_are_conversational,
+)
 from .methods import check_columns, check_for_beliefs, check_reference, check_turn_rewards
+from .pictures import check_processor, check_prompts
 from .settings import check_trainable, warn_of_settings
 from .tools import (
     check_observation_limit,
@@ -27,6 +34,7 @@ __all__ = [
     "check_datasets",
     "check_for_beliefs",
     "check_observation_limit",
+    "check_prompts",
     "check_reference",
     "check_reward_columns",
     "check_tool_names",
@@ -38,6 +46,7 @@ __all__ = [
     "check_turn_rewards",
     "checked_protocol",
     "first_row",
+    "has_pictures",
     "prompts_are_conversational",
     "warn_of_settings",
 ]
@@ -58,18 +67,15 @@ def check_arguments(
         args, train_dataset, eval_dataset, processing_class, tools, environment_factory: As [`A2TGPOTrainer`] gets them.
 
     Raises:
-        TypeError: If `args` is no [`A2TGPOConfig`], or `processing_class` is a processor or a slow tokenizer.
-        ValueError: If there are pictures in the data, a tool lacks types, a docstring or a name of its own, a dataset its
+        TypeError: If `args` is no [`A2TGPOConfig`], `processing_class` is a processor of an unknown family or a slow tokenizer, or
+            there are pictures in the data and it is a tokenizer.
+        ValueError: If there is sound or video in the data, a tool lacks types, a docstring or a name of its own, a dataset its
             answers, or environments their template.
     """
     if not isinstance(args, A2TGPOConfig):
         raise TypeError(f"args must be an A2TGPOConfig, got {type(args).__name__}: replace the class name.")
-    check_datasets(train_dataset, eval_dataset)
-    if isinstance(processing_class, ProcessorMixin):
-        raise TypeError(
-            f"A2TGPOTrainer trains on text, and {type(processing_class).__name__} is a processor for images or audio. "
-            "Leave processing_class out, or pass the processor's tokenizer."
-        )
+    check_processor(processing_class)
+    check_datasets(train_dataset, eval_dataset, processing_class)
     check_tools(tools)
     if environment_factory is not None and not supports_tool_calling(processing_class):
         raise ValueError(

@@ -5,22 +5,35 @@ from typing import Any
 from trl.data_utils import is_conversational
 
 from ..signals.beliefs import scored_answers
+from .pictures import block_types, check_row, picture_columns
 
 
-def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
+def check_datasets(train_dataset: Any, eval_dataset: Any, processing_class: Any) -> None:
     """
     Refuse datasets that cannot be trained on.
 
     Args:
-        train_dataset, eval_dataset: As the trainer has them.
+        train_dataset, eval_dataset, processing_class: As the trainer has them.
 
     Raises:
-        ValueError: If there are pictures in one, or a column whose name is taken.
+        TypeError: If there are pictures in one, and `processing_class` is a tokenizer.
+        ValueError: If there is sound or video in one, or a column whose name is taken.
     """
     for name, dataset in _datasets(train_dataset, eval_dataset):
         row = first_row(dataset, name)
-        _check_pictures(row, name)
+        check_row(row, name, processing_class)
         check_reward_columns(row, name)
+
+
+def has_pictures(train_dataset: Any, eval_dataset: Any) -> bool:
+    """
+    Whether the first row of a dataset has a column for pictures, or pictures in its prompt.
+
+    Args:
+        train_dataset, eval_dataset: As the trainer has them.
+    """
+    rows = (first_row(dataset, name) for name, dataset in _datasets(train_dataset, eval_dataset))
+    return any(picture_columns(row) or "image" in block_types(row) for row in rows)
 
 
 def check_reward_columns(row: dict[str, Any], where: str) -> None:
@@ -37,22 +50,6 @@ def check_reward_columns(row: dict[str, Any], where: str) -> None:
     if "turns" in row:
         raise ValueError(
             f"{where} has a column 'turns', and reward functions get the turns of each rollout by that name: rename the column."
-        )
-
-
-def _check_pictures(row: dict[str, Any], dataset: str) -> None:
-    if columns := [column for column in ("image", "images") if column in row]:
-        raise ValueError(
-            f"{dataset} has the column {columns[0]!r}, and A2TGPOTrainer trains on text: pictures are not supported. Where the "
-            f"text is enough, remove it: dataset.remove_columns({columns[0]!r})."
-        )
-    messages = row["prompt"] if is_conversational(row) else []
-    contents = [content for message in messages if isinstance(content := message.get("content"), list)]
-    kinds = [block.get("type") for content in contents for block in content if isinstance(block, dict)]
-    if other := [kind for kind in kinds if kind != "text"]:
-        raise ValueError(
-            f"The prompt of the first row of {dataset} has a block of type {other[0]!r} in it, and A2TGPOTrainer trains on "
-            "text: give blocks of type 'text', or texts."
         )
 
 

@@ -6,6 +6,7 @@ from accelerate.utils import is_peft_model
 
 from ..config import A2TGPOConfig
 from ..credit import ESTIMATORS, Estimator
+from ..integrations.processors import tokenizer_of
 from ..records import SCHEMA
 from ..records.tables import TABLE_COLUMNS
 from .data import check_answer_columns
@@ -24,9 +25,10 @@ def check_for_beliefs(
         TypeError: If the tokenizer does not tell where its tokens stand in a text.
         ValueError: If there are no true answers.
     """
-    if not processing_class.is_fast:
+    tokenizer = tokenizer_of(processing_class)
+    if not tokenizer.is_fast:
         raise TypeError(
-            f"Information gain finds the answer's tokens by character offsets, which {type(processing_class).__name__} "
+            f"Information gain finds the answer's tokens by character offsets, which {type(tokenizer).__name__} "
             "does not give: use a fast tokenizer, or choose an advantage_estimator that needs no answers, such as 'grpo'."
         )
     check_answer_columns(args.answer_column, train_dataset, eval_dataset, environment_factory)

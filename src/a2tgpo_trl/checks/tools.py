@@ -55,23 +55,23 @@ def check_tool_names(tools: list[Callable]) -> None:
 
 
 def checked_protocol(
-    args: A2TGPOConfig, tokenizer: Any, train_dataset: Any, tools: list[Callable], environment_factory: Any
+    args: A2TGPOConfig, processing_class: Any, train_dataset: Any, tools: list[Callable], environment_factory: Any
 ) -> str | None:
     """
     How the model calls tools.
 
     Args:
-        args, tokenizer, train_dataset, tools, environment_factory: As the trainer has them.
+        args, processing_class, train_dataset, tools, environment_factory: As the trainer has them.
 
     Returns:
         `str` or `None`: `"chat"` or `"tags"`; `None` if there is nothing to call.
 
     Raises:
-        ValueError: If the protocol cannot work with this tokenizer, these prompts, these tools or TRL's own loop.
+        ValueError: If the protocol cannot work with this chat template, these prompts, these tools or TRL's own loop.
     """
     if not tools and not environment_factory:
         return None
-    protocol = choose_protocol(args.tool_protocol, tokenizer, prompts_are_conversational(train_dataset))
+    protocol = choose_protocol(args.tool_protocol, processing_class, prompts_are_conversational(train_dataset))
     if protocol == "chat":
         return protocol
     if args.tool_loop == "trl":
@@ -80,18 +80,18 @@ def checked_protocol(
             "tags: give conversational prompts and a chat template whose calls TRL knows, or choose tool_loop='a2tgpo'."
         )
     if args.tool_protocol == "auto":
-        _check_tags_are_told(args, tokenizer, train_dataset, tools)
+        _check_tags_are_told(args, processing_class, train_dataset, tools)
     if environment_factory is None:
-        TagProtocol(tokenizer, tools, args.tool_tags, args.result_tag)  # refuses what it cannot call
+        TagProtocol(processing_class, tools, args.tool_tags, args.result_tag)  # refuses what it cannot call
     return protocol
 
 
-def _check_tags_are_told(args: A2TGPOConfig, tokenizer: Any, train_dataset: Any, tools: list[Callable]) -> None:
+def _check_tags_are_told(args: A2TGPOConfig, processing_class: Any, train_dataset: Any, tools: list[Callable]) -> None:
     """
     Check that the prompt mentions the text tags that `tool_protocol="auto"` chose: nothing else tells the model about them.
 
     Args:
-        args, tokenizer, train_dataset, tools: As the trainer has them.
+        args, processing_class, train_dataset, tools: As the trainer has them.
 
     Raises:
         ValueError: If prompts are conversational, and the first one mentions no tag. Of plain text it warns: a model that
@@ -100,7 +100,7 @@ def _check_tags_are_told(args: A2TGPOConfig, tokenizer: Any, train_dataset: Any,
     row = {} if train_dataset is None else first_row(train_dataset, "train_dataset")
     conversational = prompts_are_conversational(train_dataset)
     tags = [(args.tool_tags or {}).get(tool.__name__, tool.__name__) for tool in tools]
-    choice = f"tool_protocol='auto' calls tools by text tags, because {why_no_chat_calls(tokenizer, conversational)}."
+    choice = f"tool_protocol='auto' calls tools by text tags, because {why_no_chat_calls(processing_class, conversational)}."
     if any(f"<{tag}>" in str(row.get("prompt")) for tag in tags):
         logger.info(choice)
         return

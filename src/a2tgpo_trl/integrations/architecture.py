@@ -66,6 +66,13 @@ def why_no_token_tree(model: PreTrainedModel) -> str | None:
     return why_no_free_layout(model)
 
 
+def why_no_pictures_in_trees(model: PreTrainedModel) -> str | None:
+    """Why a token tree cannot hold pictures for a model, or `None` if it can."""
+    if "token_type_ids" in inspect.signature(type(base_model(model)).forward).parameters:
+        return f"{model.config.model_type} attends to the tokens of a picture in both directions"
+    return None
+
+
 def why_padding_shifts(model: PreTrainedModel) -> str | None:
     """Why a model's numbers depend on how much padding a prompt has on its left, or `None` if they do not."""
     learned = f"{model.config.get_text_config().model_type} has no rotary positions, and padding shifts them"
@@ -76,7 +83,8 @@ def why_random(model: nn.Module) -> str | None:
     """Why a forward of a model in its present mode is random, or `None` if it is not."""
     if not model.training:
         return None
-    settings = model.config.get_text_config().to_dict().items()
+    parts = [model.config.get_text_config(), getattr(model.config, "vision_config", None)]
+    settings = [setting for part in parts if part is not None for setting in part.to_dict().items()]
     options = [name for name, value in settings if (name in _RANDOM or name.endswith("jitter_noise")) and value]
     modules = [name for name, module in model.named_modules() if isinstance(module, nn.Dropout) and module.p > 0]
     return f"{options[0]} is on" if options else f"dropout is on in {modules[0]}" if modules else None

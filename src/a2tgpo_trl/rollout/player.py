@@ -14,6 +14,7 @@ from .generation.turns import TurnGenerator
 from .generation.writers import BatchWriter, TurnWriter
 from .limits import RolloutLimits
 from .loop import Toolbox, ToolLoop
+from .pictures import Picture
 from .protocols.base import ToolProtocol
 from .protocols.chat import ChatProtocol
 from .protocols.tags import TagProtocol
@@ -36,11 +37,11 @@ def make_protocol(trainer: GRPOTrainer, kind: str, conversational: bool) -> Tool
         kind (`str`): `"chat"` or `"tags"`.
         conversational (`bool`): Whether prompts are lists of messages.
     """
-    args, tokenizer = trainer.args, trainer._tokenizer
+    args, processing_class = trainer.args, trainer.processing_class
     if kind == "chat":
-        return ChatProtocol(tokenizer, trainer._get_tool_suffix_ids, trainer.eos_token_ids)
+        return ChatProtocol(processing_class, trainer._get_tool_suffix_ids, trainer.eos_token_ids)
     return TagProtocol(
-        tokenizer,
+        processing_class,
         trainer.tools,
         args.tool_tags,
         args.result_tag,
@@ -84,7 +85,12 @@ class RolloutPlayer:
         )
 
     def first_turns(
-        self, generate: Generate, prompt_ids: list[list[int]], num_generations: int, plan: TreePlan | None = None
+        self,
+        generate: Generate,
+        prompt_ids: list[list[int]],
+        images: Sequence[list[Picture]],
+        num_generations: int,
+        plan: TreePlan | None = None,
     ):
         """
         The first turn after each prompt, as `generate` returns turns. Rows whose first turn [`play`] writes get an end-of-sequence
@@ -93,6 +99,7 @@ class RolloutPlayer:
         Args:
             generate (`Callable`): TRL's `_generate_single_turn`.
             prompt_ids (`list[list[int]]`, length `B`): The prompts.
+            images (`Sequence[list]`, length `B`): Their pictures.
             num_generations (`int`): How often each prompt follows itself.
             plan ([`TreePlan`], *optional*): With one, only chains get a first turn here.
         """
@@ -101,19 +108,27 @@ class RolloutPlayer:
         if self.turns.joins:
             return [nothing for _ in every_row], [[0.0] for _ in every_row]
         if plan is None:
-            return self._first_turns(generate, every_row, prompt_ids, num_generations)
+            return self._first_turns(generate, every_row, prompt_ids, images, num_generations)
         rows = plan.chain_rows(len(prompt_ids))
-        ids, logprobs = self._first_turns(generate, rows, [prompt_ids[row] for row in rows], plan.chains)
+        chosen = [[values[row] for row in rows] for values in (prompt_ids, images)]
+        ids, logprobs = self._first_turns(generate, rows, *chosen, plan.chains)
         written = dict(zip(rows, ids, strict=True))
         told = None if logprobs is None else dict(zip(rows, logprobs, strict=True))
         turns = [written.get(row, nothing) for row in every_row]
         return turns, None if told is None else [told.get(row, [0.0]) for row in every_row]
 
-    def _first_turns(self, generate: Generate, rows: Sequence[int], prompt_ids: list[list[int]], num_generations: int):
+    def _first_turns(
+        self,
+        generate: Generate,
+        rows: Sequence[int],
+        prompt_ids: list[list[int]],
+        images: Sequence[list[Picture]],
+        num_generations: int,
+    ):
         limits = replace(self.limits, max_completion_length=sys.maxsize)  # the backend's own limit
         # A prompt that fills the model's context gets one token: TRL knows no completion without any
         room = [max(limits.room(Rollout(ids)), 1) for ids in prompt_ids]
-        return self.turns.write(generate, rows, prompt_ids, room, len(room), num_generations)
+        return self.turns.write(generate, rows, prompt_ids, images, room, len(room), num_generations)
 
     def play(
         self,
@@ -121,6 +136,7 @@ class RolloutPlayer:
         prompt_ids: list[list[int]],
         completion_ids: list[list[int]],
         logprobs: list[list[float]] | None,
+        images: Sequence[list[Picture]],
         plan: TreePlan | None = None,
     ) -> ToolLoop:
         """
@@ -131,6 +147,7 @@ class RolloutPlayer:
             prompt_ids (`list[list[int]]`, length `B`): The prompts.
             completion_ids (`list[list[int]]`, length `B`): What [`first_turns`] returned, or what a `rollout_func` wrote.
             logprobs (`list[list[float]]`, length `B`, *optional*): Their log-probabilities.
+            images (`Sequence[list]`, length `B`): The pictures of the prompts.
             plan ([`TreePlan`], *optional*): With one, rollouts that are no chains begin as others did.
 
         Returns:
@@ -138,8 +155,8 @@ class RolloutPlayer:
         """
         toolboxes = [self._toolbox(i) for i in range(len(prompt_ids))]
         rollouts = [
-            Rollout(ids, state=state_of(toolbox.environment) if toolbox.tells_state else None)
-            for ids, toolbox in zip(prompt_ids, toolboxes, strict=True)
+            Rollout(ids, images=pictures, state=state_of(toolbox.environment) if toolbox.tells_state else None)
+            for ids, pictures, toolbox in zip(prompt_ids, images, toolboxes, strict=True)
         ]
         chains = range(len(rollouts)) if plan is None else plan.chain_rows(len(rollouts))
         for i in chains if self._has_first_turns else []:
@@ -155,7 +172,8 @@ class RolloutPlayer:
         def write(rows, contexts, max_tokens, batch_size):
             if plan is None:  # of a tree others may go on from what they have read
                 self.turns.forget(row for row, rollout in enumerate(rollouts) if rollout.stop_reason)
-            return self.turns.write(generate, rows, contexts, max_tokens, batch_size)
+            pictures = [rollouts[row].all_images for row in rows]
+            return self.turns.write(generate, rows, contexts, pictures, max_tokens, batch_size)
 
         return BatchWriter(write, self.turns.seconds)
 
@@ -235,7 +253,7 @@ def _check_prompts(group: Sequence[Rollout], tree_chains: int) -> None:
     Raises:
         RuntimeError: As where `reset` of an environment wrote something else for each rollout.
     """
-    if any(rollout.prompt_ids != group[0].prompt_ids for rollout in group):
+    if any((rollout.prompt_ids, rollout.images) != (group[0].prompt_ids, group[0].images) for rollout in group):
         raise RuntimeError(
             f"tree_chains={tree_chains} lets rollouts of a prompt begin as others did, and the prompts of a group differ: let reset of "
             "an environment say the same for the same row, or leave tree_chains out."

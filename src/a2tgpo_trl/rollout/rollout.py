@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .pictures import Picture, pictures_in
 from .protocols.base import Message, ToolProtocol
 from .tools.calls import ToolCall, ToolResult
 
@@ -49,6 +50,7 @@ class Turn:
         rewards (`dict[str, float | None]`): By turn reward function.
         credit (`dict[str, float | None]`): What the turn earned, by column of turn records: `advantage`, `clip_scale`, with
             beliefs `information_gain`, the estimator's own columns; `None` where the turn has no value.
+        images (`list[PIL.Image.Image]`): Pictures whose placeholders stand in `observation_ids`, in their order.
     """
 
     ids: list[int] = field(repr=False)
@@ -62,6 +64,7 @@ class Turn:
     node: int | None = None
     rewards: dict[str, float | None] = field(default_factory=dict)
     credit: dict[str, float | None] = field(default_factory=dict)
+    images: list[Picture] = field(default_factory=list, repr=False)
 
     @property
     def text(self) -> str:
@@ -93,6 +96,7 @@ class Rollout:
         rewards (`dict[str, float]`): By reward function; NaN where it gave none.
         reward (`float`): Their weighted sum; NaN if none gave any.
         extra (`dict[str, Any]`): What reward functions logged of the completion by `log_extra`, by column.
+        images (`list[PIL.Image.Image]`): Pictures whose placeholders stand in `prompt_ids`, in their order.
     """
 
     prompt_ids: list[int]
@@ -108,6 +112,7 @@ class Rollout:
     rewards: dict[str, float] = field(default_factory=dict)
     reward: float = float("nan")
     extra: dict[str, Any] = field(default_factory=dict)
+    images: list[Picture] = field(default_factory=list, repr=False)
 
     @property
     def completion_ids(self) -> list[int]:
@@ -128,6 +133,11 @@ class Rollout:
         """1 on the model's tokens, 0 on observations."""
         pieces = [(on, ids) for turn in self.turns for on, ids in ((1, turn.ids), (0, turn.observation_ids))]
         return [on for on, ids in [(0, self.leading_ids), *pieces] for _ in ids]
+
+    @property
+    def all_images(self) -> list[Picture]:
+        """The pictures of prompt and observations, in the order in which their placeholders stand in `context_ids`."""
+        return [*self.images, *(image for turn in self.turns for image in turn.images)]
 
     @property
     def messages(self) -> list[Message]:
@@ -160,7 +170,9 @@ class Rollout:
 
     def add_observation(self, messages: list[Message], ids: list[int]) -> None:
         """Append what the model reads of its last turn's results."""
-        self.turns[-1].observed, self.turns[-1].observation_ids = messages, ids
+        turn = self.turns[-1]
+        turn.observed, turn.observation_ids = messages, ids
+        turn.images = pictures_in(messages) if ids else []
         if self.logprobs is not None:
             self.logprobs = self.logprobs + [0.0] * len(ids)
 
@@ -197,7 +209,15 @@ def read_rollouts(
         if len(told) != len(pieces):
             told = [_decoded(tokenizer, written, read) for written, read in pieces]
         turns = [
-            Turn(written, message, _calls(message), list(map(_result, observed)), observed, read)
+            Turn(
+                written,
+                message,
+                _calls(message),
+                list(map(_result, observed)),
+                observed,
+                read,
+                images=pictures_in(observed),
+            )
             for (written, read), (message, observed) in zip(pieces, told, strict=True)
         ]
         rollouts.append(Rollout(prompt_ids[i], turns, leading_ids))

@@ -154,12 +154,15 @@ def fork(rollout: Rollout, num_turns: int) -> Rollout:
             calls=[*turn.calls],
             results=[*turn.results],
             observed=deepcopy(turn.observed),
+            images=[*turn.images],
             rewards={},
             credit={},
         )
         for turn in rollout.turns[:num_turns]
     ]
-    forked = Rollout(rollout.prompt_ids, turns, state=rollout.state, num_shared_turns=num_turns)
+    forked = Rollout(
+        rollout.prompt_ids, turns, images=[*rollout.images], state=rollout.state, num_shared_turns=num_turns
+    )
     if rollout.logprobs is not None:
         forked.logprobs = rollout.logprobs[: forked.completion_length]
     return forked

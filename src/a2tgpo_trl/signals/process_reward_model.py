@@ -15,6 +15,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ..rollout.rollout import text_of
+
 logger = logging.get_logger(__name__)
 
 Text = tuple[list[int], list[int]]
@@ -112,6 +114,8 @@ class ProcessRewardModel:
         return texts
 
     def _prompt_ids(self, prompt: Any) -> list[int]:
+        if not isinstance(prompt, str):  # it reads no pictures
+            prompt = [{**m, "content": text_of(m)} if isinstance(m.get("content"), list) else m for m in prompt]
         if (
             not isinstance(prompt, str) and self.tokenizer.chat_template is not None
         ):  # which writes special tokens itself

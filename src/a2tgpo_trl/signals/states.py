@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..batch import GenerationBatch
-from ..rollout import Rollout
+from ..rollout import Rollout, Turn
+from ..rollout.pictures import digest
 from .base import Signal, gather_turns, trained_turns
 from .texts import normalized
 
@@ -17,8 +18,8 @@ class States(Signal):
     """
     Ids of the states before turns: equal ids are equal states.
 
-    The first turn sets out from the prompt; a later one from the observation before it, as normalised text, or from what the
-    environment's `state_key()` said then.
+    The first turn sets out from the prompt; a later one from the observation before it, as normalised text and the pictures in it,
+    or from what the environment's `state_key()` said then.
     """
 
     def measure(self, batch: GenerationBatch, ends: Tensor) -> dict[str, Tensor]:
@@ -32,9 +33,14 @@ class States(Signal):
 
 def state_keys(rollout: Rollout) -> list[str]:
     """What the state before each turn of a rollout is known by."""
-    states = [turn.state if turn.state is not None else normalized(turn.observation) for turn in rollout.turns]
+    states = [turn.state if turn.state is not None else _observed(turn) for turn in rollout.turns]
     first = rollout.state if rollout.state is not None else repr(rollout.prompt_ids)
     return [first, *states[:-1]]
+
+
+def _observed(turn: Turn) -> str:
+    text = normalized(turn.observation)
+    return f"{text} {digest(turn.images)}" if turn.images else text
 
 
 def state_id(key: str) -> int:

@@ -99,8 +99,9 @@ def test_tokens_fed_are_counted(trainers, reuse_history):
         assert ratio > 1.5
 
 
-def write(trainer, *args):
-    return trainer._player.turns.write(super(A2TGPOTrainer, trainer)._generate_single_turn, *args)
+def write(trainer, rows, contexts, *args):
+    generate = super(A2TGPOTrainer, trainer)._generate_single_turn
+    return trainer._player.turns.write(generate, rows, contexts, [[]] * len(contexts), *args)
 
 
 def test_each_turn_ends_at_its_own_limit(trainers):
@@ -201,7 +202,7 @@ def test_same_rollouts_as_trl_with(trainers, options):
 def test_chat_turns_end_at_the_stop_strings_of_the_user(trainers):
     trainer = trainers(generation_kwargs={"stop_strings": ["France"]})
     pad, turn = trainer._tokenizer.pad_token_id, trainer._tokenizer("Lyon is in France")["input_ids"]
-    kept, _ = trainer._player.turns.write(lambda *_: ([[*turn, pad, pad]], None), [0], [[7]], [50], 1)
+    kept, _ = trainer._player.turns.write(lambda *_: ([[*turn, pad, pad]], None), [0], [[7]], [[]], [50], 1)
     assert kept == [turn]
     assert trainer._player.protocol.is_complete(turn)
 
@@ -391,7 +392,7 @@ def test_a_vllm_server_gets_as_many_rows_from_each_process(vllm_trainers, monkey
         asked.append((contexts, trainer.vllm_generation.max_completion_length))
         return [[7, 2] for _ in contexts], [[-0.1, -0.2] for _ in contexts]
 
-    ids, logprobs = trainer._player.turns.write(generate, [4], [[9, 9]], [20], 3)
+    ids, logprobs = trainer._player.turns.write(generate, [4], [[9, 9]], [[]], [20], 3)
     assert asked == [([[9, 9], [2], [2]], 160)]  # the main process limits all, and knows only its own rows
     assert (ids, logprobs) == ([[7, 2]], [[-0.1, -0.2]])
     assert trainer.vllm_generation.max_completion_length == 160

@@ -219,6 +219,13 @@ def test_each_rollout_has_its_own_tools():
     assert {key: contents(row) for key, row in collected} == {"one": ["1", "2"], "other": ["1"]}
 
 
+def test_a_picture_that_is_none_is_a_failed_call():
+    executor = ToolExecutor()
+    executor.submit(0, [call("draw")], {"draw": lambda: [{"type": "image", "image": "a.png"}]})
+    ((_, (result,)),) = executor.collect()
+    assert result.failed and "holds a PIL image under 'image', got str" in result.content
+
+
 @pytest.mark.parametrize(
     ("returned", "content"),
     [
@@ -230,7 +237,7 @@ def test_each_rollout_has_its_own_tools():
         ("Ünï 😀".encode(), "Ünï 😀"),
         (b"a\xffb", "a\ufffdb"),
         ([{"type": "text", "text": "block"}], [{"type": "text", "text": "block"}]),
-        ([{"type": "image", "image": 1}, {"type": "text"}], [{"type": "image", "image": 1}, {"type": "text"}]),
+        ([{"type": "text"}, {"type": "text", "text": "b"}], [{"type": "text"}, {"type": "text", "text": "b"}]),
         ([], "[]"),
         ([{"type": "text"}, "loose"], "[{'type': 'text'}, 'loose']"),
         ([{"title": "a result"}], "[{'title': 'a result'}]"),

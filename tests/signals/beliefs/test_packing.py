@@ -81,9 +81,10 @@ def test_trees_keep_to_the_budget_and_owners_together_whatever_the_order(budget,
     assert [tree.ids for tree in again] == [tree.ids for tree in trees]
 
 
-def test_a_completion_lies_together_and_its_probes_after_it():
-    """Whatever the token ids: here a probe would come before one turn and after the other."""
-    context, probe = [5, 5, 9, 9, 1, 1], [3, 4]
+@pytest.mark.parametrize("picture", [0, 2**93])
+def test_a_completion_lies_together_and_its_probes_after_it(picture):
+    """Whatever the token ids, marked with a picture or not: here a probe would come before one turn and after the other."""
+    context, probe = [5, 5, picture + 9, 9, 1, 1], [3, 4]
     sequences = [context[:2] + probe, context[:4] + probe, context + probe]
     tree = whole_tree(sequences, [2, 4, 6])
     assert tree.ids == [*context, *probe, *probe, *probe]

@@ -21,7 +21,8 @@ class Backend(ABC):
         trainer ([`~trl.GRPOTrainer`]): Its settings are read and replaced for a while, never copied.
 
     Attributes:
-        takes_row_options (`bool`): Whether `model.generate` writes the turns, which takes limits by row and a cache.
+        takes_row_options (`bool`): Whether `model.generate` writes the turns, which takes limits by row and a cache, and pictures as
+            tensors.
         needs_equal_rows (`bool`): Whether a collective generation needs as many rows from each process.
         one_limit_for_all (`bool`): Whether one process sets the limit of a collective generation for all of them.
         runs_engine (`bool`): Whether an engine writes the turns, which rollouts may join while it writes others.
@@ -54,6 +55,10 @@ class Backend(ABC):
     @abstractmethod
     def stop_at(self, strings: Sequence[str]) -> list[str]:
         """End generation at these strings as well; returns them behind those that the user configured."""
+
+    @abstractmethod
+    def never_write(self, tokens: Sequence[int]) -> None:
+        """Let generation write none of these tokens."""
 
     @abstractmethod
     def _what_is_collective(self, sharding: str | None) -> str | None:
@@ -114,6 +119,11 @@ class TransformersBackend(Backend):
             self.settings.stop_strings = options["stop_strings"] = stops
         return stops
 
+    def never_write(self, tokens: Sequence[int]) -> None:
+        options = self.trainer.generation_kwargs
+        suppressed = [*(options.get("suppress_tokens") or []), *tokens]
+        self.settings.suppress_tokens = options["suppress_tokens"] = suppressed
+
     def _what_is_collective(self, sharding: str | None) -> str | None:
         return sharding
 
@@ -160,6 +170,11 @@ class VLLMBackend(Backend):
             options = {"stop": stops, "include_stop_str_in_output": True, "skip_special_tokens": False}
             self.settings.generation_kwargs = {**given, **options}
         return stops
+
+    def never_write(self, tokens: Sequence[int]) -> None:
+        given = self.settings.generation_kwargs
+        biases = {**(given.get("logit_bias") or {}), **dict.fromkeys(tokens, -100.0)}
+        self.settings.generation_kwargs = {**given, "logit_bias": biases}
 
     def _what_is_collective(self, sharding: str | None) -> str | None:
         if self.trainer.vllm_mode == "server":

@@ -12,8 +12,10 @@ from .writers import TurnWriter, WrittenTurn
 Played = TypeVar("Played")
 
 
-def why_no_joining(generation: VLLMGeneration) -> str | None:
-    """Why rollouts cannot join the engine while it writes others, or `None` if they can."""
+def why_no_joining(generation: VLLMGeneration, with_pictures: bool = False) -> str | None:
+    """Why rollouts, which may hold pictures, cannot join the engine while it writes others, or `None` if they can."""
+    if with_pictures:
+        return "pictures are passed to vLLM batch by batch, as TRL does"
     if generation.mode != "colocate":
         return f"with vllm_mode={generation.mode!r} the engine runs in another process"
     if generation.structured_outputs_regex is not None:

@@ -12,6 +12,7 @@ from transformers.utils import logging
 from trl import GRPOTrainer
 
 from ...integrations.replaced import replaced
+from ..pictures import Picture
 from ..protocols.base import ToolProtocol
 from .history import HistoryCache, why_no_history
 from .joining import why_no_joining
@@ -27,7 +28,8 @@ class TurnGenerator:
 
     Args:
         trainer ([`~trl.GRPOTrainer`]): With its generation set up.
-        protocol ([`~rollout.ToolProtocol`]): Says where turns end; gets the stop strings that the user configured.
+        protocol ([`~rollout.ToolProtocol`]): Says where turns end, and reads pictures; gets the stop strings that the user
+            configured.
 
     Attributes:
         joins (`bool`): Whether rollouts join a running engine, see [`~rollout.generation.joining.EngineWriter`], instead of being
@@ -55,7 +57,7 @@ class TurnGenerator:
                 f"All rollouts take their turns in lockstep: {self.collective} needs the same generations on all processes."
             )
         if self.backend.runs_engine and not (self.collective or trainer.args.lockstep):
-            if reason := why_no_joining(self.backend.settings):
+            if reason := why_no_joining(self.backend.settings, trainer._is_vlm):
                 logger.warning(f"Rollouts do not join a running batch of vLLM, but wait for its end: {reason}.")
             else:
                 self.joins = True
@@ -92,6 +94,7 @@ class TurnGenerator:
         generate: Callable[..., Turns],
         rows: Sequence[int],
         contexts: list[list[int]],
+        pictures: Sequence[list[Picture]],
         max_tokens: Sequence[int],
         batch_size: int,
         num_generations: int = 1,
@@ -103,6 +106,7 @@ class TurnGenerator:
             generate (`Callable`): TRL's `_generate_single_turn`.
             rows (`Sequence[int]`, length `B`): Which rollout of the batch each context belongs to.
             contexts (`list[list[int]]`, length `B`): Token ids.
+            pictures (`Sequence[list]`, length `B`): The pictures whose placeholders stand in each.
             max_tokens (`Sequence[int]`, length `B`): Tokens that each turn may have.
             batch_size (`int`): The largest `B` of all processes.
             num_generations (`int`): How often each context follows itself.
@@ -115,10 +119,12 @@ class TurnGenerator:
         missing = self._missing_rows(size, batch_size)
         rows = [*rows, *[None] * missing]
         contexts = contexts + [[self.trainer._tokenizer.eos_token_id]] * missing
+        pictures = [*pictures, *[[]] * missing]
         limits = [*max_tokens, *[1] * missing]
         sampled = _SampledLogprobs(self.trainer.temperature) if self._samples else None
         with self._limited_to(limits), self._generating(rows, contexts, limits, sampled):
-            ids, logprobs = generate(contexts, None, {}, num_generations)
+            images, fields = self._read(contexts, pictures)
+            ids, logprobs = generate(contexts, images, fields, num_generations)
         if sampled is not None and sampled.steps:
             logprobs = sampled.of_turns(ids)
         ends = [min(self.protocol.cut_turn(turn), limit) for turn, limit in zip(ids, limits, strict=True)]
@@ -131,6 +137,16 @@ class TurnGenerator:
             logprobs = [turn[:end] for turn, end in zip(logprobs, ends, strict=True)][:size]
         self.seconds = perf_counter() - start
         return ids[:size], logprobs
+
+    def _read(
+        self, contexts: list[list[int]], pictures: Sequence[list[Picture]]
+    ) -> tuple[list[list[Picture] | None] | None, dict[str, Any]]:
+        """The pictures as vLLM takes them, and as `model.generate` does."""
+        if self.protocol.pictures is None:
+            return None, {}
+        if self.backend.takes_row_options:
+            return None, self.protocol.pictures.inputs(contexts, pictures)
+        return ([row or None for row in pictures] if any(pictures) else None), {}
 
     @property
     def _samples(self) -> bool:

@@ -5,13 +5,14 @@ from contextlib import suppress
 from functools import cached_property, lru_cache
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from trl.chat_template_utils import parse_response
 
+from ..pictures import pictures_in
 from ..tools.calls import ToolCall
 from ..tools.results import valid_text
 from .base import Message, ToolProtocol
-from .contents import as_text, fit, joined_blocks, map_texts
+from .contents import as_text, fit, map_texts, plain_texts
 from .markup import TOOL, WORD, CallForm, Markup, control_tokens, render_call, safe_name, tags_in, without_brackets
 from .parsing import warn_unparsable
 
@@ -23,18 +24,18 @@ class ChatProtocol(ToolProtocol):
     A turn that begins a call which cannot be read counts as a call with an error, unless a budget cut it.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): With a template that TRL can parse.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): With a template that TRL can parse.
         observation_ids (`Callable`): TRL's `_get_tool_suffix_ids`.
         eos_token_ids (`list[int]`, *optional*): Tokens that end a turn; default is the tokenizer's one.
     """
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin,
         observation_ids: Callable[[list[Message]], list[int]],
         eos_token_ids: list[int] | None = None,
     ):
-        super().__init__(tokenizer, eos_token_ids)
+        super().__init__(processing_class, eos_token_ids)
         self._observation_ids = observation_ids
         self._marks_of_template = lru_cache(maxsize=256)(self._count_marks_of_template)
 
@@ -56,6 +57,7 @@ class ChatProtocol(ToolProtocol):
         return message, calls
 
     def observe(self, messages: list[Message], max_tokens: int | None = None) -> tuple[list[Message], list[int]]:
+        self.check_pictures(messages)
         return fit(messages, max_tokens, self._write, self._quote, self.tokenizer)
 
     def _write(self, messages: list[Message]) -> tuple[list[Message], list[int]]:
@@ -64,22 +66,28 @@ class ChatProtocol(ToolProtocol):
             try:
                 shown = [rewritten(message) for message in messages]
                 ids = self._observation_ids(shown)
-                if self._count_marks(ids) <= self._expected_marks(shown):
+                if self._count_marks(ids) <= self._expected_marks(shown) and self._holds_pictures(ids, shown):
                     return shown, ids
             except Exception as error:  # templates raise whatever they like over a content or a name
                 failure = error
-        raise ValueError("The chat template cannot render the result of a tool.") from failure
+        what = "the pictures of a tool: set tool_protocol='tags'" if pictures_in(messages) else "the result of a tool"
+        raise ValueError(f"The chat template cannot render {what}.") from failure
+
+    def _holds_pictures(self, ids: list[int], messages: list[Message]) -> bool:
+        pictures = pictures_in(messages)
+        return not pictures or self.pictures.count(ids) == len(pictures)
 
     def _quoted(self, message: Message) -> Message:
         content = message["content"] if isinstance(message["content"], str | list) else as_text(message["content"])
         return {**message, "name": safe_name(message.get("name")), "content": map_texts(self._quote, content)}
 
     def _plain(self, message: Message) -> Message:
-        content = without_brackets(self._quote(as_text(joined_blocks(message["content"]))))
+        content = plain_texts(lambda text: without_brackets(self._quote(text)), message["content"])
         return {**message, "name": "unknown", "content": content}
 
     def _withheld(self, message: Message) -> Message:
-        return {**message, "name": "unknown", "content": "(a result that cannot be shown)"}
+        content = plain_texts(lambda text: "(a result that cannot be shown)", message["content"])
+        return {**message, "name": "unknown", "content": content}
 
     def _quote(self, text: str) -> str:
         return self._markup.defuse(valid_text(text))
@@ -102,7 +110,7 @@ class ChatProtocol(ToolProtocol):
 
     @cached_property
     def _markup(self) -> Markup:
-        rendered = render_call(self.tokenizer)
+        rendered = render_call(self.processing_class)
         for number in (2, 1):  # some templates take one result at a time
             with suppress(Exception):
                 rendered += self._decode(self._observation_ids([_message(TOOL)] * number))
@@ -110,7 +118,7 @@ class ChatProtocol(ToolProtocol):
 
     @cached_property
     def _call_form(self) -> CallForm | None:
-        return CallForm.of(self.tokenizer)
+        return CallForm.of(self.processing_class)
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -1,14 +1,15 @@
-"""What tools return, as text of a bounded length."""
+"""What tools return, as text of a bounded length; pictures stay whole."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from .base import Message
+from ..pictures import is_picture_block, pictures_in
 
+Message = dict[str, Any]
 Write = Callable[[list[Message]], tuple[list[Message], list[int]]]
 
 CHARACTERS_PER_TOKEN = 32
@@ -35,15 +36,75 @@ def _is_text_block(block: Any) -> bool:
 
 
 def map_texts(change: Callable[[str], str], content: Any) -> Any:
-    """A result with each text in it changed; of what is neither text nor a container, its `repr` if that changes."""
+    """
+    A result with each text in it changed, but for blocks of pictures; of what is neither text nor a container, its `repr` if that
+    changes.
+    """
     if isinstance(content, str):
         return change(content)
+    if is_picture_block(content):
+        return content
     if type(content) is dict:
         return {map_texts(change, key): map_texts(change, value) for key, value in content.items()}
     if type(content) in (list, tuple):
         return type(content)(map_texts(change, element) for element in content)
     shown = repr(content)
     return content if (changed := change(shown)) == shown else changed
+
+
+def text_blocks(content: Any) -> list[dict[str, Any]]:
+    """A result that holds pictures as blocks of pictures and of text alone."""
+    return [
+        block if is_picture_block(block) or _is_text_block(block) else {"type": "text", "text": as_text(block)}
+        for block in content
+    ]
+
+
+def holds_pictures(content: Any) -> bool:
+    """Whether a result holds pictures, and is a list of blocks then."""
+    return bool(pictures_in([{"content": content}]))
+
+
+def plain_texts(change: Callable[[str], str], content: Any) -> str | list[dict[str, Any]]:
+    """What `str` says of a result, changed; of one that holds pictures each text between them."""
+    if not holds_pictures(content):
+        return change(as_text(joined_blocks(content)))
+    return [
+        block if is_picture_block(block) else {**block, "text": change(block["text"])}
+        for block in text_blocks(content)
+    ]
+
+
+def _texts(content: Any) -> list[str]:
+    """The parts of a result that may be cut."""
+    if not holds_pictures(content):
+        return [as_text(joined_blocks(content))]
+    return [block["text"] for block in text_blocks(content) if not is_picture_block(block)]
+
+
+def _with_texts(content: Any, texts: Sequence[str | None]) -> Any:
+    """A result with other texts; `None` leaves the one it has."""
+    if not holds_pictures(content):
+        return content if texts[0] is None else texts[0]
+    left = iter(texts)
+    shown = []
+    for block in text_blocks(content):
+        text = None if is_picture_block(block) else next(left)
+        shown.append(block if text is None else {**block, "text": text})
+    return shown
+
+
+LEFT_OUT = "[image left out]"
+"""What stands for a picture for which there is no room."""
+
+
+def _without_last_picture(messages: list[Message]) -> list[Message]:
+    """The messages with words in place of the last picture in them."""
+    last = max(i for i, message in enumerate(messages) if holds_pictures(message["content"]))
+    content = [*messages[last]["content"]]
+    place = max(i for i, block in enumerate(content) if is_picture_block(block))
+    content[place] = {"type": "text", "text": LEFT_OUT}
+    return [*messages[:last], {**messages[last], "content": content}, *messages[last + 1 :]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +140,8 @@ def fit(
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[list[Message], list[int]]:
     """
-    Write results so that they have a bounded number of tokens. Long ones are cut, and end by saying so.
+    Write results so that they have a bounded number of tokens. Long texts are cut, and end by saying so. Pictures stay whole; those
+    for which there is no room are left out, the last ones first, and words stand in their place.
 
     Args:
         messages (`list[dict]`): Tool messages.
@@ -96,7 +158,23 @@ def fit(
         return [], []
     if max_tokens is None:
         return write(messages)
-    texts = [as_text(joined_blocks(message["content"])) for message in messages]
+    while True:
+        written = _fit_texts(messages, max_tokens, write, quote, tokenizer)
+        if len(written[1]) <= max_tokens or not pictures_in(messages):
+            return written
+        messages = _without_last_picture(messages)
+
+
+def _fit_texts(
+    messages: list[Message],
+    max_tokens: int,
+    write: Write,
+    quote: Callable[[str], str],
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[list[Message], list[int]]:
+    """[`fit`] where only texts can be cut."""
+    texts_of = [_texts(message["content"]) for message in messages]
+    texts = [text for texts in texts_of for text in texts]
     limit = CHARACTERS_PER_TOKEN * max(max_tokens, 1)
     if all(len(text) <= limit for text in texts):
         written = write(messages)
@@ -104,8 +182,11 @@ def fit(
             return written
 
     def write_texts(texts: list[str | None]) -> tuple[list[Message], list[int]]:
-        """The messages with texts in place of their contents, and their own contents where there is none."""
-        return write([m if text is None else {**m, "content": text} for m, text in zip(messages, texts, strict=True)])
+        """The messages with other texts, and their own where there is none."""
+        left = iter(texts)
+        parts = [[next(left) for _ in own] for own in texts_of]
+        contents = [_with_texts(m["content"], part) for m, part in zip(messages, parts, strict=True)]
+        return write([{**m, "content": content} for m, content in zip(messages, contents, strict=True)])
 
     excerpts = [_excerpt(text, limit, quote, tokenizer) for text in texts]
     shortest = [excerpt.cut(0) for excerpt in excerpts]

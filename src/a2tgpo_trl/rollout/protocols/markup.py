@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from trl.data_utils import prepare_multimodal_messages
 
 WORD, TOOL = "word_8c41e7", "tool_8c41e7"
 """A content and a tool name that stand for any other where a template is looked at."""
@@ -96,19 +97,22 @@ def tags_in(text: str) -> list[str]:
     return _TAG.findall(text)
 
 
-def render_call(tokenizer: PreTrainedTokenizerBase) -> str:
+def render_call(processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> str:
     """A conversation that ends with a call of the tool [`TOOL`]; empty if the template does not render it."""
     for arguments in ({WORD: WORD}, json.dumps({WORD: WORD})):  # some templates only take text (DeepSeek-V3)
         call = {"type": "function", "function": {"name": TOOL, "arguments": arguments}}
-        if text := _render(tokenizer, {"role": "assistant", "content": "", "tool_calls": [call]}):
+        if text := _render(processing_class, {"role": "assistant", "content": "", "tool_calls": [call]}):
             return text
     return ""
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, message: dict[str, Any]) -> str:
+def _render(processing_class: PreTrainedTokenizerBase | ProcessorMixin, message: dict[str, Any]) -> str:
     """The rendered conversation; empty where the template, whose code is not ours, fails over it."""
+    messages = [{"role": "user", "content": WORD}, message]
+    if isinstance(processing_class, ProcessorMixin):
+        messages = prepare_multimodal_messages(messages)
     try:
-        return tokenizer.apply_chat_template([{"role": "user", "content": WORD}, message], tokenize=False)
+        return processing_class.apply_chat_template(messages, tokenize=False)
     except _TEMPLATE_ERRORS:
         return ""
 
@@ -133,9 +137,9 @@ class CallForm:
     keys: tuple[str, str] | None
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "CallForm | None":
-        """The form of a tokenizer's template, `None` if nothing marks its calls."""
-        call, answer = render_call(tokenizer), _render(tokenizer, {"role": "assistant", "content": WORD})
+    def of(cls, processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> "CallForm | None":
+        """The form of a chat template, `None` if nothing marks its calls."""
+        call, answer = render_call(processing_class), _render(processing_class, {"role": "assistant", "content": WORD})
         others = tags_in(answer)
         opening = next((tag for tag in tags_in(call.rpartition(TOOL)[0]) if tag not in others), None)
         if opening is None or not answer:

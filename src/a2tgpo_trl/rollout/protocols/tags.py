@@ -4,13 +4,15 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+from ..pictures import is_picture_block
 from ..tools.calls import ToolCall
 from ..tools.results import valid_text
 from .base import Message, ToolProtocol
-from .contents import as_text, fit
+from .contents import as_text, fit, holds_pictures, text_blocks
 from .markup import Markup, control_tokens, without_brackets
 
 
@@ -22,7 +24,8 @@ class TagProtocol(ToolProtocol):
     tags is the tool's one argument.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): Any tokenizer; neither template nor special tokens are needed.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): Any tokenizer; neither template nor special tokens are
+            needed. With a processor tools may return pictures.
         tools (`Sequence[Callable]`): Tools that take one string.
         tool_tags (`dict[str, str]`, *optional*): Tag of each tool by its name; default is the name itself.
         result_tag (`str`): Tag around results.
@@ -36,7 +39,7 @@ class TagProtocol(ToolProtocol):
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin,
         tools: Sequence[Callable],
         tool_tags: dict[str, str] | None = None,
         result_tag: str = "result",
@@ -44,7 +47,8 @@ class TagProtocol(ToolProtocol):
         eos_token_ids: list[int] | None = None,
         answer_stop: str | None = None,
     ):
-        super().__init__(tokenizer, eos_token_ids)
+        super().__init__(processing_class, eos_token_ids)
+        tokenizer = self.tokenizer
         self.result_tag = result_tag
         self.conversational = conversational
         parameters: dict[str, str] = {}
@@ -86,7 +90,8 @@ class TagProtocol(ToolProtocol):
         return message, [ToolCall(name, arguments)]
 
     def observe(self, messages: list[Message], max_tokens: int | None = None) -> tuple[list[Message], list[int]]:
-        messages = [{**message, "content": as_text(message["content"])} for message in messages]
+        self.check_pictures(messages)
+        messages = [{**message, "content": _blocks_or_text(message["content"])} for message in messages]
         return fit(messages, max_tokens, self._write, self._quote, self.tokenizer)
 
     def completion(self, messages: list[Message]) -> list[Message] | str:
@@ -103,7 +108,21 @@ class TagProtocol(ToolProtocol):
             ids += self._encode(opening) + content_ids + self._encode(closing)
         return shown, ids
 
-    def _encode_content(self, text: str) -> tuple[str, list[int]]:
+    def _encode_content(self, content: str | list[dict[str, Any]]) -> tuple[str | list[dict[str, Any]], list[int]]:
+        if isinstance(content, str):
+            return self._encode_text(content)
+        shown, ids = [], []
+        for block in content:
+            if is_picture_block(block):
+                shown.append(block)
+                ids += self.pictures.placeholder_ids(block["image"])
+            else:
+                text, text_ids = self._encode_text(block["text"])
+                shown.append({**block, "text": text})
+                ids += text_ids
+        return shown, ids
+
+    def _encode_text(self, text: str) -> tuple[str, list[int]]:
         for quote in (self._quote, self._quote_all, without_brackets):
             text = quote(text)
             # Special tokens inside a result are text, not control tokens
@@ -120,7 +139,7 @@ class TagProtocol(ToolProtocol):
         return Markup(control_tokens(self.tokenizer)).defuse(text)
 
     def _observation(self, message: Message) -> tuple[str, str, str]:
-        return f"\n<{self.result_tag}>", self._quote(as_text(message["content"])), f"</{self.result_tag}>\n"
+        return f"\n<{self.result_tag}>", self._quote(_written(message["content"])), f"</{self.result_tag}>\n"
 
     def _encode(self, text: str, **options) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, **options)["input_ids"]
@@ -134,6 +153,17 @@ class TagProtocol(ToolProtocol):
         tokens = [token for token in self.tokenizer.all_special_tokens if len(token.strip()) > 1]
         harmless = {self.tokenizer.unk_token_id} - self._eos_token_ids
         return set(self.tokenizer.convert_tokens_to_ids(tokens)) - harmless
+
+
+def _blocks_or_text(content: Any) -> str | list[dict[str, Any]]:
+    return text_blocks(content) if holds_pictures(content) else as_text(content)
+
+
+def _written(content: Any) -> str:
+    """A result in a completion that is text."""
+    if not holds_pictures(content):
+        return as_text(content)
+    return "".join("[image]" if is_picture_block(block) else block["text"] for block in content)
 
 
 def _one_string_parameter(tool: Callable) -> str:

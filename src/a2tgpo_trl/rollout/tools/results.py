@@ -3,6 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
+from transformers.image_utils import is_pil_image
+
+from ..pictures import is_picture_block, picture_block
 from .calls import EndRollout, ToolResult, ToolReward
 
 
@@ -34,12 +37,16 @@ def failure(name: str, error: str) -> ToolResult:
 def _content(value: Any) -> str | list:
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
+    if is_pil_image(value):
+        return [picture_block(value)]
     if isinstance(value, list) and value and all(isinstance(item, dict) and "type" in item for item in value):
         return [_valid_block(block) for block in value]
     return valid_text(value if isinstance(value, str) else str(value))
 
 
 def _valid_block(block: dict) -> dict:
+    if is_picture_block(block):
+        return picture_block(block.get("image"))
     return {**block, "text": valid_text(block["text"])} if isinstance(block.get("text"), str) else block
 
 

@@ -183,8 +183,8 @@ def pack(
     return trees
 
 
-_AFTER = 2**32
-"""Above all token ids."""
+_AFTER = 2**128
+"""Above all token ids, those too that are marked with pictures."""
 
 
 def _grow(sequences: Sequence[Sequence[int]], keys: Sequence[int]) -> TokenTree:

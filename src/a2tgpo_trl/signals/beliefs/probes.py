@@ -6,13 +6,14 @@ answer's tokens; where several aliases are probed, it is what [`join_aliases`] m
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..texts import normalized
+from .pictures import PictureSpan, ReadPicture, marked
 
 
 @dataclass(frozen=True)
@@ -29,18 +30,24 @@ class ProbedRow:
     A completion to probe.
 
     Attributes:
-        context (`list[int]`): Prompt and completion ids, without padding.
+        context (`list[int]`): Prompt and completion ids, without padding, marked where pictures stand.
         ends (`list[int | None]`): Length of each context to probe, `ends[0]` the prompt's; `None` where there is none.
         probes (`list[Probe]`): What to append to each, one for each alias of the answer. Without any the row has no beliefs.
+        spans (`list[PictureSpan]`): Where pictures stand in the context.
     """
 
     context: list[int]
     ends: list[int | None]
     probes: list[Probe]
+    spans: list[PictureSpan] = field(default_factory=list)
 
     def padded_to(self, num_ends: int) -> "ProbedRow":
         """The same row with so many ends."""
         return replace(self, ends=self.ends + [None] * (num_ends - len(self.ends)))
+
+    def with_pictures(self, spans: list[PictureSpan]) -> "ProbedRow":
+        """The same row with pictures in its context."""
+        return replace(self, context=marked(self.context, spans), spans=spans)
 
 
 def scored_answers(value: str | Sequence[str] | None, where: str) -> list[str]:
@@ -207,9 +214,11 @@ class Query:
     Attributes:
         row (`int`), end (`int`), alias (`int`): Which belief: that of a row, at the context and in the alias with these indices.
         context_length (`int`): Tokens of the context.
-        ids (`list[int]`): The context and the probe, up to the last token that predicts one of the answer.
+        ids (`list[int]`): The context, marked where pictures stand, and the probe, up to the last token that predicts one of
+            the answer.
         predictors (`list[int]`): Places in `ids` that predict a token of the answer.
         labels (`list[int]`): These tokens.
+        spans (`list[PictureSpan]`): Where pictures stand in the context.
     """
 
     row: int
@@ -219,6 +228,11 @@ class Query:
     predictors: list[int]
     labels: list[int]
     alias: int = 0
+    spans: list[PictureSpan] = field(default_factory=list)
+
+    def pictures_from(self, place: int) -> list[ReadPicture]:
+        """Those that stand at this place or after it."""
+        return [picture for span in self.spans if span.start >= place for picture in span.pictures]
 
 
 def queries(rows: Sequence[ProbedRow]) -> list[Query]:
@@ -233,7 +247,16 @@ def _queries_of(row: ProbedRow, number: int, alias: int) -> list[Query]:
         return []
     fed, labels = probe.ids[: scored[-1]], [probe.ids[offset] for offset in scored]
     return [
-        Query(number, k, end, row.context[:end] + fed, [end - 1 + offset for offset in scored], labels, alias)
+        Query(
+            row=number,
+            end=k,
+            context_length=end,
+            ids=row.context[:end] + fed,
+            predictors=[end - 1 + offset for offset in scored],
+            labels=labels,
+            alias=alias,
+            spans=[span for span in row.spans if span.stop <= end],
+        )
         for k, end in enumerate(row.ends)
         if end is not None
     ]

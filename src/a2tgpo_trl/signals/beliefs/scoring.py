@@ -6,23 +6,28 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import is_torch_flex_attn_available, is_triton_available, logging
 
 from ...config import A2TGPOConfig
 from ...integrations.architecture import (
     base_model,
     length_dependent_rope,
+    why_no_pictures_in_trees,
     why_no_token_tree,
     why_padding_shifts,
     why_random,
 )
+from ...integrations.processors import tokenizer_of
 from ...integrations.progress import progress
+from ...rollout import Rollout
 from .attention import BLOCK, UnknownAttention, attention_over, why_no_flex
 from .head import predicting_at
 from .packing import TokenTree, batches_by_length, pack
+from .pictures import ContextPictures, ReadPicture, unmarked
 from .probes import (
     BeliefPlan,
     Query,
@@ -38,9 +43,6 @@ from .shared_forward import SharedForward
 
 logger = logging.get_logger(__name__)
 
-_SPARE = Query(row=0, end=0, context_length=1, ids=[0], predictors=[0], labels=[0])
-"""What a process scores while others have more to score, so that all make the same forwards."""
-
 
 class BeliefScorer:
     """
@@ -48,7 +50,8 @@ class BeliefScorer:
 
     Args:
         model (`nn.Module`): Who is asked, with TRL's fused LM head; its architecture decides how it is run.
-        tokenizer (`PreTrainedTokenizerBase`): A fast tokenizer.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): A fast tokenizer, or a processor for pictures with
+            one.
         accelerator (`Accelerator`): Of the trainer.
         args ([`A2TGPOConfig`]): `answer_template`, `answer_aliases` and `ig_tokens_per_batch` are read.
         context_length (`int`): Most tokens that a context and its probe may have.
@@ -57,12 +60,12 @@ class BeliefScorer:
     def __init__(
         self,
         model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin,
         accelerator: Accelerator,
         args: A2TGPOConfig,
         context_length: int,
     ):
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer_of(processing_class)
         self.accelerator = accelerator
         self.args = args
         self.context_length = context_length
@@ -71,6 +74,10 @@ class BeliefScorer:
         self.base = base_model(base)
         self.attention = self._choose_attention()
         self.why_prefixes = why_no_token_tree(base)
+        self.pictures = None
+        if isinstance(processing_class, ProcessorMixin):
+            self.pictures = ContextPictures(processing_class, self.base)
+            self.why_prefixes = self.why_prefixes or why_no_pictures_in_trees(self.base)
         if self.why_prefixes:
             logger.warning(f"Information gain reads each context from its beginning: {self.why_prefixes}.")
 
@@ -83,7 +90,9 @@ class BeliefScorer:
             logger.warning(f"Flex attention cannot be used, and is not needed: {reason}.")
         return "blocks" if reason else "flex"
 
-    def plan(self, batch: dict[str, Any], ends: Tensor, answers: list[list[str]]) -> BeliefPlan:
+    def plan(
+        self, batch: dict[str, Any], ends: Tensor, answers: list[list[str]], rollouts: Sequence[Rollout]
+    ) -> BeliefPlan:
         """
         What to score, with as many columns on every process.
 
@@ -91,6 +100,7 @@ class BeliefScorer:
             batch (`dict`): TRL's prompts and completions with their masks.
             ends (`Tensor`, shape `(B, E)`): Where the contexts after the prompt end.
             answers (`list[list[str]]`, length `B`): The aliases to score of each true answer, none where there is no answer.
+            rollouts (`Sequence[Rollout]`, length `B`): Whose pictures stand in the contexts.
 
         Returns:
             [`BeliefPlan`]
@@ -98,6 +108,8 @@ class BeliefScorer:
         distinct = {alias for aliases in answers for alias in aliases}
         probes = {alias: make_probe(self.tokenizer, self.args.answer_template, alias) for alias in distinct}
         rows = probed_rows(batch, ends, [[probes[alias] for alias in row] for row in answers], self.context_length)
+        if self.pictures is not None:
+            rows = [row.with_pictures(spans) for row, spans in zip(rows, self.pictures.spans(rollouts), strict=True)]
         num_ends = int(self._on_all(ends.size(1)).max()) + 1
         rows, keys = share_contexts([row.padded_to(num_ends) for row in rows])
         first_columns = batch["prompt_mask"].size(1) - batch["prompt_mask"].sum(dim=1)
@@ -140,50 +152,69 @@ class BeliefScorer:
     def _score_trees(self, model: nn.Module, found: list[Query], max_tokens: int) -> Tensor:
         fields = ([getattr(query, name) for query in found] for name in ("ids", "context_length", "row"))
         trees = pack(*fields, max_tokens)
-        spare = TokenTree()
-        spare.add(len(found), _SPARE.ids)
-        return self._in_turn(partial(self._score_tree, model, [*found, _SPARE]), trees, spare, len(found))
+        spare, tree = _spare(found), TokenTree()
+        tree.add(len(found), spare.ids)
+        return self._in_turn(partial(self._score_tree, model, [*found, spare]), trees, tree, len(found))
 
     def _score_tree(self, model: nn.Module, found: Sequence[Query], tree: TokenTree) -> tuple[list[int], Tensor]:
         """The queries in a tree, and their beliefs."""
         device = self.accelerator.device
         keys = list(tree.branches)
-        labels, predictors, owner = [], [], []
+        labels, predictors, owner, pictures = [], [], [], []
         for i, key in enumerate(keys):
             query, branch = found[key], tree.branches[key]
             labels += query.labels
             predictors += [branch.place(depth) for depth in query.predictors]
             owner += [i] * len(query.labels)
+            pictures += query.pictures_from(branch.shared)
         if self.attention == "flex":
             tree.pad_to_multiple_of(BLOCK)
         places = [0] * len(predictors), predictors
         with attention_over(tree, self.config, self.attention, device) as mask, predicting_at(self.base, *places):
             logps = self._score(
                 model,
-                input_ids=torch.tensor([tree.ids], device=device),
-                position_ids=torch.tensor([tree.positions], device=device),
+                **self._inputs([unmarked(tree.ids)], pictures),
+                position_ids=self._tree_positions(tree, found).to(device),
                 attention_mask=mask,
                 shift_labels=torch.tensor([labels], device=device),
             )
         return keys, mean_logps(logps[0], torch.tensor(owner, device=device), len(keys))
 
+    def _tree_positions(self, tree: TokenTree, found: Sequence[Query]) -> Tensor:
+        """`(1, N)`, or as many rows of them as the model has dimensions of positions."""
+        chosen = [(found[key], branch) for key, branch in tree.branches.items()]
+        if not any(query.spans for query, _ in chosen) or not self.pictures.rotates_in_space:
+            return torch.tensor([tree.positions])
+        own = [self.pictures.positions(query.ids, query.pictures_from(0))[:, :, b.shared :] for query, b in chosen]
+        positions = torch.cat(own, dim=2)
+        return F.pad(positions, (0, len(tree.ids) - positions.size(2)))
+
+    def _inputs(self, rows: list[list[int]], pictures: Sequence[ReadPicture]) -> dict[str, Tensor]:
+        """Token ids of rows of one length, and with pictures what they are to a model."""
+        ids = torch.tensor(rows, device=self.accelerator.device)
+        return {"input_ids": ids, **(self.pictures.inputs(ids, pictures) if pictures else {})}
+
     def _score_prefixes(self, model: nn.Module, found: list[Query], max_tokens: int) -> Tensor:
         equal = length_dependent_rope(self.base) is not None
         batches = batches_by_length([len(query.ids) for query in found], max_tokens, equal)
-        return self._in_turn(partial(self._score_batch, model, [*found, _SPARE]), batches, [len(found)], len(found))
+        score = partial(self._score_batch, model, [*found, _spare(found)])
+        return self._in_turn(score, batches, [len(found)], len(found))
 
     def _score_batch(self, model: nn.Module, found: Sequence[Query], keys: list[int]) -> tuple[list[int], Tensor]:
         """Some queries, and their beliefs, each in a row of its own."""
         device = self.accelerator.device
         chosen = [found[key] for key in keys]
-        rows = [[*query.ids, query.labels[-1]] for query in chosen]  # a label is the token after its predictor
+        # A label is the token after its predictor
+        rows = [[*unmarked(query.ids), query.labels[-1]] for query in chosen]
         width = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+        pictures = [picture for query in chosen for picture in query.pictures_from(0)]
+        inputs = self._inputs([row + [0] * (width - len(row)) for row in rows], pictures)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
         scored = torch.zeros_like(mask, dtype=torch.bool)
         for i, query in enumerate(chosen):
             scored[i, [place + 1 for place in query.predictors]] = True
-        logps = self._score(model, input_ids=ids, attention_mask=mask, labels=ids.masked_fill(~scored, -100))
+        labels = inputs["input_ids"].masked_fill(~scored, -100)
+        logps = self._score(model, **inputs, attention_mask=mask, labels=labels)
         scored = scored[:, 1:]
         owner = torch.arange(len(chosen), device=device).unsqueeze(1).expand_as(scored)
         # An adapter may have put tokens before the first
@@ -211,6 +242,15 @@ class BeliefScorer:
             inputs["output_router_logits"] = False  # the router's auxiliary loss cannot read a mask of ours
         with self.accelerator.autocast():
             return model(**inputs, fused_lm_head=True).log_probs.to(self.accelerator.device)
+
+
+def _spare(found: Sequence[Query]) -> Query:
+    """
+    What a process scores while others have more to score, so that all make the same forwards: one token, or the shortest
+    query with pictures, for the vision part of a model that is sharded runs on all processes or on none.
+    """
+    token = Query(row=0, end=0, context_length=1, ids=[0], predictors=[0], labels=[0])
+    return min((query for query in found if query.spans), key=lambda query: len(query.ids), default=token)
 
 
 @contextmanager

@@ -4,7 +4,8 @@ TRL's forward stays as it is, to the bit. Had its batch another form, the old lo
 than those of the loss; in half precision that moves the mean of a turn by as much as its clip range is wide.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ...integrations.replaced import replaced
 from .head import predicting_at
 from .packing import TokenTree
+from .pictures import unmarked
 from .probes import BeliefPlan, Query, mean_logps, queries
 
 
@@ -66,7 +68,8 @@ class SharedForward:
             return self.model(**inputs)
         config = self.base.config.get_text_config()
         cache = DynamicCache(config=config)
-        outputs = self.model(**inputs, past_key_values=cache)
+        with _position_ids(self.base) as position_ids:
+            outputs = self.model(**inputs, past_key_values=cache)
         probes = _lay_out(found, self.plan.first_columns[rows])
         tokens = {name: torch.tensor(values, device=device) for name, values in probes.tokens.items()}  # (b, P) each
         with (
@@ -76,7 +79,7 @@ class SharedForward:
             logps = self.score(
                 self.model,
                 input_ids=tokens["ids"],
-                position_ids=tokens["position"],
+                position_ids=_positions(tokens, *position_ids),
                 attention_mask=_mask(tokens, width),
                 past_key_values=cache,
                 shift_labels=torch.tensor([probes.labels], dtype=torch.long, device=device),
@@ -93,8 +96,8 @@ class _Probes:
     the context, which predicts their first, and aliases that begin alike share that too.
 
     Attributes:
-        tokens (`dict`): Lists of `b` rows of `P` numbers: `ids`; `position`; `first` and `limit`, the columns of the context
-            that a token sees; `end`, one past the last token of the probes that sees it.
+        tokens (`dict`): Lists of `b` rows of `P` numbers: `ids`; `depth`, how many tokens come before it in its probe; `first` and
+            `limit`, the columns of the context that a token sees; `end`, one past the last token of the probes that sees it.
         rows, columns (`list[int]`, length `M`): Tokens that predict one of an answer.
         labels (`list[int]`, length `M`): What they predict.
         owners (`list[int]`, length `M`): Number of the probe that it belongs to.
@@ -107,7 +110,7 @@ class _Probes:
     owners: list[int] = field(default_factory=list)
 
 
-_PADDING = {"ids": 0, "position": 0, "first": 0, "limit": 0, "end": 2**62}
+_PADDING = {"ids": 0, "depth": 0, "first": 0, "limit": 0, "end": 2**62}
 """A padding token sees itself, for the mean of nothing is NaN, and the padding before it."""
 
 
@@ -126,7 +129,13 @@ def _lay_out(found: Sequence[Query], first_columns: Sequence[int]) -> _Probes:
 
 def _add_context(probes: _Probes, found: dict[int, Query], row: int, first: int) -> None:
     """Add the probes of one context of a row, whose first token is in the column `first`."""
-    start = next(iter(found.values())).context_length - 1
+    query = next(iter(found.values()))
+    start = query.context_length - 1
+    if any(span.stop == query.context_length for span in query.spans):
+        raise ValueError(
+            "A prompt or observation ends with a picture, and the model is to read the last token of a context once more to go on "
+            "from it, which a placeholder without its picture cannot stand for. Let the chat template write something after it."
+        )
     tree = TokenTree()
     for number in sorted(found, key=lambda number: found[number].ids):
         tree.add(number, found[number].ids[start:])
@@ -138,11 +147,42 @@ def _add_context(probes: _Probes, found: dict[int, Query], row: int, first: int)
         probes.columns += [shift + branch.place(place - start) for place in query.predictors]
         probes.labels += query.labels
         probes.owners += [number] * len(query.labels)
-    lists["ids"] += tree.ids
-    lists["position"] += [first + start + depth for depth in tree.positions]
+    lists["ids"] += unmarked(tree.ids)
+    lists["depth"] += tree.positions
     lists["first"] += [first] * size
     lists["limit"] += [first + start] * size
     lists["end"] += [shift + end for end in tree.ends]
+
+
+@contextmanager
+def _position_ids(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Yields a list, in which are then the positions that the model chose for its text part; nothing if it left that to it."""
+    chosen = []
+
+    def keep(decoder, args, options):
+        if options.get("position_ids") is not None:
+            chosen.append(options["position_ids"])
+
+    handle = model.base_model.get_decoder().register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield chosen
+    finally:
+        handle.remove()
+
+
+def _positions(tokens: dict[str, Tensor], context: Tensor | None = None) -> Tensor:
+    """
+    Of the probes' tokens, `(b, P)` or, with several dimensions of them, `(R, b, P)`.
+
+    Args:
+        tokens (`dict[str, Tensor]`): See [`_Probes`].
+        context (`Tensor`, shape `(b, T)`, `(1, T)` or `(R, b, T)`, *optional*): Those of the columns, where they are other numbers.
+    """
+    column, depth = tokens["limit"], tokens["depth"]  # of the last token of the context, with which a probe begins
+    if context is None:
+        return column + depth
+    column = column.expand(*context.shape[:-2], -1, -1)
+    return context.expand(*column.shape[:-1], -1).gather(-1, column) + depth
 
 
 def _mask(tokens: dict[str, Tensor], width: int) -> Tensor:

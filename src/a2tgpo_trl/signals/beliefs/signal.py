@@ -39,7 +39,7 @@ class Beliefs(Signal):
         super().__init__(trainer)
         self.asks_reference = trainer.args.belief_model == "reference"
         self.scorer = BeliefScorer(
-            self.model, trainer._tokenizer, trainer.accelerator, trainer.args, context_length(trainer)
+            self.model, trainer.processing_class, trainer.accelerator, trainer.args, context_length(trainer)
         )
 
     @property
@@ -88,7 +88,7 @@ class Beliefs(Signal):
         if self.trainer.args.gain_from == "turn_end":
             beginnings = turn_ends(ids).where(ends >= 0, -1)
             ends = torch.stack([beginnings, ends], dim=2).flatten(1)  # (B, 2 K)
-        return self.scorer.plan(tensors, ends, batch.answers)
+        return self.scorer.plan(tensors, ends, batch.answers, batch.rollouts)
 
     def _asking(self) -> AbstractContextManager:
         """The state in which the model is the one that is asked: as TRL gets its reference's log-probabilities."""

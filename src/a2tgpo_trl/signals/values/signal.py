@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import ProcessorMixin
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
 
@@ -31,7 +32,7 @@ class Values(Signal):
         trainer ([`A2TGPOTrainer`]): Whose policy the critic is made from, and whose optimizer trains it.
 
     Raises:
-        ValueError: If the trainer shards its model, scales gradients per process, or was given a schedule of learning rates.
+        ValueError: If the trainer has a processor of pictures, shards its model, scales gradients per process, or was given a schedule of learning rates.
     """
 
     def __init__(self, trainer: GRPOTrainer):
@@ -184,6 +185,11 @@ def _parts(tensors: Mapping[str, Any], size: int) -> list[dict[str, Tensor]]:
 def _check(trainer: GRPOTrainer) -> None:
     """Refuse what the critic's gradients or its part of the optimizer cannot work with."""
     name = f"advantage_estimator={trainer.args.advantage_estimator!r}"
+    if isinstance(trainer.processing_class, ProcessorMixin):
+        raise ValueError(
+            f"{name} trains a critic, which reads tokens and no pictures: pass the processor's tokenizer to train on text, or choose an "
+            "estimator without a critic, such as 'gtpo'."
+        )
     for sharding, enabled in {"DeepSpeed": trainer.is_deepspeed_enabled, "FSDP": trainer.is_fsdp_enabled}.items():
         if enabled:
             raise ValueError(

@@ -1,0 +1,493 @@
+"""Training on pictures: in prompts, and in what tools return. TRL is the judge, and one forward from scratch."""
+
+import copy
+import re
+from itertools import pairwise
+
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from PIL import Image
+from trl import GRPOConfig, GRPOTrainer
+
+import chance
+import tiny_vision
+from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.integrations.replaced import replaced
+from a2tgpo_trl.rollout import Rollout, StopReason, TagProtocol, ToolCall, Turn
+from a2tgpo_trl.rollout.generation.backends import VLLMBackend
+from a2tgpo_trl.rollout.pictures import pictures_in
+from a2tgpo_trl.rollout.player import _check_prompts
+from a2tgpo_trl.signals.states import state_keys
+from conftest import same, weights
+from tiny_vision import picture
+
+FAMILIES = list(tiny_vision.MODELS)
+CALLING = {"qwen2_5_vl": 4, "qwen3_vl": 5, "qwen3_5": 7}
+"""Families with a chat template that calls tools, and seeds of random models that do so now and then."""
+RED, BLUE = picture("red"), picture("blue", (32, 24))
+
+
+def user(*content):
+    blocks = [{"type": "text", "text": c} if isinstance(c, str) else {"type": "image", "image": c} for c in content]
+    return [{"role": "user", "content": blocks}]
+
+
+def asked(text):
+    return [{"role": "user", "content": text}]
+
+
+ROWS = {
+    "image": [{"prompt": asked("What is this?"), "image": RED}, {"prompt": asked("And this?"), "image": BLUE}],
+    "images": [
+        {"prompt": asked("What are these?"), "images": [RED, BLUE]},
+        {"prompt": asked("What?"), "images": [BLUE]},
+    ],
+    "blocks": [{"prompt": user(RED, "or", BLUE, "?")}, {"prompt": user("What is", picture("green"))}],
+    "text": [{"prompt": asked("What is red?")}, {"prompt": asked("And what is blue, and why?")}],
+}
+
+
+def by_length(completions, **kwargs):
+    return [float(len(str(completion)) % 7) for completion in completions]
+
+
+def settings(cls, processor, **options):
+    """The same for TRL, which lets a model write placeholders of pictures, and then reads pictures that are not there."""
+    placeholders = [*processor.image_token_ids, *(token for token in processor.video_token_ids if token is not None)]
+    if cls is GRPOTrainer:
+        options["generation_kwargs"] = {**options.get("generation_kwargs", {}), "suppress_tokens": placeholders}
+    else:
+        options.setdefault("advantage_estimator", "grpo")
+    return options
+
+
+@pytest.fixture
+def trainers(config):
+    """`trainers(cls, family, rows, **options)`: a trainer of a tiny model for pictures."""
+
+    def make(cls, family, rows, reward=by_length, tools=None, ends=None, model=None, **options):
+        processor = tiny_vision.processor(family)
+        options = {"max_completion_length": 12, "per_device_train_batch_size": 4, **options}
+        model = model or tiny_vision.model(family)
+        if ends:
+            model.generation_config.eos_token_id = ends
+        arguments = {
+            name: options.pop(name) for name in ("turn_reward_funcs", "environment_factory") if name in options
+        }
+        return cls(
+            model,
+            reward,
+            config(A2TGPOConfig if cls is A2TGPOTrainer else GRPOConfig, **settings(cls, processor, **options)),
+            stream(rows) if isinstance(rows[0]["prompt"][0]["content"], list) else Dataset.from_list(rows),
+            processing_class=processor,
+            tools=tools,
+            **arguments,
+        )
+
+    return make
+
+
+def stream(rows):
+    """Rows as they are: Arrow knows no pictures in blocks."""
+    return IterableDataset.from_generator(lambda: iter(copy.deepcopy(rows)))
+
+
+# ---- in prompts
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_grpo_is_trls_bit_for_bit(trainers, family, rows):
+    trained = []
+    for cls in (GRPOTrainer, A2TGPOTrainer):
+        trainer = trainers(cls, family, ROWS[rows] * 4)
+        trainer.train()
+        losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+        trained.append((losses, weights(trainer)))
+    (losses, after), (our_losses, ours) = trained
+    assert our_losses == losses and same(ours, after)
+    assert not same(after, dict(tiny_vision.model(family).named_parameters()))
+
+
+# ---- from tools
+
+
+def look(key: int) -> list:
+    """
+    Look at something.
+
+    Args:
+        key: Where to look.
+    """
+    size = (8 * (1 + key % 3), 8 * (1 + key % 4))
+    seen = {"type": "image", "image": picture(("red", "green", "blue")[key % 3], size)}
+    said = {"type": "text", "text": f"This is {key}."}
+    return [[said], [seen, said], [seen], [said, seen, seen]][key % 4]
+
+
+GREEN = {"prompt": asked("Where?"), "image": picture("green", (24, 24))}
+MIXED = [{"prompt": asked("What is red?"), "image": None}, *ROWS["image"], GREEN]
+ENDS = [2, *range(200, 380)]
+"""Many tokens end a turn, so that random models write turns of different length."""
+PROMPTS = {"pictures": [*ROWS["image"], GREEN], "text": [*ROWS["text"], {"prompt": asked("Why?")}], "mixed": MIXED}
+
+
+@pytest.fixture
+def by_chance(trainers, monkeypatch):
+    """`by_chance(cls, family, rows, **options)`: a random model calls the tool by chance, and decides greedily."""
+    chance.install_parser(monkeypatch)
+
+    def make(cls, family, rows, **options):
+        options = {
+            "model": tiny_vision.model(family, CALLING[family]),
+            "max_completion_length": 200, "max_tool_calling_iterations": 4, "num_generations": 2,
+            "per_device_train_batch_size": 2 * len(rows), "generation_kwargs": {"do_sample": False}, **options,
+        }  # fmt: skip
+        return trainers(cls, family, rows * 2, tools=[look], ends=ENDS, **options)
+
+    return make
+
+
+def rolled_out(trainer, rows):
+    """What `_generate` returned for a batch in which each row stands twice, and what the loss reads."""
+    outputs, generate = [], trainer._generate
+
+    def keep(prompts):
+        outputs.append(generate(prompts))
+        return copy.deepcopy(outputs[0])
+
+    trainer._generate = keep
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions(copy.deepcopy([row for row in rows for _ in range(2)]))
+    return outputs[0], batch
+
+
+@pytest.mark.parametrize("prompts", PROMPTS)
+@pytest.mark.parametrize("family", CALLING)
+def test_rollouts_with_pictures_of_tools_are_trls(by_chance, family, prompts):
+    rows = PROMPTS[prompts]
+    theirs, batch = rolled_out(by_chance(GRPOTrainer, family, rows), rows)
+    turns = [sum(a < b for a, b in pairwise([0, *mask])) for mask in theirs[2]]
+    assert len(set(turns)) > 1 and any(theirs[7])
+    for lockstep in (True, False):
+        ours, our_batch = rolled_out(by_chance(A2TGPOTrainer, family, rows, lockstep=lockstep), rows)
+        assert ours[:6] == theirs[:6]
+        assert [row or [] for row in ours[6]] == [row or [] for row in theirs[6]]
+        assert our_batch.keys() == batch.keys() | {"turn_ids"}
+        for name, value in batch.items():
+            ours_is = our_batch[name]
+            assert torch.equal(ours_is, value) if isinstance(value, torch.Tensor) else ours_is == value, name
+
+
+def zoom(place: str) -> list:
+    """
+    Look closer.
+
+    Args:
+        place: Where.
+    """
+    return [
+        {"type": "text", "text": f"{place}: "},
+        {"type": "image", "image": picture("red", (16, 8 * (1 + len(place) % 3)))},
+    ]
+
+
+TAGGED = [
+    {"prompt": [{"role": "user", "content": f"{row['prompt'][0]['content']} <zoom>"}], "image": row["image"]}
+    for row in MIXED
+]
+
+
+def from_scratch(trainer, rollout):
+    """Logits of one forward over all tokens of a rollout and all its pictures."""
+    context = [rollout.context_ids]
+    inputs = (
+        trainer.processing_class.image_processor(images=rollout.all_images, return_tensors="pt")
+        if rollout.all_images
+        else {}
+    )
+    types = {
+        name: torch.tensor(trainer.processing_class.create_mm_token_type_ids(context))
+        for name in ["mm_token_type_ids" if "image_grid_thw" in inputs else "token_type_ids"]
+    }
+    inputs = {name: value for name, value in inputs.items() if name != "num_crops"} | (types if inputs else {})
+    with torch.no_grad():
+        logits = trainer.model.eval()(input_ids=torch.tensor(context), **inputs).logits[0]
+    return logits
+
+
+def assert_written_greedily(trainer, rollout):
+    """Each token of each turn is the one that a forward from scratch finds most likely."""
+    logits = from_scratch(trainer, rollout)
+    logits[:, trainer._pictures.placeholders] = -torch.inf  # they are never written
+    choices = logits.argmax(dim=-1).tolist()
+    start = len(rollout.prompt_ids)
+    written = [start + i for i, on in enumerate(rollout.tool_mask) if on]
+    assert [choices[place - 1] for place in written] == [rollout.context_ids[place] for place in written]
+
+
+@pytest.mark.parametrize("family", CALLING)
+def test_contexts_are_those_of_one_forward_from_scratch(by_chance, family):
+    trainer = by_chance(A2TGPOTrainer, family, MIXED)
+    rollouts = trainer.play(MIXED, greedy=True)
+    assert max(len(rollout.all_images) for rollout in rollouts) > 2
+    for rollout in rollouts:
+        assert trainer._pictures.count(rollout.context_ids) == len(rollout.all_images)
+        assert_written_greedily(trainer, rollout)
+
+
+class Zooming(TagProtocol):
+    """Reads the same call out of the first turns, which a random model does not write."""
+
+    def read_turn(self, ids, prefix, schemas):
+        message, calls = super().read_turn(ids, prefix, schemas)
+        return message, calls or [ToolCall("zoom", {"place": "a" * (sum(ids) % 5)})] * (len(prefix) < 150)
+
+
+@pytest.fixture
+def zooming(trainers, monkeypatch):
+    """`zooming(family, **options)`: a trainer whose random model calls a tool by tags."""
+    monkeypatch.setattr("a2tgpo_trl.rollout.player.TagProtocol", Zooming)
+
+    def make(family, rows=TAGGED, cls=A2TGPOTrainer, tools=(zoom,), **options):
+        options = {
+            "tool_protocol": "tags",
+            "max_completion_length": 250,
+            "max_turn_tokens": 6,
+            "num_generations": 2,
+            **options,
+        }
+        return trainers(cls, family, rows * 2, tools=list(tools), **{"per_device_train_batch_size": 8, **options})
+
+    return make
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tags_hold_pictures(zooming, family):
+    trainer = zooming(family)
+    rollouts = trainer.play(TAGGED, greedy=True)
+    for rollout in rollouts:
+        assert rollout.num_tool_turns
+        turn = rollout.turns[0]
+        (seen,) = turn.images
+        placeholder = trainer._tokenizer.decode(trainer._pictures.placeholder_ids(seen))
+        read = trainer._tokenizer.decode(turn.observation_ids)
+        assert read == f"\n<result>{turn.calls[0].arguments['place']}: {placeholder}</result>\n"
+        assert turn.observation == f"{turn.calls[0].arguments['place']}: "
+        assert_written_greedily(trainer, rollout)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_of_tags_are_trained_on(zooming, family):
+    trainer = zooming(family)
+    before = weights(trainer)
+    trainer.train()
+    assert all(log["grad_norm"] > 0 for log in trainer.state.log_history if "grad_norm" in log)
+    changed = [name for name, value in weights(trainer).items() if not torch.equal(value, before[name])]
+    assert any("visual" in name or "vision" in name for name in changed)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_reads_the_pictures_of_tools(zooming, family):
+    """Old log-probabilities are those of a forward from scratch."""
+    trainer = zooming(family, num_iterations=2)
+    trainer.model.eval()
+    batch = trainer._roll_out([row for row in TAGGED for _ in range(2)])
+    for i, rollout in enumerate(batch.rollouts):
+        logits = from_scratch(trainer, rollout)
+        ids = torch.tensor(rollout.context_ids)
+        logps = logits[:-1].log_softmax(dim=-1).gather(1, ids[1:, None])[len(rollout.prompt_ids) - 1 :, 0]
+        old = batch.tensors["old_per_token_logps"][i, : len(logps)]
+        on = torch.tensor(rollout.tool_mask).bool()
+        torch.testing.assert_close(old[on], logps[on], atol=1e-4, rtol=1e-4)
+
+
+# ---- limits
+
+
+MARKER = re.compile(r"… \[truncated: \d+ of \d+ characters left out\]$")
+
+
+def protocol(family):
+    return TagProtocol(tiny_vision.processor(family), [zoom])
+
+
+def result(*content):
+    blocks = [{"type": "text", "text": c} if isinstance(c, str) else {"type": "image", "image": c} for c in content]
+    return {"role": "tool", "name": "zoom", "content": blocks}
+
+
+@pytest.mark.parametrize("limit", range(100, 260, 13))
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3"])
+def test_an_observation_is_never_cut_within_a_picture(family, limit):
+    tags = protocol(family)
+    given = [result("many words " * 20, RED, " and few", BLUE), result("more words " * 20, RED)]
+    shown, ids = tags.observe(given, limit)
+    kept = pictures_in(shown)
+    assert tags.pictures.count(ids) == len(kept) <= 3
+    of_pictures = sum(ids.count(token) for token in tags.pictures.placeholders)
+    assert of_pictures == sum(tags.pictures.placeholder_ids(seen).count(tags.pictures.image_token_id) for seen in kept)
+    assert len(ids) <= limit
+    assert "[truncated: " in str(shown)
+
+
+def test_words_stand_for_a_picture_without_room():
+    shown, ids = protocol("gemma3").observe([result("Look: ", RED, " and ", BLUE)], 55)
+    assert shown == [result("Look: ", RED, " and ", "[image left out]")] and len(ids) <= 55
+
+
+def test_pictures_are_kept_before_texts():
+    tags = protocol("qwen2_5_vl")
+    given = [result("many words " * 40, RED, "and", BLUE)]
+    shown, ids = tags.observe(given, 80)
+    assert pictures_in(shown) == [RED, BLUE] and len(ids) <= 80
+    first, *others = shown[0]["content"]
+    assert MARKER.search(first["text"]) and [block["type"] for block in others] == ["image", "text", "image"]
+    assert tags.observe(given, 1000)[0] == given
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_an_observation_without_room_takes_its_pictures_with_it(by_chance, family):
+    rows, options = PROMPTS["pictures"], {"max_completion_length": 100}
+    theirs, batch = rolled_out(by_chance(GRPOTrainer, family, rows, **options), rows)
+    trainer = by_chance(A2TGPOTrainer, family, rows, lockstep=True, **options)
+    ours, our_batch = rolled_out(trainer, rows)
+    assert ours[:7] == theirs[:7] and torch.equal(our_batch["pixel_values"], batch["pixel_values"])
+    rollouts = by_chance(A2TGPOTrainer, family, rows, lockstep=True, **options).play(rows, greedy=True)
+    dropped = [rollout.turns[-1] for rollout in rollouts if rollout.stop_reason == StopReason.OVERLONG_OBSERVATION]
+    assert any(pictures_in([result.message() for result in turn.results]) for turn in dropped)
+    assert not any(turn.images or turn.observed for turn in dropped)
+
+
+def test_a_tool_may_go_on_drawing_on_what_it_returned(zooming):
+    canvas = picture("red")
+
+    def draw(place: str):
+        """
+        Draw.
+
+        Args:
+            place: Where.
+        """
+        canvas.paste(("red", "green", "blue")[len(place) % 3], (0, 0, 16, 16))
+        return canvas
+
+    draw.__name__ = "zoom"
+    for rollout in zooming("qwen3_5", tools=[draw]).play(TAGGED, greedy=True):
+        for turn in rollout.turns[:-1]:
+            color = ("red", "green", "blue")[len(turn.calls[0].arguments["place"]) % 3]
+            assert turn.images == [Image.new("RGB", (16, 16), color)]
+            assert turn.images[0] is not canvas
+
+
+# ---- what else plays and trains
+
+
+@pytest.mark.parametrize("estimator", ["gtpo", "mt_grpo", "gigpo"])
+@pytest.mark.parametrize("family", ["qwen3_5", "gemma3"])
+def test_estimators_of_turns_train(zooming, family, estimator):
+    options = {} if estimator == "gigpo" else {"turn_reward_funcs": by_turn}
+    trainer = zooming(family, advantage_estimator=estimator, num_generations=4, **options)
+    trainer.train()
+    assert all(log["grad_norm"] > 0 for log in trainer.state.log_history if "grad_norm" in log)
+
+
+def by_turn(turns, **columns):
+    return [[float(sum(turn.ids) % 3) for turn in rollout] for rollout in turns]
+
+
+@pytest.mark.parametrize("level", ["token", "turn"])
+def test_levels_of_ratios_train(zooming, level):
+    trainer = zooming("qwen2_5_vl", importance_sampling_level=level, num_iterations=2, max_steps=4)
+    trainer.train()
+    assert trainer.state.global_step == 4
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "gemma3"])
+def test_leaves_of_trees_have_the_pictures_of_their_turns(zooming, family):
+    options = dict(tree_chains=1, tree_expansions=1, num_generations=4, generation_kwargs={})
+    trainer = zooming(family, **options)
+    trainer.model.train()
+    batch = trainer._roll_out([row for row in TAGGED[1:3] for _ in range(4)])
+    forked = [rollout for rollout in batch.rollouts if rollout.num_shared_turns]
+    assert forked
+    for rollout in batch.rollouts:
+        assert trainer._pictures.count(rollout.context_ids) == len(rollout.all_images)
+    for rollout in forked:
+        assert rollout.turns[0].images
+    assert any(rollout.images for rollout in forked)
+    trainer.train()
+
+
+def test_leaves_of_trees_have_the_same_pictures_in_their_prompts():
+    group = [Rollout([1], images=[RED]), Rollout([1], images=[RED.copy()])]
+    _check_prompts(group, 1)
+    with pytest.raises(RuntimeError, match="the prompts of a group differ"):
+        _check_prompts([*group, Rollout([1], images=[BLUE])], 1)
+
+
+def test_rollouts_are_played_with_their_pictures(zooming):
+    rollouts = zooming("qwen3_5").play(TAGGED, num_generations=2)
+    assert [rollout.images for rollout in rollouts[::2]] == [[row["image"]] if row["image"] else [] for row in TAGGED]
+    for rollout in rollouts:
+        assert rollout.all_images == [*rollout.images, *(seen for turn in rollout.turns for seen in turn.images)]
+        assert pictures_in(rollout.completion) == rollout.all_images[len(rollout.images) :]
+
+
+def test_states_with_other_pictures_are_others():
+    def rollout(seen):
+        turn = Turn([1], {"content": ""}, observed=[result("the same", seen)], observation_ids=[2], images=[seen])
+        return Rollout([7], [turn, Turn([3], {"content": ""})])
+
+    red, again, blue = (state_keys(rollout(seen))[1] for seen in (RED, RED.copy(), BLUE))
+    assert red == again != blue
+
+
+def test_completions_are_logged(zooming, tmp_path):
+    trainer = zooming("gemma3", log_completions=True, turn_records=True)
+    trainer.train()
+    assert list((tmp_path / "run").rglob("completions_*.parquet"))
+
+
+# ---- processors
+
+
+def test_a_processor_may_pad_on_either_side(trainers, monkeypatch):
+    trained = []
+    for side in ("left", "right"):
+        made = tiny_vision.processor("gemma3")
+        made.tokenizer.padding_side = side
+        monkeypatch.setattr(tiny_vision, "processor", lambda family, made=made: made)
+        trainer = trainers(A2TGPOTrainer, "gemma3", ROWS["image"] * 4)
+        trainer.train()
+        trained.append(weights(trainer))
+    assert same(*trained)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_processor_may_read_text_alone(trainers, family):
+    trainer = trainers(A2TGPOTrainer, family, ROWS["text"] * 4)
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_vllm_gets_the_pictures_themselves(zooming):
+    turns = zooming("gemma3")._player.turns
+    contexts, pictures = [[5, 6], [7]], [[RED, BLUE], []]
+    assert turns._read(contexts, pictures)[0] is None and "pixel_values" in turns._read(contexts, pictures)[1]
+    with replaced(turns, backend=VLLMBackend(turns.trainer)):
+        assert turns._read(contexts, pictures) == ([[RED, BLUE], None], {})
+        assert turns._read(contexts, [[], []]) == (None, {})
+
+
+def test_a_model_writes_no_placeholder(trainers):
+    """A random model would: with all other tokens suppressed it ends at once."""
+    trainer = trainers(A2TGPOTrainer, "qwen2_5_vl", ROWS["image"] * 4)
+    forbidden = trainer._pictures.placeholders
+    assert len(forbidden) == 2
+    allowed = {*forbidden, 2}
+    options = {"generation_kwargs": {"suppress_tokens": sorted({*range(400)} - allowed)}}
+    trainer = trainers(A2TGPOTrainer, "qwen2_5_vl", ROWS["image"] * 4, **options)
+    for rollout in trainer.play(ROWS["image"]):
+        assert rollout.completion_ids == [2]
