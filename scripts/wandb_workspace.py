@@ -47,7 +47,7 @@ STEPS = "train/global_step"
 def pattern(metrics: list[str]) -> str:
     """A regular expression for metrics of training, `{name}` and `{k}` standing for any."""
     names = (re.sub(r"\\{(\w+)\\}", r"[^/]+", re.escape(metric)) for metric in metrics)
-    return f"^train/({'|'.join(names)})$".replace(r"\_", "_")
+    return f"^train/({'|'.join(names)})$"
 
 
 def build(entity: str, project: str):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from controls import CONTROLS
 from grid import HERE, GridError, check_done, read_grid, write_result
-from run import Curve, MeasuredTrainer, Size, played_exactly
+from run import Curve, MeasuredTrainer, Size, played_exactly, seconds_since
 
 from a2tgpo_trl.data import to_dataset
 from a2tgpo_trl.demo.model import prepare_model
@@ -47,10 +47,9 @@ class DemoRun:
 
     def execute(self) -> dict:
         """Train, and return what was measured."""
-        start, cpu = time.monotonic(), time.process_time()
         model, adapter = prepare_model(self.models / "model"), self.models / f"seed-{self.seed}" / "warm-start"
         adapter = warm_up(model, adapter, self.task.train, self.task.search.search, WarmStart(seed=self.seed))
-        trained = time.monotonic()
+        start, cpu = time.monotonic(), time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             trainer = make_trainer(
                 model, adapter, self.task, Path(folder), self.size.batches, self.seed, trainer_class=MeasuredTrainer,
@@ -61,6 +60,7 @@ class DemoRun:
             curve = Curve(trainer, list(to_dataset(questions, PROMPT_TEMPLATE)), self.size)
             trainer.add_callback(curve)
             trainer.train()
+            seconds = seconds_since(start, cpu, curve)
             greedy = played_exactly(trainer.play(curve.rows, greedy=True))
         return {
             "curve": curve.points,
@@ -68,8 +68,7 @@ class DemoRun:
             "batches": trainer.batches,
             "optimizer_steps": trainer.state.global_step,
             "empty_updates": trainer.skipped_updates.num_empty,
-            "seconds": {"all": time.monotonic() - start, "training": time.monotonic() - trained - curve.seconds}
-            | {"evaluation": curve.seconds, "processor": time.process_time() - cpu},
+            "seconds": seconds,
         }
 
     def _tokens_of_an_answer(self, trainer: MeasuredTrainer) -> float:

@@ -85,8 +85,8 @@ class Run:
             trainer = self._trainer(model, world, folder)
             curve = Curve(trainer, self.task.rows(world, 0, self.size.questions, held_out=True), self.size)
             trainer.add_callback(curve)
-            trained = time.monotonic()
             trainer.train()
+            seconds = seconds_since(start, cpu, curve)
             greedy = played_exactly(trainer.play(curve.rows, greedy=True))
         return {
             "world": world,
@@ -96,8 +96,7 @@ class Run:
             "batches": trainer.batches,
             "optimizer_steps": trainer.state.global_step,
             "empty_updates": trainer.skipped_updates.num_empty,
-            "seconds": {"all": time.monotonic() - start, "training": time.monotonic() - trained - curve.seconds}
-            | {"evaluation": curve.seconds, "processor": time.process_time() - cpu},
+            "seconds": seconds,
         }
 
     def _trainer(self, model, world: int, folder: str) -> "MeasuredTrainer":
@@ -213,6 +212,13 @@ def _probed_contexts(rollout: Rollout) -> Iterator[tuple[int, ...]]:
 def played_exactly(played: list[Rollout]) -> float:
     """The share of rollouts whose answer is exactly right."""
     return statistics.fmean(rollout.rewards["exact_match_reward"] for rollout in played)
+
+
+def seconds_since(start: float, cpu: float, curve: "Curve") -> dict[str, float]:
+    """Of a run from its start, with the evaluations of its curve, before greedy answers."""
+    passed = time.monotonic() - start
+    spent = {"all": passed, "training": passed - curve.seconds, "evaluation": curve.seconds}
+    return spent | {"processor": time.process_time() - cpu}
 
 
 class Curve(TrainerCallback):

@@ -17,8 +17,8 @@ from scipy.stats import t
 HERE = Path(__file__).parent
 BASELINES = ("grpo_token", "grpo_turn")
 CONTROL = "outcome_control"
-SEEDS = 12
-"""Of a finished cell."""
+SEEDS, SEEDS_OF = 12, {"demo": 5}
+"""Of a finished cell, and by task where they are others."""
 WIN = 0.1
 """Share of the better baseline's area that a difference needs, beside an interval above zero."""
 
@@ -153,14 +153,14 @@ def overview(runs: Runs) -> list[str]:
     names = list(dict.fromkeys(name for cells in runs.values() for name in cells))
     lines = [_line(["cell", *runs]), _line(["---"] * (len(runs) + 1))]
     lines.append(_line(["*the better GRPO*", *[f"*{better_baseline(cells)}*" for cells in runs.values()]]))
-    return lines + [_line([name, *[_in_overview(cells, name) for cells in runs.values()]]) for name in names]
+    return lines + [_line([name, *[_in_overview(runs, task, name) for task in runs]]) for name in names]
 
 
-def _in_overview(cells: Cells, name: str) -> str:
-    if (gain := relative_gain(cells, name)) is None:
+def _in_overview(runs: Runs, task: str, name: str) -> str:
+    if (gain := relative_gain(runs[task], name)) is None:
         return "–"
-    if (number := len(cells[name])) < SEEDS:
-        return f"{gain[0]:+.0%}, {number} of {SEEDS} seeds"
+    if (number := len(runs[task][name])) < (seeds := SEEDS_OF.get(task, SEEDS)):
+        return f"{gain[0]:+.0%}, {number} of {seeds} seeds"
     marks = {"win": "**{}** ▲", "better": "**{}**", "worse": "*{}* ▽", "no difference": "{}"}
     return marks[verdict(gain)].format(f"{gain[0]:+.0%} ± {gain[1]:.0%}")
 

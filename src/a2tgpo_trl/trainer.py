@@ -218,6 +218,11 @@ class A2TGPOTrainer(GRPOTrainer):
     def _make_picture_reader(self) -> PictureReader | None:
         if not self._is_vlm:
             return None
+        if sharding := self.backend.sharding:
+            logger.warning(
+                f"With {sharding} each process needs a picture in each of its micro-batches: one without runs no vision part, and the "
+                "others wait for it."
+            )
         reader = PictureReader(self.processing_class)
         self._image_pad_token_id = reader.image_token_id  # TRL knows Qwen's alone
         self._tokenizer.padding_side = "left"  # TRL has the processor pad prompts, and takes them for padded so
@@ -274,8 +279,9 @@ class A2TGPOTrainer(GRPOTrainer):
             rollout.prompt, rollout.completion = prompt, completion
             rollout.images = pictures_in(prompt if isinstance(prompt, list) else [])
         *others, images, tool_images = output
-        if images is not None:
-            images = [row or [] for row in images]  # no processor takes None beside pictures
+        # TRL has None for a rollout without pictures, beside which no processor takes others, and where a rollout_func wrote them
+        images = [rollout.all_images for rollout in batch.rollouts]
+        images = images if any(images) else None
         # With tools TRL is to find the placeholders in the tokens: it would render prompts otherwise than they were written
         return *others, images, (images or []) if self.tools and self._is_vlm else tool_images
 
@@ -293,7 +299,7 @@ class A2TGPOTrainer(GRPOTrainer):
                 prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields
             )
         plan = self._tree_plan()
-        pictures = _by_row(images, len(prompt_ids))
+        pictures = [pictures_in(prompt if isinstance(prompt, list) else []) for prompt in prompts]
         loop = self._player.play(super()._generate_single_turn, prompt_ids, completion_ids, logprobs, pictures, plan)
         record = RolloutRecord.of(loop, self._player.executor.num_abandoned, self._player.turns.tokens_fed)
         for name, value in rollout_metrics(gather_object([record]), plan is not None).items():
@@ -334,7 +340,9 @@ class A2TGPOTrainer(GRPOTrainer):
         Returns:
             `list[Rollout]`: row by row, with their turns, rewards and credit.
         """
-        logs = {"prompt": [], "completion": [], "images": [], "advantages": deque()}
+        logs = {
+            name: deque(maxlen=0) for name in ("prompt", "completion", "images", "advantages")
+        }  # which rollouts hold
         logs |= {"rewards": defaultdict(list), "extra": defaultdict(list)}
         played, is_training = [], self.model.training
         try:
@@ -404,9 +412,14 @@ class A2TGPOTrainer(GRPOTrainer):
             with ExitStack() as stack:
                 for signal in self.signals.values():
                     stack.enter_context(signal.while_scoring(batch))
+                stack.enter_context(
+                    replaced(self, log_multimodal=False)
+                )  # TRL gathers on processes that have pictures alone
                 batch.tensors = super()._generate_and_score_completions(batch.rows)
         finally:
             self._batch = outer  # a reward function may play rollouts of its own
+        if self._pictures is not None and self.log_multimodal:
+            self._logs["images"].extend(gather_object([rollout.all_images for rollout in batch.rollouts]))
         check_pictures_are_read(batch.rollouts, batch.tensors)
         self._give_credit(batch)
         if self._recorder is not None or not training:
@@ -497,7 +510,8 @@ class A2TGPOTrainer(GRPOTrainer):
     # ---- checkpoints -------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model, trial):
-        mark_incomplete(self._get_output_dir(trial), self.state.global_step)
+        if self.args.should_save:  # the process that writes the state takes the old one out
+            mark_incomplete(self._get_output_dir(trial), self.state.global_step)
         super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir):

@@ -5,6 +5,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ FOLDER = "run_state"
 
 WHERE_AND_SHOWN = (
     "log_completions",
+    "log_completions_hub_repo",
     "log_multimodal",
     "log_unique_prompts",
     "num_completions_to_print",
@@ -41,6 +43,9 @@ WHERE_AND_SHOWN = (
     "vllm_gpu_memory_utilization",
 )
 """Options of TRL and this library that say where something runs, or what is shown of it: batches are the same with others."""
+
+PACKAGES = ("a2tgpo-trl", "trl", "transformers")
+"""Packages on whose versions it depends what a batch holds."""
 
 OF_TRANSFORMERS = ("per_device_train_batch_size", "gradient_accumulation_steps", "seed")
 """Options of transformers on which batches depend."""
@@ -67,6 +72,7 @@ class RunState(TrainerCallback):
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         self.trainer._step, self.trainer._buffered_inputs = 0, None  # a trainer may train again
+        self.trainer._last_loaded_step = -1
         _draw_epochs(train_dataloader, int(state.epoch or 0))
 
     def save(self, checkpoint: str | Path) -> None:
@@ -102,6 +108,7 @@ class RunState(TrainerCallback):
         return {
             "processes": trainer.args.world_size,
             "step": trainer.state.global_step,
+            "versions": {package: version(package) for package in PACKAGES},
             "options": options_of_batches(trainer.args),
         }
 
@@ -141,7 +148,7 @@ class RunState(TrainerCallback):
                 return None, f"{name} is damaged"
             state = torch.load(file, map_location="cpu", weights_only=True)
             difference = _difference(state["place"], self._place())
-        except (OSError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError):
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError):
             return None, f"{name} is damaged"
         except (KeyError, TypeError, AttributeError):
             return None, f"{name} holds something else"
@@ -186,12 +193,18 @@ def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | 
         return f"by {found['processes']} processes, and this run has {expected['processes']}"
     if found["step"] != expected["step"]:
         return f"at step {found['step']}, and the checkpoint is of step {expected['step']}"
+    if found["versions"] != expected["versions"]:
+        return f"with {_listed(found['versions'])}, and this is {_listed(expected['versions'])}"
     before, now = found["options"], expected["options"]
     other = [name for name in now if before.get(name) != now[name]]
     if other:
         changes = ", ".join(f"{name}={before.get(name)}, now {now[name]}" for name in other)
         return f"with other options ({changes})"
     return None
+
+
+def _listed(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{package} {number}" for package, number in versions.items())
 
 
 def _draw_epochs(dataloader: DataLoader, epochs: int) -> None:

@@ -143,8 +143,8 @@ class ToolLoop:
             self._begin(range(len(self.rollouts)) if rows is None else rows)
             yield
         except BaseException:
-            self.executor.discard()
             self.writer.discard()
+            self.executor.discard()
             raise
 
     def _begin(self, indices: Iterable[int]) -> None:

@@ -16,25 +16,18 @@ Picture = Any
 
 def is_picture_block(block: Any) -> bool:
     """Whether a block of a message's content holds a picture."""
-    return isinstance(block, Mapping) and block.get("type") == "image"
+    return isinstance(block, Mapping) and block.get("type") == "image" and is_pil_image(block.get("image"))
 
 
 def pictures_in(messages: Iterable[Mapping[str, Any]]) -> list[Picture]:
     """The pictures in the contents of messages, in their order."""
     contents = (message.get("content") for message in messages)
     blocks = (block for content in contents if isinstance(content, list) for block in content)
-    return [block["image"] for block in blocks if is_picture_block(block) and "image" in block]
+    return [block["image"] for block in blocks if is_picture_block(block)]
 
 
 def picture_block(picture: Picture) -> dict[str, Any]:
-    """
-    A block that holds a copy of a picture: whoever made it may go on drawing on it.
-
-    Raises:
-        TypeError: If it is none.
-    """
-    if not is_pil_image(picture):
-        raise TypeError(f"A block of type 'image' holds a PIL image under 'image', got {type(picture).__name__}.")
+    """A block that holds a copy of a picture: whoever made it may go on drawing on it."""
     return {"type": "image", "image": picture.copy()}
 
 
@@ -124,11 +117,15 @@ def _without_empty_values(prompt: Any) -> Any:
     if not isinstance(prompt, list):
         return prompt
     return [
-        {**message, "content": [{k: v for k, v in block.items() if v is not None} for block in message["content"]]}
+        {**message, "content": list(map(_without_nones, message["content"]))}
         if isinstance(message.get("content"), list)
         else message
         for message in prompt
     ]
+
+
+def _without_nones(block: Any) -> Any:
+    return {key: value for key, value in block.items() if value is not None} if isinstance(block, dict) else block
 
 
 def without_empty_pictures(model: Callable[..., Any], **inputs: Any) -> Any:

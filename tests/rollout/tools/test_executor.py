@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from a2tgpo_trl.rollout.tools import executor
 from a2tgpo_trl.rollout.tools.calls import EndRollout, ToolCall
@@ -219,11 +220,17 @@ def test_each_rollout_has_its_own_tools():
     assert {key: contents(row) for key, row in collected} == {"one": ["1", "2"], "other": ["1"]}
 
 
-def test_a_picture_that_is_none_is_a_failed_call():
+def test_pictures_in_a_list_or_a_tuple_are_blocks():
+    picture = Image.new("RGB", (2, 2))
     executor = ToolExecutor()
-    executor.submit(0, [call("draw")], {"draw": lambda: [{"type": "image", "image": "a.png"}]})
-    ((_, (result,)),) = executor.collect()
-    assert result.failed and "holds a PIL image under 'image', got str" in result.content
+    executor.submit(
+        0, [call("draw"), call("see")], {"draw": lambda: [picture, picture], "see": lambda: ("look", picture)}
+    )
+    ((_, (drawn, seen)),) = executor.collect()
+    assert [block["type"] for block in drawn.content] == ["image", "image"] and drawn.content[0][
+        "image"
+    ] is not picture
+    assert seen.content[0] == {"type": "text", "text": "look"} and seen.content[1]["image"] == picture
 
 
 @pytest.mark.parametrize(
@@ -237,7 +244,7 @@ def test_a_picture_that_is_none_is_a_failed_call():
         ("Ünï 😀".encode(), "Ünï 😀"),
         (b"a\xffb", "a\ufffdb"),
         ([{"type": "text", "text": "block"}], [{"type": "text", "text": "block"}]),
-        ([{"type": "text"}, {"type": "text", "text": "b"}], [{"type": "text"}, {"type": "text", "text": "b"}]),
+        ([{"type": "image", "image": 1}, {"type": "text"}], [{"type": "image", "image": 1}, {"type": "text"}]),
         ([], "[]"),
         ([{"type": "text"}, "loose"], "[{'type': 'text'}, 'loose']"),
         ([{"title": "a result"}], "[{'title': 'a result'}]"),

@@ -131,10 +131,15 @@ def _hub() -> list[Finding]:
     folder = Path(constants.HF_HUB_CACHE)
     reason = _why_not_writable(folder)
     mend = f"export HF_HOME=FOLDER   # one that can be written; now {short(folder.parent)}"
-    free = f"{hardware.free(_existing(folder))} free"
     offline = "HF_HUB_OFFLINE is set: models and data come from the cache" if constants.HF_HUB_OFFLINE else ""
     return [
-        Finding("cache", short(folder), not reason, reason or f"can be written, {free}", mend if reason else ""),
+        Finding(
+            "cache",
+            short(folder),
+            not reason,
+            reason or f"can be written, {hardware.free(_existing(folder))} free",
+            mend if reason else "",
+        ),
         Finding("offline mode", "on" if constants.HF_HUB_OFFLINE else "off", note=offline),
     ]
 

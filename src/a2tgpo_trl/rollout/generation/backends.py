@@ -41,6 +41,11 @@ class Backend(ABC):
         self.trainer = trainer
 
     @property
+    def sharding(self) -> str | None:
+        """In words, what spreads the weights over several processes."""
+        return None if self.trainer.accelerator.num_processes == 1 else _sharding(self.trainer)
+
+    @property
     def collective(self) -> str | None:
         """The backend in words if its generations are of all processes together."""
         if self.trainer.accelerator.num_processes == 1:

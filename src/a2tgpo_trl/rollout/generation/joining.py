@@ -89,8 +89,9 @@ class EngineWriter(TurnWriter):
         return turns
 
     def discard(self) -> None:
-        self._engine.abort_request(list(map(str, self._pending)))
-        self._pending.clear()
+        with held_interrupts():
+            self._engine.abort_request(list(map(str, self._pending)))
+            self._pending.clear()
 
     def _limited_to(self, limit: int) -> Any:
         params = self._params.clone()

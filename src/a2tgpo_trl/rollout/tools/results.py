@@ -39,14 +39,20 @@ def _content(value: Any) -> str | list:
         return value.decode("utf-8", errors="replace")
     if is_pil_image(value):
         return [picture_block(value)]
+    if isinstance(value, list | tuple) and any(map(is_pil_image, value)):
+        return [picture_block(item) if is_pil_image(item) else _text_block(item) for item in value]
     if isinstance(value, list) and value and all(isinstance(item, dict) and "type" in item for item in value):
         return [_valid_block(block) for block in value]
     return valid_text(value if isinstance(value, str) else str(value))
 
 
+def _text_block(item: Any) -> dict:
+    return {"type": "text", "text": valid_text(item if isinstance(item, str) else str(item))}
+
+
 def _valid_block(block: dict) -> dict:
     if is_picture_block(block):
-        return picture_block(block.get("image"))
+        return picture_block(block["image"])
     return {**block, "text": valid_text(block["text"])} if isinstance(block.get("text"), str) else block
 
 
