@@ -8,6 +8,14 @@ import pytest
 from a2tgpo_trl.integrations.interrupts import held_interrupts
 
 
+@pytest.fixture(autouse=True)
+def pythons_handler():
+    """A job in the background may ignore the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_an_interrupt_waits():
     done = []
     handler = signal.getsignal(signal.SIGINT)
