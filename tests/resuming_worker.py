@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from trl import GRPOTrainer
 
 import tiny
@@ -58,3 +59,4 @@ def trainer(folder: Path, *callbacks) -> A2TGPOTrainer:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main(Path(sys.argv[1]))
+    PartialState().destroy_process_group()  # gloo's threads may abort a process that ends beside them
