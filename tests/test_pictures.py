@@ -73,7 +73,9 @@ def trainers(config):
         if ends:
             model.generation_config.eos_token_id = ends
         arguments = {
-            name: options.pop(name) for name in ("turn_reward_funcs", "environment_factory") if name in options
+            name: options.pop(name)
+            for name in ("turn_reward_funcs", "environment_factory", "rollout_func")
+            if name in options
         }
         return cls(
             model,
@@ -93,7 +95,42 @@ def stream(rows):
     return IterableDataset.from_generator(lambda: iter(copy.deepcopy(rows)))
 
 
+def first_words(prompts, trainer):
+    """A `rollout_func` that calls `look`."""
+    prompt_ids, *_ = trainer._tokenize_prompts(prompts)
+    ids = trainer._tokenizer("<look>1</look>", add_special_tokens=False)["input_ids"]
+    copied = [list(ids) for _ in prompt_ids]
+    return {"prompt_ids": prompt_ids, "completion_ids": copied, "logprobs": [[0.0] * len(ids) for _ in prompt_ids]}
+
+
 # ---- in prompts
+
+
+LOOKING = [
+    {"prompt": asked("What <look> is this?"), "image": RED},
+    {"prompt": asked("And <look> nothing?"), "image": None},
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tool", [None, "picture", "words"])
+def test_pictures_are_read_after_a_rollout_func(trainers, family, tool):
+    def look(place: str):
+        """
+        Look.
+
+        Args:
+            place: Where.
+        """
+        return BLUE if tool == "picture" else "Nothing."
+
+    options = {"tool_protocol": "tags", "max_tool_calling_iterations": 2, "max_completion_length": 64} if tool else {}
+    tools = [look] if tool else None
+    trainer = trainers(A2TGPOTrainer, family, LOOKING * 2, tools=tools, rollout_func=first_words, **options)
+    batch = trainer._roll_out(list(trainer.train_dataset)[:4])
+    assert [len(rollout.images) for rollout in batch.rollouts] == [1, 0, 1, 0]
+    assert all(len(rollout.turns[0].images) == (tool == "picture") for rollout in batch.rollouts)
+    trainer.train()
 
 
 @pytest.mark.parametrize("rows", ROWS)

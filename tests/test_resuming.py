@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas
@@ -188,6 +189,8 @@ def flip_a_byte(file):
     file.write_bytes(content)
 
 
+VERSIONS = ", ".join(f"{package} {version(package)}" for package in ("a2tgpo-trl", "trl", "transformers"))
+
 DAMAGES = {
     "it has no run_state/rank-0.pt, which tells what is still to be trained on": Path.unlink,
     "run_state/rank-0.pt is damaged (empty)": lambda file: file.write_bytes(b""),
@@ -199,6 +202,7 @@ DAMAGES = {
     "run_state/rank-0.pt is damaged (code)": lambda file: torch.save(Harm(file.parent / "harm"), file),
     "run_state/rank-0.pt holds something else (a list)": lambda file: torch.save([1], file),
     "run_state/rank-0.pt holds something else (weights)": lambda file: torch.save({"a": torch.ones(1)}, file),
+    f"run_state/rank-0.pt was written with trl 0, and this is {VERSIONS}": changed(versions={"trl": "0"}),
     "run_state/rank-0.pt was written by 2 processes, and this run has 1": changed(processes=2),
     "run_state/rank-0.pt was written at step 3, and the checkpoint is of step 5": changed(step=3),
 }
