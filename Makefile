@@ -5,20 +5,24 @@ INSTALLED := $(VENV)/.installed
 VLLM_VENV := .venv-vllm
 DEEPSPEED_VENV := .venv-deepspeed
 
-.PHONY: demo test test-vllm test-distributed lint clean
+.PHONY: demo test test-fsdp test-vllm test-distributed lint clean
 
 # The main job on the embedded model and data: result table, learning curve and rollouts in outputs/demo
 demo: $(INSTALLED)
 	$(BIN)/python -m a2tgpo_trl.cli demo $(DEMO_ARGS)
 
 test: lint
-	CI=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	CI=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_sharded.py
+
+# FSDP2 on two processes, which want both cores
+test-fsdp: $(INSTALLED)
+	CI=1 $(BIN)/python -m pytest tests/test_sharded.py -k fsdp2
 
 # The same tests of generation backends as in `make test`, with a real vLLM engine on the CPU, in an environment of its own
 test-vllm: $(VLLM_VENV)/.installed
 	CI=1 $(VLLM_VENV)/bin/python -m pytest tests/backends -k "not continuous"
 
-# ZeRO-2 and ZeRO-3 on two processes; FSDP2 and DDP are tested by `make test`. DeepSpeed wants a C++ compiler, for minutes once
+# ZeRO-2 and ZeRO-3 on two processes. DeepSpeed wants a C++ compiler, for minutes once
 test-distributed: $(DEEPSPEED_VENV)/.installed
 	CI=1 TORCH_EXTENSIONS_DIR=$(CURDIR)/$(DEEPSPEED_VENV)/extensions $(DEEPSPEED_VENV)/bin/python -m pytest tests/test_sharded.py -k deepspeed
 
