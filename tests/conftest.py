@@ -1,4 +1,5 @@
 import os
+import signal
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
@@ -164,3 +165,11 @@ def score(build, rows):
         return trainer._generate_and_score_completions([dict(row) for row in rows[:4]]), trainer
 
     return scored_batch
+
+
+@pytest.fixture
+def pythons_handler():
+    """Ctrl-C raises, though a job in the background may ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -132,6 +132,7 @@ def test_a_step_that_fails_leaves_the_engine_empty(by_chance):
     assert [rollout.completion_ids for rollout in again] == [rollout.completion_ids for rollout in before]
 
 
+@pytest.mark.usefixtures("pythons_handler")
 def test_ctrl_c_leaves_an_engine_that_goes_on(by_chance):
     pressed = [False]
 

@@ -7,13 +7,7 @@ import pytest
 
 from a2tgpo_trl.integrations.interrupts import held_interrupts
 
-
-@pytest.fixture(autouse=True)
-def pythons_handler():
-    """A job in the background may ignore the signal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("pythons_handler")
 
 
 def test_an_interrupt_waits():
