@@ -14,7 +14,7 @@ from pathlib import Path
 
 from controls import CONTROLS
 from grid import HERE, GridError, check_done, read_grid, write_result
-from run import Curve, MeasuredTrainer, Size, played_exactly, seconds_since
+from run import MeasuredTrainer, Size, train_and_measure
 
 from a2tgpo_trl.data import to_dataset
 from a2tgpo_trl.demo.model import prepare_model
@@ -57,19 +57,8 @@ class DemoRun:
             )  # fmt: skip
             questions = random.Random(0).sample(self.task.held_out, self.size.questions)
             trainer.tokens_of_an_answer = self._tokens_of_an_answer(trainer)
-            curve = Curve(trainer, list(to_dataset(questions, PROMPT_TEMPLATE)), self.size)
-            trainer.add_callback(curve)
-            trainer.train()
-            seconds = seconds_since(start, cpu, curve)
-            greedy = played_exactly(trainer.play(curve.rows, greedy=True))
-        return {
-            "curve": curve.points,
-            "greedy_exact_match": greedy,
-            "batches": trainer.batches,
-            "optimizer_steps": trainer.state.global_step,
-            "empty_updates": trainer.skipped_updates.num_empty,
-            "seconds": seconds,
-        }
+            rows = list(to_dataset(questions, PROMPT_TEMPLATE))
+            return train_and_measure(trainer, rows, self.size, start, cpu)
 
     def _tokens_of_an_answer(self, trainer: MeasuredTrainer) -> float:
         """The mean over the questions, of the answer in its template."""

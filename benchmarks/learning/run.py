@@ -82,22 +82,9 @@ class Run:
         world = world_of(self.seed, self.first_world)
         model = AutoModelForCausalLM.from_pretrained(warm_start(self.task, world), dtype=torch.float32)
         with tempfile.TemporaryDirectory() as folder:
-            trainer = self._trainer(model, world, folder)
-            curve = Curve(trainer, self.task.rows(world, 0, self.size.questions, held_out=True), self.size)
-            trainer.add_callback(curve)
-            trainer.train()
-            seconds = seconds_since(start, cpu, curve)
-            greedy = played_exactly(trainer.play(curve.rows, greedy=True))
-        return {
-            "world": world,
-            "warm_start": warm_start(self.task, world).name,
-            "curve": curve.points,
-            "greedy_exact_match": greedy,
-            "batches": trainer.batches,
-            "optimizer_steps": trainer.state.global_step,
-            "empty_updates": trainer.skipped_updates.num_empty,
-            "seconds": seconds,
-        }
+            rows = self.task.rows(world, 0, self.size.questions, held_out=True)
+            measured = train_and_measure(self._trainer(model, world, folder), rows, self.size, start, cpu)
+        return {"world": world, "warm_start": warm_start(self.task, world).name} | measured
 
     def _trainer(self, model, world: int, folder: str) -> "MeasuredTrainer":
         size, task = self.size, self.task
@@ -214,13 +201,6 @@ def played_exactly(played: list[Rollout]) -> float:
     return statistics.fmean(rollout.rewards["exact_match_reward"] for rollout in played)
 
 
-def seconds_since(start: float, cpu: float, curve: "Curve") -> dict[str, float]:
-    """Of a run from its start, with the evaluations of its curve, before greedy answers."""
-    passed = time.monotonic() - start
-    spent = {"all": passed, "training": passed - curve.seconds, "evaluation": curve.seconds}
-    return spent | {"processor": time.process_time() - cpu}
-
-
 class Curve(TrainerCallback):
     """Sampled exact match on held-out questions before training and every few batches."""
 
@@ -250,3 +230,31 @@ class Curve(TrainerCallback):
             }
         )
         self.seconds += time.monotonic() - start
+
+
+def train_and_measure(trainer: MeasuredTrainer, rows: list[dict], size: Size, start: float, cpu: float) -> dict:
+    """
+    Train, with evaluations on the way and greedy answers at the end.
+
+    Args:
+        trainer ([`MeasuredTrainer`]): Not trained yet.
+        rows (`list[dict]`): Held-out questions.
+        size ([`Size`]): When to evaluate.
+        start, cpu (`float`): `time.monotonic()` and `time.process_time()` when the run began.
+
+    Returns:
+        `dict`: what was measured; seconds do not have the greedy answers.
+    """
+    curve = Curve(trainer, rows, size)
+    trainer.add_callback(curve)
+    trainer.train()
+    passed, processor = time.monotonic() - start, time.process_time() - cpu
+    seconds = {"all": passed, "training": passed - curve.seconds, "evaluation": curve.seconds, "processor": processor}
+    return {
+        "curve": curve.points,
+        "greedy_exact_match": played_exactly(trainer.play(rows, greedy=True)),
+        "batches": trainer.batches,
+        "optimizer_steps": trainer.state.global_step,
+        "empty_updates": trainer.skipped_updates.num_empty,
+        "seconds": seconds,
+    }
