@@ -131,16 +131,17 @@ def config(tmp_path):
     return make
 
 
+OF_THE_TRAINER = (
+    "peft_config", "eval_dataset", "callbacks", "tools", "rollout_func", "environment_factory", "turn_reward_funcs",
+)  # fmt: skip
+
+
 @pytest.fixture
 def build(config, rows, monkeypatch):
     """`build(rollouts, **options)`: a trainer of a tiny model that plays the scripted rollouts, tags protocol."""
 
     def make(rollouts=GROUP, model=None, processing_class=None, reward=correct, dataset=None, trainer=None, **options):
-        arguments = {
-            key: options.pop(key)
-            for key in ("peft_config", "eval_dataset", "callbacks", "tools", "rollout_func", "turn_reward_funcs")
-            if key in options
-        }
+        arguments = {key: options.pop(key) for key in OF_THE_TRAINER if key in options}
         if rollouts is not None:
             tiny.Script(rollouts).install(monkeypatch)
         return (trainer or A2TGPOTrainer)(
