@@ -13,7 +13,7 @@ from ..records import read_turns
 from ..report import Measures, draw_credit, most_telling, read_runs, write_page
 from .model import prepare_model
 from .report import format_table, learning_curve, plot_learning_curve, write_rollouts
-from .training import UPDATES_PER_BATCH, Task, evaluate, load_task, make_trainer, train
+from .training import UPDATES_PER_BATCH, Task, evaluate, held_out_rows, load_task, make_trainer, train
 from .warmup import WarmStart, warm_up
 
 PRODUCTS = {
@@ -116,7 +116,7 @@ def train_and_evaluate(settings: DemoSettings, model: Path, adapter: Path, folde
         f"Training: {settings.rollout_batches} batches of 32 rollouts, {UPDATES_PER_BATCH} updates on each:",
         flush=True,
     )
-    train(trainer)
+    train(trainer, held_out_rows(task, settings.held_out_questions))
     print("Evaluation after training:", flush=True)
     after = kept(folder / "after.json", lambda: evaluate(trainer, task, settings.held_out_questions))
     curve = learning_curve(trainer.state.log_history)

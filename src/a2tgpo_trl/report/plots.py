@@ -103,7 +103,7 @@ def draw(axis, chart: Chart, names: Sequence[str]) -> None:
     below = [0.0] * len(chart.series[0].x)
     has_bars = chart.kind in ("bars", "shares")
     for number, (series, look) in enumerate(zip(chart.series, looks(chart, names), strict=True)):
-        style = {"color": LIGHT[look.color % len(LIGHT)], "label": _label(look)}
+        style = {"color": LIGHT[look.color % len(LIGHT)], "label": _label(look), "alpha": 0.45 if look.is_light else 1}
         if chart.kind == "bars":
             _bars(axis, series, number, len(chart.series), style)
         elif chart.kind == "shares":
@@ -138,7 +138,7 @@ def _line(axis, series: Series, kind: str, style: dict) -> None:
         return
     axis.plot(series.x, series.y, marker="o" if len(series.x) <= 30 else None, markersize=3, **style)
     if series.low is not None:
-        axis.fill_between(series.x, series.low, series.high, color=style["color"], alpha=0.15, linewidth=0)
+        axis.fill_between(series.x, series.low, series.high, color=style["color"], alpha=0.15 * style["alpha"], linewidth=0)
 
 
 def _bars(axis, series: Series, number: int, count: int, style: dict) -> None:
