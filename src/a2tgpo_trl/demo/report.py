@@ -58,7 +58,9 @@ def plot_learning_curve(curve: Sequence[dict], before: dict, after: dict, path: 
         path (`Path`): PNG file to write.
     """
     held_out = [{"held_out": before["greedy"]}, *curve[:-1], {"held_out": after["greedy"]}]
-    points = [(k + 0.5, point["held_out"]) for k, point in enumerate(held_out) if "held_out" in point]  # between batches
+    points = [
+        (k + 0.5, point["held_out"]) for k, point in enumerate(held_out) if "held_out" in point
+    ]  # between batches
 
     def chart(title: str, unit: str, lines: dict[str, list[float]], measured: str = "") -> Chart:
         series = [_series(name, range(1, len(curve) + 1), values) for name, values in lines.items()]

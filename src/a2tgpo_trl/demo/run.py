@@ -1,7 +1,9 @@
 """The stages of the demo. What a stage made is kept, so that an interrupted demo goes on where it was."""
 
 import json
+import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,10 +20,17 @@ from .warmup import WarmStart, warm_up
 
 PRODUCTS = {
     "Learning curve": "learning_curve.png",
-    "Every rollout": "report.html",
+    "Report": "report.html",
     "One's credit": "credit.png",
     "Before and after": "rollouts.md",
 }
+TRAIN = "train --dataset train.jsonl --model_name_or_path Qwen/Qwen3-0.6B --tools my_tools.py:my_tool --output_dir outputs/own"
+NEXT = {
+    f"{TRAIN} --dry_run": "a prompt, a rollout and its credit, without training",
+    TRAIN: "the run",
+    "report outputs/own": "its page",
+}
+"""What to do with one's own: options of `a2tgpo` → what they give."""
 
 
 class OtherSettings(ValueError):
@@ -89,7 +98,16 @@ def run(settings: DemoSettings, output_dir: Path, restart: bool = False) -> dict
     print(f"\n{format_table(result['before'], result['after'])}\n")
     for what, name in PRODUCTS.items():
         print(f"{what + ':':18}{training / name}")
+    print('\nNext, your own model, tool and questions, a line {"question": "…", "answer": "…"} each in train.jsonl:')
+    for options, gives in NEXT.items():
+        print(f"  {program()} {options}  # {gives}")
     return result
+
+
+def program() -> str:
+    """How `a2tgpo` is called from here: by its name, or by its path in an environment that is not activated."""
+    beside = Path(sys.executable).with_name("a2tgpo")
+    return os.path.relpath(beside) if beside.exists() and not shutil.which("a2tgpo") else "a2tgpo"
 
 
 def warm_start(settings: DemoSettings, model: Path, folder: Path, task: Task) -> Path:

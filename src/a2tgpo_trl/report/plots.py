@@ -138,7 +138,9 @@ def _line(axis, series: Series, kind: str, style: dict) -> None:
         return
     axis.plot(series.x, series.y, marker="o" if len(series.x) <= 30 else None, markersize=3, **style)
     if series.low is not None:
-        axis.fill_between(series.x, series.low, series.high, color=style["color"], alpha=0.15 * style["alpha"], linewidth=0)
+        axis.fill_between(
+            series.x, series.low, series.high, color=style["color"], alpha=0.15 * style["alpha"], linewidth=0
+        )
 
 
 def _bars(axis, series: Series, number: int, count: int, style: dict) -> None:
