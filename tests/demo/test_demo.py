@@ -23,7 +23,7 @@ from trl import GRPOTrainer, ModelConfig
 from a2tgpo_trl.cli.parser import parse
 from a2tgpo_trl.cli.train import TrainArguments
 from a2tgpo_trl.demo.report import format_table, learning_curve, plot_learning_curve, write_rollouts
-from a2tgpo_trl.demo.run import DemoSettings, OtherSettings, kept, run
+from a2tgpo_trl.demo.run import DemoSettings, OtherSettings, kept, program, run
 from a2tgpo_trl.demo.training import HeldOutPoints, held_out_rows, load_task, make_trainer, measure, summarize
 from a2tgpo_trl.demo.warmup import PROMPT_TEMPLATE, lazy_pattern, tokenize_trace, trace_segments
 from a2tgpo_trl.report import plots
@@ -111,7 +111,7 @@ class TestWhole:
         lines, folder = said
         assert f"Report:           {folder / 'report.html'}" in lines and (folder / "report.html").is_file()
         *_, head, dry_run, train, report = lines
-        assert "Next, your own model, tool and questions" in head
+        assert head.startswith("Next, with your own model, tool and questions")
         words = [shlex.split(line, comments=True)[1:] for line in (dry_run, train, report)]
         arguments, config, _ = parse("train", "", (TrainArguments, A2TGPOConfig, ModelConfig), words[0][1:])
         assert words[0] == [*words[1], "--dry_run"] and arguments.dry_run
@@ -123,6 +123,19 @@ class TestWhole:
         assert [tool.__name__ for tool in arguments.load_tools()] == ["my_tool"]
         assert arguments.load_data(arguments.dataset, arguments.dataset_split, "{question}")[0]["answer"] == ["…"]
         assert words[2] == ["report", config.output_dir]
+
+
+def test_the_command_by_its_path_where_it_is_not_on_the_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "my env" / "python"))
+    assert shlex.split(program()) == ["a2tgpo"]
+    (tmp_path / "my env").mkdir()
+    (tmp_path / "my env" / "a2tgpo").touch()
+    assert shlex.split(program()) == ["my env/a2tgpo"]
+    monkeypatch.setenv("PATH", str(tmp_path / "my env"))
+    (tmp_path / "my env" / "a2tgpo").chmod(0o755)
+    assert program() == "a2tgpo"
 
 
 def test_answers_along_the_way_leave_training_as_it_is(tmp_path):

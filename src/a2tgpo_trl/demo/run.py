@@ -1,7 +1,7 @@
 """The stages of the demo. What a stage made is kept, so that an interrupted demo goes on where it was."""
 
 import json
-import os
+import shlex
 import shutil
 import sys
 import time
@@ -95,19 +95,27 @@ def run(settings: DemoSettings, output_dir: Path, restart: bool = False) -> dict
         seconds = round(time.monotonic() - start)
         kept(training / "result.json", lambda: result | {"resumed": resumed, "seconds_since_start": seconds})
     result = json.loads((training / "result.json").read_text())
+    show(result, training)
+    return result
+
+
+def show(result: dict, folder: Path) -> None:
+    """The table, where everything is, and what to do next."""
     print(f"\n{format_table(result['before'], result['after'])}\n")
     for what, name in PRODUCTS.items():
-        print(f"{what + ':':18}{training / name}")
-    print('\nNext, your own model, tool and questions, a line {"question": "…", "answer": "…"} each in train.jsonl:')
+        print(f"{what + ':':18}{folder / name}")
+    example = '{"question": "…", "answer": "…"}'
+    print(f"\nNext, with your own model, tool and questions (lines such as {example} in train.jsonl):")
     for options, gives in NEXT.items():
         print(f"  {program()} {options}  # {gives}")
-    return result
 
 
 def program() -> str:
     """How `a2tgpo` is called from here: by its name, or by its path in an environment that is not activated."""
-    beside = Path(sys.executable).with_name("a2tgpo")
-    return os.path.relpath(beside) if beside.exists() and not shutil.which("a2tgpo") else "a2tgpo"
+    beside, here = Path(sys.executable).with_name("a2tgpo"), Path.cwd()
+    if shutil.which("a2tgpo") or not beside.exists():
+        return "a2tgpo"
+    return shlex.quote(str(beside.relative_to(here) if beside.is_relative_to(here) else beside))
 
 
 def warm_start(settings: DemoSettings, model: Path, folder: Path, task: Task) -> Path:
