@@ -152,9 +152,7 @@ def train_and_evaluate(settings: DemoSettings, model: Path, adapter: Path, folde
         ("Trained: the same question", after["rollouts"]),
     ]
     write_rollouts(sections, folder / "rollouts.md")
-    turns = read_turns(folder).to_pylist()
-    last = [turn for turn in turns if turn["batch"] >= turns[-1]["batch"] // 2]
-    draw_credit(most_telling(last), folder / "credit.png")
+    draw_credit(most_telling(read_turns(folder).to_pylist()), folder / "credit.png")
     runs = read_runs([folder])
     write_page(runs, [Measures.of(found) for found in runs], folder / "report.html")
     return {
