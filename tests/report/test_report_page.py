@@ -150,6 +150,16 @@ class TestOverview:
         colours = page.evaluate("[...drawn.values()][0][0].data.datasets.map((line) => line.borderColor)")
         assert len(set(colours)) == 2
 
+    def test_evaluation_stands_out(self, open_page, tmp_path):
+        run = synthetic.write_run(tmp_path / "run", rollouts=32, log=False)
+        log = [{"step": step, "reward": 0.5, "eval_reward": 0.4} for step in (1, 2)]
+        (run / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+        page = open_page(write(tmp_path / "report.html", run))
+        lines = "([...drawn.values()].find(([, what]) => what.key === 'reward'))[0].data.datasets"
+        training, evaluation = page.evaluate(f"{lines}.map((line) => [line.borderColor, line.borderDash])")
+        assert [len(training[0]), len(evaluation[0])] == [len("#rrggbbaa"), len("#rrggbb")]
+        assert training[1] == evaluation[1] == []
+
     def test_a_chart_as_a_table(self, open_page, two_runs_page, firsts):
         page = open_page(two_runs_page)
         page.click("#chart-reward button")

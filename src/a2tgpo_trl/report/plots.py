@@ -60,29 +60,26 @@ def write_sheet(charts: Sequence[Chart], names: Sequence[str], title: str, file:
 
 
 @contextmanager
-def figure(file: Path, dpi: int = 130, **layout) -> Iterator:
+def figure(file: Path, figsize: tuple[float, float], dpi: int = 130, **grid) -> Iterator:
     """
-    A figure's axes, to draw on; then it is written to a file.
+    A figure's axes, to draw on; then it is written to a file. It is none of pyplot's, whose backend stays the one that a
+    notebook or a script has chosen.
 
     Args:
         file (`Path`): PNG file.
+        figsize (`tuple[float, float]`): Inches.
         dpi (`int`): Dots per inch.
-        layout: Arguments of `pyplot.subplots`.
+        grid: Arguments of `Figure.subplots`.
     """
     try:
         import matplotlib
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("Pictures need matplotlib: pip install 'a2tgpo-trl[report]'.") from error
-    matplotlib.use("Agg")  # before pyplot is imported, so that no display is asked for
-    import matplotlib.pyplot as plt
-
     with matplotlib.rc_context({"text.parse_math": False, "axes.axisbelow": True}):  # names are no formulas
-        drawn, axes = plt.subplots(layout="constrained", **layout)
-        try:
-            yield axes
-            drawn.savefig(file, dpi=dpi)
-        finally:
-            plt.close(drawn)
+        drawn = Figure(figsize=figsize, layout="constrained")
+        yield drawn.subplots(**grid)
+        drawn.savefig(file, dpi=dpi)
 
 
 def tidy(axis, grid: str = "both") -> None:
