@@ -25,7 +25,8 @@ def build(path: Path) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
+    kept = ("accelerator", "colab", "kernelspec")
+    notebook.metadata = {name: notebook.metadata[name] for name in kept} | {"language_info": {"name": "python"}}
     nbformat.write(notebook, path)
 
 

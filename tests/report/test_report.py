@@ -9,6 +9,7 @@ import re
 from io import StringIO
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -648,3 +649,31 @@ def test_axes_of_plots(folder, tmp_path, monkeypatch):
     plots.write_plots([charts["reward"], charts["failures"]], ["run"], tmp_path)
     assert all(place == int(place) for place in drawn["reward"].get_xticks())
     assert drawn["reward"].get_ylim()[0] > 0 == drawn["failures"].get_ylim()[0]
+
+
+def test_plots_leave_the_backend_of_a_notebook_alone(folder, tmp_path):
+    """Which would show none of its own figures afterwards."""
+    before = matplotlib.get_backend()
+    matplotlib.use("svg")
+    try:
+        plots.write_plots([charts_of(folder)["reward"]], ["run"], tmp_path)
+        assert matplotlib.get_backend() == "svg"
+    finally:
+        matplotlib.use(before)
+
+
+def test_evaluation_stands_out(tmp_path):
+    """Its lines are whole, and those of training beside it lighter."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        log = [{"step": 1, "reward": 0.2, "entropy": 1.0}, {"step": 1, "eval_reward": 0.1}]
+        (tmp_path / name / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    charts = charts_of(tmp_path / "a")
+    assert [(look.dash, look.is_light) for look in looks(charts["reward"], ["a"])] == [(0, True), (0, False)]
+    assert [look.is_light for look in looks(charts["entropy"], ["a"])] == [False]
+    two = charts_of(tmp_path / "a", tmp_path / "b")["reward"]
+    assert [(look.label, look.dash, look.is_light) for look in looks(two, ["a", "b"])] == [
+        (f"{run} · {what}", dash, is_light)
+        for run in ("a", "b")
+        for what, dash, is_light in (("training", 0, True), ("evaluation", 1, False))
+    ]

@@ -23,6 +23,7 @@ from a2tgpo_trl.report import (
     shown_rollout,
     write_page,
 )
+from a2tgpo_trl.report.credit import find_telling
 from a2tgpo_trl.report.formats import MISSING, seconds, signed
 from a2tgpo_trl.report.text import show
 
@@ -42,6 +43,50 @@ def test_the_most_telling_rollout():
     next_batch = [turn(0, k, advantage) | {"batch": 1} for k, advantage in enumerate((0.5, 0.0))]
     last_batch = [turn(0, 0, 1.0) | {"batch": 2}]
     assert most_telling([*uneven, *next_batch, *last_batch]) == next_batch
+
+
+def test_a_group_of_mixed_rewards_tells_more():
+    """Than a larger spread, or a later batch; but turns that differ tell more than it."""
+
+    def rollout(batch, group, generation, reward, *advantages):
+        place = {"batch": batch, "group": group, "generation": generation, "reward": reward}
+        return [place | {"turn": k, "advantage": advantage} for k, advantage in enumerate(advantages)]
+
+    mixed = [*rollout(0, 0, 0, 0.0, 0.0), *(telling := rollout(0, 0, 1, 1.0, 0.5, 1.0))]
+    equal = [*rollout(0, 1, 0, 1.0, 0.0, 2.0), *rollout(0, 1, 1, 1.0, 0.0), *rollout(1, 0, 0, 1.0, 0.0, 2.0)]
+    assert most_telling([*mixed, *equal]) == telling
+    of_grpo = [
+        *rollout(0, 0, 0, 1.0, 0.5, 0.5),
+        *(latest := rollout(0, 0, 1, 0.0, -0.5)),
+        *rollout(0, 1, 0, None, 0.0),
+    ]
+    assert most_telling(of_grpo) == latest
+    assert most_telling([*of_grpo, *equal]) == rollout(1, 0, 0, 1.0, 0.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    "groups, rewards, advantages, why",
+    [
+        (
+            [(1, 0)] * 2,
+            [0, 1],
+            [[1.0], [1.0, 0.25]],
+            "by 0.75, among the rollouts of batch 1 whose group has mixed rewards.",
+        ),
+        ([(1, 0)] * 2, [1, 1], [[1.0], [1.0, 0.25]], "by 0.75, among the rollouts of batch 1."),
+        (
+            [(1, 0)] * 2,
+            [0, 1],
+            [[1.0], [1.0, 1.0]],
+            "the latest rollout whose group has mixed rewards. No rollout has",
+        ),
+        ([(1, 0)] * 2, [1, None], [[1.0], [None]], "the latest rollout. No rollout has"),
+    ],
+)
+def test_why_a_rollout_is_shown_first(groups, rewards, advantages, why):
+    telling = find_telling(groups, rewards, advantages)
+    assert telling.place == 1
+    assert telling.why.startswith("Shown first: ") and why in telling.why
 
 
 def test_turn_rewards_are_shown_where_there_are_any():

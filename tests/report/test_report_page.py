@@ -150,6 +150,16 @@ class TestOverview:
         colours = page.evaluate("[...drawn.values()][0][0].data.datasets.map((line) => line.borderColor)")
         assert len(set(colours)) == 2
 
+    def test_evaluation_stands_out(self, open_page, tmp_path):
+        run = synthetic.write_run(tmp_path / "run", rollouts=32, log=False)
+        log = [{"step": step, "reward": 0.5, "eval_reward": 0.4} for step in (1, 2)]
+        (run / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+        page = open_page(write(tmp_path / "report.html", run))
+        lines = "([...drawn.values()].find(([, what]) => what.key === 'reward'))[0].data.datasets"
+        training, evaluation = page.evaluate(f"{lines}.map((line) => [line.borderColor, line.borderDash])")
+        assert [len(training[0]), len(evaluation[0])] == [len("#rrggbbaa"), len("#rrggbb")]
+        assert training[1] == evaluation[1] == []
+
     def test_a_chart_as_a_table(self, open_page, two_runs_page, firsts):
         page = open_page(two_runs_page)
         page.click("#chart-reward button")
@@ -301,24 +311,38 @@ class TestRollouts:
         assert "turn_bonus" not in open_page(two_runs_page, "#/rollouts/0.0.0.0").inner_text("#detail")
 
     def test_the_most_telling_rollout_is_there_at_once(self, open_page, two_runs):
-        """Of the last batch whose turns earned different advantages, the one where they differ most."""
+        """Of the last batch, the rollout of a group of mixed rewards whose turns differ most, and why it is shown."""
         file, (turns, _) = two_runs
         last = turns[turns["batch"] == turns["batch"].max()]
+        last = last[last.groupby("group")["reward"].transform("nunique") > 1]
         apart = last.groupby(["batch", "group", "generation"])["advantage"].agg(
             lambda column: column.max() - column.min()
         )
         batch, group, generation = apart.idxmax()
+        why = f"by {apart.max():.2f}, among the rollouts of batch {batch} whose group has mixed rewards."
         page = open_page(file)
         assert page.get_attribute("a.telling", "href") == f"#/rollouts/0.{batch}.{group}.{generation}"
+        assert page.inner_text("#overview .why").endswith(why)
         page.click("#to-rollouts")
         page.wait_for_selector("#detail article")
         assert page.locator("#detail article").count() == len(
             last[(last["group"] == group) & (last["generation"] == generation)]
         )
+        assert page.inner_text("#detail .why").endswith(why)
         assert (
             page.locator("#detail .chip[aria-current]").get_attribute("title") == f"rollout {generation} of the group"
         )
         assert page.locator(".row[aria-selected=true]").count() == 1
+
+    def test_an_address_and_a_click_choose_another(self, open_page, two_runs_page):
+        page = open_page(two_runs_page, "#/rollouts/0.0.0.3")
+        assert page.evaluate("detail") == "rollouts/3"
+        assert page.locator("#detail .why").count() == 0
+        page = open_page(two_runs_page, "#/rollouts")
+        page.wait_for_selector("#detail .why")
+        page.click(".row[aria-selected=false] >> nth=0")
+        page.wait_for_selector("#detail .why", state="detached")
+        assert page.locator("#detail article").count() > 0
 
     def test_turns_have_the_colour_of_their_advantage(self, open_page, two_runs_page):
         page = open_page(two_runs_page, "#/rollouts/0.0.0.0")

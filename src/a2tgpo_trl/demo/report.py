@@ -26,17 +26,19 @@ def learning_curve(log_history: Sequence[dict]) -> list[dict]:
 
     Args:
         log_history (`Sequence[dict]`): `trainer.state.log_history`, one row a step. A row with a `reward` is the first of
-            a rollout batch; those that follow are more updates on it.
+            a rollout batch; those that follow are more updates on it, and an evaluation after them.
 
     Returns:
         `list[dict]`: `reward`, `searches`, `gains` (a list, by turn) and `clipped`, the share of tokens at a binding clip
-        over the batch's updates.
+        over the batch's updates; with an evaluation also `held_out`, its `exact_match` and `searches`.
     """
     curve, shares = [], []
     for row in log_history:
         if "reward" in row:
             curve.append({"reward": row["reward"], "searches": row["turns/tool_mean"], "gains": gains_by_turn(row)})
             shares.append([])
+        if "eval_reward" in row:
+            curve[-1]["held_out"] = {"exact_match": row["eval_reward"], "searches": row["eval_turns/tool_mean"]}
         if curve and "clip_ratio/region_mean" in row:
             shares[-1].append(row["clip_ratio/region_mean"])
     return [
@@ -55,13 +57,16 @@ def plot_learning_curve(curve: Sequence[dict], before: dict, after: dict, path: 
             `searches` each.
         path (`Path`): PNG file to write.
     """
-    ends = [0.5, len(curve) + 0.5]  # held-out points stand before the first and after the last batch
+    held_out = [{"held_out": before["greedy"]}, *curve[:-1], {"held_out": after["greedy"]}]
+    points = [
+        (k + 0.5, point["held_out"]) for k, point in enumerate(held_out) if "held_out" in point
+    ]  # between batches
 
     def chart(title: str, unit: str, lines: dict[str, list[float]], measured: str = "") -> Chart:
         series = [_series(name, range(1, len(curve) + 1), values) for name, values in lines.items()]
         if measured:
-            values = [evaluation["greedy"][measured] for evaluation in (before, after)]
-            series.append(Series(0, "held out, greedy", ends, values, is_evaluation=True))
+            places, values = zip(*((place, evaluation[measured]) for place, evaluation in points), strict=True)
+            series.append(Series(0, "held out, greedy", [*places], [*values], is_evaluation=True))
         return Chart("", "", title, "", BATCH, unit, "line", [one for one in series if one.x])
 
     turns = max((len(point["gains"]) for point in curve), default=0)

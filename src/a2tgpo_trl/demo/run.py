@@ -1,7 +1,9 @@
 """The stages of the demo. What a stage made is kept, so that an interrupted demo goes on where it was."""
 
 import json
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,15 +15,22 @@ from ..records import read_turns
 from ..report import Measures, draw_credit, most_telling, read_runs, write_page
 from .model import prepare_model
 from .report import format_table, learning_curve, plot_learning_curve, write_rollouts
-from .training import UPDATES_PER_BATCH, Task, evaluate, load_task, make_trainer, train
+from .training import UPDATES_PER_BATCH, Task, evaluate, held_out_rows, load_task, make_trainer, train
 from .warmup import WarmStart, warm_up
 
 PRODUCTS = {
     "Learning curve": "learning_curve.png",
-    "Every rollout": "report.html",
+    "Report": "report.html",
     "One's credit": "credit.png",
     "Before and after": "rollouts.md",
 }
+TRAIN = "train --dataset train.jsonl --model_name_or_path Qwen/Qwen3-0.6B --tools my_tools.py:my_tool --output_dir outputs/own"
+NEXT = {
+    f"{TRAIN} --dry_run": "a prompt, a rollout and its credit, without training",
+    TRAIN: "the run",
+    "report outputs/own": "its page",
+}
+"""What to do with one's own: options of `a2tgpo` → what they give."""
 
 
 class OtherSettings(ValueError):
@@ -86,10 +95,27 @@ def run(settings: DemoSettings, output_dir: Path, restart: bool = False) -> dict
         seconds = round(time.monotonic() - start)
         kept(training / "result.json", lambda: result | {"resumed": resumed, "seconds_since_start": seconds})
     result = json.loads((training / "result.json").read_text())
+    show(result, training)
+    return result
+
+
+def show(result: dict, folder: Path) -> None:
+    """The table, where everything is, and what to do next."""
     print(f"\n{format_table(result['before'], result['after'])}\n")
     for what, name in PRODUCTS.items():
-        print(f"{what + ':':18}{training / name}")
-    return result
+        print(f"{what + ':':18}{folder / name}")
+    example = '{"question": "…", "answer": "…"}'
+    print(f"\nNext, with your own model, tool and questions (lines such as {example} in train.jsonl):")
+    for options, gives in NEXT.items():
+        print(f"  {program()} {options}  # {gives}")
+
+
+def program() -> str:
+    """How `a2tgpo` is called from here: by its name, or by its path in an environment that is not activated."""
+    beside, here = Path(sys.executable).with_name("a2tgpo"), Path.cwd()
+    if shutil.which("a2tgpo") or not beside.exists():
+        return "a2tgpo"
+    return shlex.quote(str(beside.relative_to(here) if beside.is_relative_to(here) else beside))
 
 
 def warm_start(settings: DemoSettings, model: Path, folder: Path, task: Task) -> Path:
@@ -116,7 +142,7 @@ def train_and_evaluate(settings: DemoSettings, model: Path, adapter: Path, folde
         f"Training: {settings.rollout_batches} batches of 32 rollouts, {UPDATES_PER_BATCH} updates on each:",
         flush=True,
     )
-    train(trainer)
+    train(trainer, held_out_rows(task, settings.held_out_questions))
     print("Evaluation after training:", flush=True)
     after = kept(folder / "after.json", lambda: evaluate(trainer, task, settings.held_out_questions))
     curve = learning_curve(trainer.state.log_history)
@@ -126,9 +152,7 @@ def train_and_evaluate(settings: DemoSettings, model: Path, adapter: Path, folde
         ("Trained: the same question", after["rollouts"]),
     ]
     write_rollouts(sections, folder / "rollouts.md")
-    turns = read_turns(folder).to_pylist()
-    last = [turn for turn in turns if turn["batch"] >= turns[-1]["batch"] // 2]
-    draw_credit(most_telling(last), folder / "credit.png")
+    draw_credit(most_telling(read_turns(folder).to_pylist()), folder / "credit.png")
     runs = read_runs([folder])
     write_page(runs, [Measures.of(found) for found in runs], folder / "report.html")
     return {

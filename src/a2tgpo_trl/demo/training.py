@@ -1,4 +1,4 @@
-"""The demo's trainer, and what is measured with it before and after training."""
+"""The demo's trainer, and what is measured with it before, during and after training."""
 
 import math
 import random
@@ -104,8 +104,16 @@ def make_trainer(
     return trainer
 
 
-def train(trainer: A2TGPOTrainer) -> None:
-    """Train, from the last checkpoint if an earlier run was interrupted."""
+def train(trainer: A2TGPOTrainer, held_out: Sequence[dict] = ()) -> None:
+    """
+    Train, from the last checkpoint if an earlier run was interrupted.
+
+    Args:
+        trainer ([`A2TGPOTrainer`]): The trainer.
+        held_out (`Sequence[dict]`, *optional*): Rows to answer along the way, see [`HeldOutPoints`]; none by default.
+    """
+    if held_out:
+        trainer.add_callback(HeldOutPoints(trainer, held_out))
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
 
 
@@ -137,6 +145,55 @@ class BatchProgress(TrainerCallback):
                 print(f"    {UPDATES_PER_BATCH} updates, {share:.0%} of tokens clipped, {seconds:.0f} s", flush=True)
 
 
+class HeldOutPoints(TrainerCallback):
+    """
+    Answers held-out questions greedily when a third and two thirds of the batches are done, and adds what it measures to the
+    trainer's log, which checkpoints keep.
+
+    Args:
+        trainer ([`A2TGPOTrainer`]): Whose policy plays.
+        rows (`Sequence[dict]`): The questions.
+    """
+
+    PARTS = 3
+    """However long the training, the points in between cost `PARTS - 1` times the questions."""
+
+    def __init__(self, trainer: A2TGPOTrainer, rows: Sequence[dict]):
+        self.trainer, self.rows = trainer, list(rows)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):  # after the batch's own lines, before its checkpoint
+        if "loss" in logs and state.global_step in self._steps(state.max_steps // UPDATES_PER_BATCH):
+            measured = measure(self.trainer, self.rows, "greedy")
+            state.log_history.append(
+                {
+                    "step": state.global_step,
+                    "eval_reward": measured["exact_match"],
+                    "eval_turns/tool_mean": measured["searches"],
+                }
+            )
+
+    def _steps(self, batches: int) -> set[int]:
+        ends = {round(batches * part / self.PARTS) for part in range(1, self.PARTS)} - {0, batches}
+        return {end * UPDATES_PER_BATCH for end in ends}
+
+
+def held_out_rows(task: Task, number: int) -> list[dict]:
+    """So many held-out questions, the same at every call."""
+    return list(to_dataset(random.Random(0).sample(task.held_out, number), PROMPT_TEMPLATE))
+
+
+def measure(trainer: A2TGPOTrainer, rows: Sequence[dict], mode: str) -> dict:
+    """What [`summarize`] says of answers to these rows, `"greedy"` or `"sampled"`; prints a line."""
+    start = time.monotonic()
+    measured = summarize(trainer.play(rows, greedy=mode == "greedy"))
+    print(
+        f"  {len(rows)} held-out questions, {mode}: exact match {measured['exact_match']:.2f}, searches "
+        f"{measured['searches']:.2f} ({time.monotonic() - start:.0f} s)",
+        flush=True,
+    )
+    return measured
+
+
 def evaluate(trainer: A2TGPOTrainer, task: Task, number: int) -> dict:
     """
     Held-out measurements, the same questions at every call.
@@ -151,17 +208,8 @@ def evaluate(trainer: A2TGPOTrainer, task: Task, number: int) -> dict:
         a sampled group of one question, each as its turn records.
     """
     torch.manual_seed(trainer.args.seed)
-    questions = random.Random(0).sample(task.held_out, number)
-    rows = list(to_dataset(questions, PROMPT_TEMPLATE))
-    result = {}
-    for mode in ("greedy", "sampled"):
-        start = time.monotonic()
-        result[mode] = summarize(trainer.play(rows, greedy=mode == "greedy"))
-        print(
-            f"  {number} held-out questions, {mode}: exact match {result[mode]['exact_match']:.2f}, searches "
-            f"{result[mode]['searches']:.2f} ({time.monotonic() - start:.0f} s)",
-            flush=True,
-        )
+    rows = held_out_rows(task, number)
+    result = {mode: measure(trainer, rows, mode) for mode in ("greedy", "sampled")}
     group = trainer.play(rows[:1], num_generations=GROUP_SIZE)
     decode = trainer._tokenizer.batch_decode
     return result | {"rollouts": [turn_rows([rollout], i, GROUP_SIZE, decode) for i, rollout in enumerate(group)]}

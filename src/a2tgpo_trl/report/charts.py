@@ -26,7 +26,7 @@ class Series:
         y (`list[float]`): As many values.
         low, high (`list[float]`, *optional*): Ends of a band around the line: of the outer tenths of what was measured, or
             of runs that differ in their seed.
-        is_evaluation (`bool`): Whether it was measured by evaluation: its line is dashed.
+        is_evaluation (`bool`): Whether it was measured by evaluation: the other lines of the chart are lighter then.
     """
 
     run: int
@@ -79,11 +79,13 @@ class Look:
         label (`str`): Its name.
         color (`int`): Number of the colour; below 0, from the end.
         dash (`int`): Number of the dashes.
+        is_light (`bool`): Whether it stays behind, because others were measured by evaluation.
     """
 
     label: str
     color: int
     dash: int
+    is_light: bool = False
 
 
 SEED = re.compile(r"[-_/]?seed[-_=]?\d+")
@@ -121,14 +123,20 @@ def looks(chart: Chart, names: Sequence[str]) -> list[Look]:
     """
     called = {numbers[0]: (place, name) for place, (name, numbers) in enumerate(seed_groups(names).items())}
     kinds = list(dict.fromkeys(series.name for series in chart.series))
+    has_evaluation = any(series.is_evaluation for series in chart.series)
     if chart.kind == "shares":
         return [Look(series.name, -1 - number, 0) for number, series in enumerate(chart.series)]
     if len(called) == 1:
         (_, name), *_ = called.values()
-        return [Look(one.name or name, number, int(one.is_evaluation)) for number, one in enumerate(chart.series)]
+        labels = [(one.name or name, number, 0) for number, one in enumerate(chart.series)]
+    else:
+        labels = [
+            (" · ".join(filter(None, (called[one.run][1], one.name))), called[one.run][0], kinds.index(one.name))
+            for one in chart.series
+        ]
     return [
-        Look(" · ".join(filter(None, (called[one.run][1], one.name))), called[one.run][0], kinds.index(one.name))
-        for one in chart.series
+        Look(*label, is_light=has_evaluation and not one.is_evaluation)
+        for label, one in zip(labels, chart.series, strict=True)
     ]
 
 

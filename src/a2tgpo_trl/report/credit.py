@@ -1,5 +1,6 @@
 """A rollout and its credit as they are shown: each medium writes these texts, and draws these numbers."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -181,27 +182,79 @@ def spread(advantages: Sequence[float | None]) -> float:
     return max(known) - min(known) if known else 0.0
 
 
-def telling(batch: int, advantages: Sequence[float | None]) -> tuple[bool, int, float]:
-    """How telling a rollout is, to compare: a spread of its turns' advantages, the latest batch, the largest spread."""
-    return spread(advantages) > 0, batch, spread(advantages)
+@dataclass(frozen=True, order=True)
+class Telling:
+    """
+    How telling a rollout is: of two, the one with the larger first field that differs.
+
+    Attributes:
+        differs (`bool`): Whether its turns earned different advantages.
+        is_mixed (`bool`): Whether the rewards of its group differ.
+        batch (`int`): Its generation batch.
+        spread (`float`): By how much the advantages of its turns differ.
+        place (`int`): Its number among the rollouts.
+    """
+
+    differs: bool
+    is_mixed: bool
+    batch: int
+    spread: float
+    place: int
+
+    @property
+    def why(self) -> str:
+        """Why it is shown first, in a sentence."""
+        of_group = " whose group has mixed rewards" if self.is_mixed else ""
+        if not self.differs:
+            return f"Shown first: the latest rollout{of_group}. No rollout has turns that differ in advantage."
+        of = f"the rollouts of batch {self.batch}{of_group}"
+        return f"Shown first: its turns differ most in advantage, by {fixed(self.spread)}, among {of}."
+
+
+def find_telling(
+    groups: Sequence[tuple], rewards: Sequence[float | None], advantages: Sequence[Sequence[float | None]]
+) -> Telling | None:
+    """
+    The most telling rollout: of the last batch in which turns of a rollout from a group of mixed rewards earned different
+    advantages, the one where they lie furthest apart.
+
+    Args:
+        groups (`Sequence[tuple]`): Of each rollout what names its group; batch and group come last.
+        rewards (`Sequence[float]`): Of each rollout.
+        advantages (`Sequence[Sequence[float]]`): Of each rollout's turns.
+
+    Returns:
+        `Telling`: the latest of equals; `None` without rollouts.
+    """
+    of_group = defaultdict(set)
+    for group, reward in zip(groups, rewards, strict=True):
+        of_group[group] |= {reward} if is_number(reward) else set()
+    return max(
+        (
+            Telling(spread(turns) > 0, len(of_group[group]) > 1, group[-2], spread(turns), place)
+            for place, (group, turns) in enumerate(zip(groups, advantages, strict=True))
+        ),
+        default=None,
+    )
 
 
 def most_telling(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """
-    The rollout whose turns earned the most different advantages, of the last batch in which any differ.
+    The rollout to look at first, see [`find_telling`].
 
     Args:
         turns (`Sequence[dict]`): Turn records, rollout by rollout.
 
     Returns:
-        `list[dict]`: those of one rollout, the latest of equals.
+        `list[dict]`: those of one rollout.
     """
     rollouts = [list(rows) for _, rows in groupby(turns, key=lambda turn: tuple(turn[name] for name in ROLLOUT))]
-    return max(
-        reversed(rollouts),
-        key=lambda rows: telling(rows[0]["batch"], [turn["advantage"] for turn in rows]),
-        default=[],
+    telling = find_telling(
+        [(rows[0]["batch"], rows[0]["group"]) for rows in rollouts],
+        [rows[0].get("reward") for rows in rollouts],
+        [[turn["advantage"] for turn in rows] for rows in rollouts],
     )
+    return rollouts[telling.place] if telling else []
 
 
 def excerpt(text: str, most: int) -> str:

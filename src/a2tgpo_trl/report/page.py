@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from .charts import Chart, looks, make_charts, seed_groups
-from .credit import Rollout, Turn, spread, telling
+from .credit import Rollout, Turn, find_telling, spread
 from .curves import SECTIONS
 from .formats import compact, fixed, is_number
 from .measures import Measures
@@ -131,15 +131,14 @@ def _overview(
     names = [run.name for run in runs]
     colors = {run: place for place, numbers in enumerate(seed_groups(names).values()) for run in numbers}
     scale = credit_scale(measures)
-    places = range(len(index["run"]))
+    groups = list(zip(index["run"], index["batch"], index["group"], strict=True))
+    telling = find_telling(groups, index["reward"], index["advantages"])
     return {
         "palette": {"light": LIGHT, "dark": DARK, "dashes": DASHES},
         "part": PART,
         "scale": scale,
         "scale_ends": [fixed(-scale), fixed(scale, sign="+")],
-        "telling": max(
-            reversed(places), key=lambda i: telling(index["batch"][i], index["advantages"][i]), default=None
-        ),
+        "telling": telling and {"place": telling.place, "why": telling.why},
         "progress": ["Steps", *PROGRESS],
         "sections": SECTIONS,
         "charts": [_chart(chart, names) for chart in charts],

@@ -60,29 +60,26 @@ def write_sheet(charts: Sequence[Chart], names: Sequence[str], title: str, file:
 
 
 @contextmanager
-def figure(file: Path, dpi: int = 130, **layout) -> Iterator:
+def figure(file: Path, figsize: tuple[float, float], dpi: int = 130, **grid) -> Iterator:
     """
-    A figure's axes, to draw on; then it is written to a file.
+    A figure's axes, to draw on; then it is written to a file. It is none of pyplot's, whose backend stays the one that a
+    notebook or a script has chosen.
 
     Args:
         file (`Path`): PNG file.
+        figsize (`tuple[float, float]`): Inches.
         dpi (`int`): Dots per inch.
-        layout: Arguments of `pyplot.subplots`.
+        grid: Arguments of `Figure.subplots`.
     """
     try:
         import matplotlib
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("Pictures need matplotlib: pip install 'a2tgpo-trl[report]'.") from error
-    matplotlib.use("Agg")  # before pyplot is imported, so that no display is asked for
-    import matplotlib.pyplot as plt
-
     with matplotlib.rc_context({"text.parse_math": False, "axes.axisbelow": True}):  # names are no formulas
-        drawn, axes = plt.subplots(layout="constrained", **layout)
-        try:
-            yield axes
-            drawn.savefig(file, dpi=dpi)
-        finally:
-            plt.close(drawn)
+        drawn = Figure(figsize=figsize, layout="constrained")
+        yield drawn.subplots(**grid)
+        drawn.savefig(file, dpi=dpi)
 
 
 def tidy(axis, grid: str = "both") -> None:
@@ -103,7 +100,7 @@ def draw(axis, chart: Chart, names: Sequence[str]) -> None:
     below = [0.0] * len(chart.series[0].x)
     has_bars = chart.kind in ("bars", "shares")
     for number, (series, look) in enumerate(zip(chart.series, looks(chart, names), strict=True)):
-        style = {"color": LIGHT[look.color % len(LIGHT)], "label": _label(look)}
+        style = {"color": LIGHT[look.color % len(LIGHT)], "label": _label(look), "alpha": 0.45 if look.is_light else 1}
         if chart.kind == "bars":
             _bars(axis, series, number, len(chart.series), style)
         elif chart.kind == "shares":
@@ -138,7 +135,9 @@ def _line(axis, series: Series, kind: str, style: dict) -> None:
         return
     axis.plot(series.x, series.y, marker="o" if len(series.x) <= 30 else None, markersize=3, **style)
     if series.low is not None:
-        axis.fill_between(series.x, series.low, series.high, color=style["color"], alpha=0.15, linewidth=0)
+        axis.fill_between(
+            series.x, series.low, series.high, color=style["color"], alpha=0.15 * style["alpha"], linewidth=0
+        )
 
 
 def _bars(axis, series: Series, number: int, count: int, style: dict) -> None:

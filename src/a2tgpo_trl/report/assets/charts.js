@@ -9,7 +9,8 @@ function datasets(chart) {
   const { dashes } = data.overview.palette;
   return chart.series.flatMap((series) => {
     const ink = color(series.color);
-    const shared = { label: series.label, borderColor: ink, backgroundColor: ink };
+    const stroke = series.is_light ? `${ink}73` : ink;
+    const shared = { label: series.label, borderColor: stroke, backgroundColor: stroke };
     if (chart.kind === "shares") return [{ ...shared, data: series.y, barPercentage: 1, categoryPercentage: 0.94 }];
     if (chart.kind === "bars") return [{ ...shared, data: series.y, maxBarThickness: 36 }];
     const line = {

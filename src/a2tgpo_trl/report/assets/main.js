@@ -87,7 +87,7 @@ function showTurn(number) {
 /** The rollout that is shown beside the list while the address names none: the selected one, or the most telling. */
 function chosen() {
   if (!isDetailSeen()) return [];
-  const { telling } = data.overview;
+  const telling = data.overview.telling?.place;
   return [list.selected ?? (list.found.includes(telling) ? telling : list.found[0])].filter((place) => place !== undefined);
 }
 

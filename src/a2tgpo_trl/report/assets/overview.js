@@ -32,7 +32,11 @@ function showOverview() {
     el("h1", {}, runs.length > 1 ? `${runs.length} runs` : el("bdi", {}, runs[0].name)),
     runsTable(),
     notes.length > 0 && el("ul.notice", { "aria-label": "What is missing" }, notes),
-    telling !== null && [el("h2", {}, "The most telling rollout"), el("a.card.entry.telling", { href: linkTo("rollouts", telling) }, rowContent(telling))],
+    telling && [
+      el("h2", {}, "The most telling rollout"),
+      el("a.card.entry.telling", { href: linkTo("rollouts", telling.place) }, rowContent(telling.place)),
+      el("p.why", {}, telling.why),
+    ],
     sections.map((section) => {
       const content = [chartsOf(section), tableOfRuns(section)];
       return there(content).length > 0 && [el("h2", {}, section), el("div.grid", {}, content[0]), content[1]];

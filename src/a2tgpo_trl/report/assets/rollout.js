@@ -59,6 +59,7 @@ async function showRollout(place) {
         : el("a.button", { href: linkTo("compare", place, partner), title: "c" }, "Compare"),
     ),
     promptOf(rollout),
+    data.overview.telling?.place === place && el("p.why", {}, data.overview.telling.why),
     facts({ ...groupFacts(rollout), ...rollout.facts }),
     membersOf(place).length > 1 && groupChips(place, (other) => other === place, (other) => linkTo("rollouts", other), "Group"),
     tree && treeCard(tree, place),
