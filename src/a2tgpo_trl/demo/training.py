@@ -79,7 +79,7 @@ def make_trainer(
         epsilon=EPSILON,
         epsilon_high=EPSILON_HIGH,
         gradient_checkpointing=False,
-        bf16=False,  # the model is in bfloat16 already
+        bf16=False,
         dataloader_pin_memory=False,
         use_cpu=use_cpu,
         save_steps=UPDATES_PER_BATCH,

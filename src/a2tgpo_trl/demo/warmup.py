@@ -118,7 +118,7 @@ def warm_up(
             train_sampling_strategy="sequential",
             gradient_checkpointing=False,
             loss_type="chunked_nll",  # skips the LM head on tokens that have no label
-            bf16=False,  # the model is in bfloat16 already
+            bf16=False,
             logging_steps=1,
             save_strategy="no",
             report_to="none",
