@@ -808,6 +808,19 @@ def test_a_reward_model_that_gives_nan_is_named(config, rows, caplog, monkeypatc
     assert trainer.state.log_history[0]["reward"] == pytest.approx(0.75)
 
 
+def test_rewards_are_summed_by_their_weights(config, rows, monkeypatch):
+    """What one function leaves out does not count; a completion that none scored has none."""
+    tiny.Script(GROUP).install(monkeypatch)
+    functions = [lambda completions, **_: [1.0, None, 2.0, None], lambda completions, **_: [0.5, 3.0, -1.0, None]]
+    trainer = A2TGPOTrainer(
+        tiny.model(), functions, config(reward_weights=[2.0, 0.5]), Dataset.from_list(rows),
+        processing_class=tiny.tokenizer(), tools=[search],
+    )  # fmt: skip
+    trainer.model.train()
+    given = trainer._roll_out([dict(row) for row in rows[:4]]).turns.rewards
+    assert given[:3].tolist() == [2.25, 1.5, 3.5] and given[3].isnan()
+
+
 # ---- updates with nothing to learn from
 
 
