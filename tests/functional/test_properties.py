@@ -4,12 +4,12 @@ import math
 
 import pytest
 import reference
-import strategies as drawn
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+import strategies as drawn
 from a2tgpo_trl import functional as F
 
 NAN = math.nan
@@ -25,6 +25,12 @@ def wider(table, columns=2, fill=NAN):
     return torch.nn.functional.pad(table, (0, columns), value=fill)
 
 
+completions = drawn.completions().map(
+    lambda rows_and_width: reference.masks(*rows_and_width[0], width=rows_and_width[1])
+)
+"""Completion and tool masks."""
+
+
 def tensors(masks):
     return [torch.tensor(mask) for mask in masks]
 
@@ -32,7 +38,7 @@ def tensors(masks):
 # ---- masks and turns
 
 
-@given(drawn.completions())
+@given(completions)
 def test_turns_are_those_of_the_loop(masks):
     both = tensors(masks)
     ids = F.turn_ids(*both)
@@ -41,7 +47,7 @@ def test_turns_are_those_of_the_loop(masks):
     assert F.turn_ends(ids).tolist() == reference.turn_ends(*masks)
 
 
-@given(drawn.completions())
+@given(completions)
 def test_a_turn_lies_between_its_start_and_its_end(masks):
     ids = F.turn_ids(*tensors(masks))
     starts, ends, place = F.turn_starts(ids), F.turn_ends(ids), torch.arange(ids.size(1))
@@ -50,7 +56,7 @@ def test_a_turn_lies_between_its_start_and_its_end(masks):
         assert torch.equal(within, ids == k)
 
 
-@given(drawn.completions(), st.integers(1, 3), st.sampled_from([0, 1]))
+@given(completions, st.integers(1, 3), st.sampled_from([0, 1]))
 def test_padding_adds_no_turn(masks, columns, on_padding):
     both = tensors(masks)
     padded = wider(both[0], columns, 0), wider(both[1], columns, on_padding)
@@ -58,7 +64,7 @@ def test_padding_adds_no_turn(masks, columns, on_padding):
     assert torch.equal(F.observation_ends(*padded), F.observation_ends(*both))
 
 
-@given(drawn.completions(), st.randoms(use_true_random=False))
+@given(completions, st.randoms(use_true_random=False))
 def test_rows_have_nothing_to_do_with_each_other(masks, rng):
     both = tensors(masks)
     order = rng.sample(range(len(both[0])), len(both[0]))
@@ -66,7 +72,7 @@ def test_rows_have_nothing_to_do_with_each_other(masks, rng):
         assert torch.equal(function(*(mask[order] for mask in both)), function(*both)[order])
 
 
-@given(drawn.completions(), drawn.eighths)
+@given(completions, drawn.eighths)
 def test_spreading_their_numbers_gives_the_turns(masks, fill):
     ids = F.turn_ids(*tensors(masks))
     turns = torch.arange(int(ids.max()) + 1 if ids.max() >= 0 else 1).double().expand(len(ids), -1)
@@ -296,7 +302,7 @@ def test_explained_variance_is_1_for_the_targets_and_0_for_constants(table, cons
 # ---- ratio
 
 
-@given(drawn.completions(), st.data())
+@given(completions, st.data())
 def test_the_ratio_of_a_turn(masks, data):
     ids = F.turn_ids(*tensors(masks))
     new, old = (data.draw(drawn.tables(*ids.shape, gaps=False)) for _ in range(2))
