@@ -1273,6 +1273,16 @@ def test_play(build, rows):
     assert not trainer._metrics["eval"] and not trainer._logs["prompt"]
 
 
+def test_play_compares_in_groups_of_its_own_size(build, rows):
+    """Two rollouts of each of two rows, by a trainer whose groups have four: 0 and 1 tool turns, and 3 and 2."""
+    trainer = build(per_device_eval_batch_size=4)
+    _, alone, left, right = trainer.play(rows[:2], num_generations=2)
+    assert alone.turns[0].credit["normalized_gain"] == 0
+    pair = [rollout.turns[0].credit["normalized_gain"] for rollout in (left, right)]
+    assert pair == [pytest.approx(-pair[1], abs=1e-4), pytest.approx(-pair[0], abs=1e-4)]
+    assert abs(pair[0]) == pytest.approx(1, abs=1e-3)
+
+
 def test_play_greedy_is_deterministic_and_sampling_is_not(build, rows):
     trainer = build(rollouts=None, max_completion_length=20)
     texts = [[trainer.play(rows[:1], greedy=greedy)[0].completion for _ in range(2)] for greedy in (True, False)]
