@@ -5,14 +5,23 @@ INSTALLED := $(VENV)/.installed
 VLLM_VENV := .venv-vllm
 DEEPSPEED_VENV := .venv-deepspeed
 
-.PHONY: demo test test-fsdp test-vllm test-distributed lint clean
+.PHONY: demo test test-fsdp test-vllm test-distributed trust coverage lint clean
 
 # The main job on the embedded model and data: result table, learning curve and rollouts in outputs/demo
 demo: $(INSTALLED)
 	$(BIN)/python -m a2tgpo_trl.cli demo $(DEMO_ARGS)
 
 test: lint
-	CI=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_sharded.py
+	CI=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_sharded.py --ignore tests/trust
+
+# What takes long: faults put into the source, properties by many examples, all broken numbers, a soak, hostile requests
+trust: $(INSTALLED)
+	CI=1 $(BIN)/python scripts/trust.py
+
+# Lines and branches of the source that `make test` runs
+coverage: $(INSTALLED)
+	CI=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_sharded.py --ignore tests/trust \
+		--cov a2tgpo_trl --cov-branch --cov-report term:skip-covered
 
 # FSDP2 on two processes, which want both cores
 test-fsdp: $(INSTALLED)

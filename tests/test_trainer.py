@@ -808,6 +808,19 @@ def test_a_reward_model_that_gives_nan_is_named(config, rows, caplog, monkeypatc
     assert trainer.state.log_history[0]["reward"] == pytest.approx(0.75)
 
 
+def test_rewards_are_summed_by_their_weights(config, rows, monkeypatch):
+    """What one function leaves out does not count; a completion that none scored has none."""
+    tiny.Script(GROUP).install(monkeypatch)
+    functions = [lambda completions, **_: [1.0, None, 2.0, None], lambda completions, **_: [0.5, 3.0, -1.0, None]]
+    trainer = A2TGPOTrainer(
+        tiny.model(), functions, config(reward_weights=[2.0, 0.5]), Dataset.from_list(rows),
+        processing_class=tiny.tokenizer(), tools=[search],
+    )  # fmt: skip
+    trainer.model.train()
+    given = trainer._roll_out([dict(row) for row in rows[:4]]).turns.rewards
+    assert given[:3].tolist() == [2.25, 1.5, 3.5] and given[3].isnan()
+
+
 # ---- updates with nothing to learn from
 
 
@@ -1258,6 +1271,16 @@ def test_play(build, rows):
     )
     assert trainer.model.training and trainer.generation_config.do_sample
     assert not trainer._metrics["eval"] and not trainer._logs["prompt"]
+
+
+def test_play_compares_in_groups_of_its_own_size(build, rows):
+    """Two rollouts of each of two rows, by a trainer whose groups have four: 0 and 1 tool turns, and 3 and 2."""
+    trainer = build(per_device_eval_batch_size=4)
+    _, alone, left, right = trainer.play(rows[:2], num_generations=2)
+    assert alone.turns[0].credit["normalized_gain"] == 0
+    pair = [rollout.turns[0].credit["normalized_gain"] for rollout in (left, right)]
+    assert pair == [pytest.approx(-pair[1], abs=1e-4), pytest.approx(-pair[0], abs=1e-4)]
+    assert abs(pair[0]) == pytest.approx(1, abs=1e-3)
 
 
 def test_play_greedy_is_deterministic_and_sampling_is_not(build, rows):

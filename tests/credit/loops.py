@@ -258,7 +258,7 @@ def a2tgpo(turns, o):
     size, groups = turns.num_generations, o.turn_credit_groups
     z = compare(gains(turns, groups), lambda i, k: (i // size, k), floor=o.gain_noise_floor)
     ahead = to_go(z, o.turn_gamma)
-    terms = {(i, k): sum(row == i and j >= k for row, j in z) for i, k in z}
+    terms = {(i, k): sum(row == i and j >= k for row, j in z) if o.turn_rescale else 1 for i, k in z}
     return added(turns, {cell: total / math.sqrt(terms[cell]) for cell, total in ahead.items()}, o.turn_advantage_coef)
 
 

@@ -14,6 +14,7 @@ from a2tgpo_trl.credit import A2TGPO, GTPO, IGPO, MTGRPO, TRACE, A2TGPOStop, GiG
 SEEDS = range(12)
 METHODS = [
     (A2TGPO, loops.a2tgpo, {}),
+    (A2TGPO, loops.a2tgpo, dict(turn_rescale=False)),
     (A2TGPO, loops.a2tgpo, dict(gain_noise_floor=0.7, turn_gamma=0.5, turn_credit_groups="mixed")),
     (IGPO, loops.igpo, dict(turn_gamma=0.9)),
     (IGPO, loops.igpo, dict(gain_noise_floor=0.7, turn_credit_groups="mixed")),

@@ -44,7 +44,8 @@ def turn_level_old_logps(logps: Tensor, old_logps: Tensor, turn_ids: Tensor, red
     turn's geometric-mean ratio and the gradient of `log π(t)`. The sum of the log ratio over a turn is unchanged.
 
     With the reduction `"sum"` the value is that of the ratio of the whole turn, the product over its tokens: the terms of
-    its tokens add up to its gradient. The sum of the log ratio is not kept then, and its absolute value is at most 20.
+    its tokens add up to its gradient. The sum of the log ratio is not kept then, and its absolute value is at most 20; an infinite
+    one is no large ratio but a broken number, and stays.
 
     Args:
         logps (`Tensor`, shape `(B, T)`):
@@ -63,4 +64,6 @@ def turn_level_old_logps(logps: Tensor, old_logps: Tensor, turn_ids: Tensor, red
     dtype = torch.promote_types(logps.dtype, torch.float32)
     logps, old_logps = logps.detach().to(dtype), old_logps.detach().to(dtype)
     log_ratio = turn_log_ratio(logps - old_logps, turn_ids, reduction)
-    return logps - (log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO) if reduction == "sum" else log_ratio)
+    if reduction == "sum":
+        log_ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).where(log_ratio.isfinite(), log_ratio)
+    return logps - log_ratio

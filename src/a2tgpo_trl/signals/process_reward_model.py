@@ -37,12 +37,12 @@ class ProcessRewardModel:
 
     Args:
         model (`str` or `PreTrainedModel`): A name or a folder, or the model itself. One without a padding token gets the
-            tokenizer's.
+            tokenizer's. Code that comes with a model is not run: load such a one yourself, with its tokenizer, and give both.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): Default: the model's own.
         batch_size (`int`): Texts in a forward.
 
     Raises:
-        ValueError: If the model has another task, or neither it nor its tokenizer has a padding token.
+        ValueError: If the model has another task or needs code of its own, or neither it nor its tokenizer has a padding token.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ProcessRewardModel:
         self.model = (_load(model) if isinstance(model, str) else model).eval()
         self.reads_once = _classifies_tokens(type(self.model).__name__)
         path = self.model.config._name_or_path
-        self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(path)
+        self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         self.pad_token_id = _pad_token_id(self.model, self.tokenizer)
         # RoBERTa counts positions from 2 on: its tokenizer knows how many tokens that leaves
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -140,9 +140,10 @@ class ProcessRewardModel:
 
 
 def _load(name: str) -> PreTrainedModel:
-    architecture = (AutoConfig.from_pretrained(name).architectures or ["a model without architectures"])[0]
-    by_token = _classifies_tokens(architecture)
-    return (AutoModelForTokenClassification if by_token else AutoModelForSequenceClassification).from_pretrained(name)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)  # or transformers asks at the keyboard
+    by_token = _classifies_tokens((config.architectures or ["a model without architectures"])[0])
+    loader = AutoModelForTokenClassification if by_token else AutoModelForSequenceClassification
+    return loader.from_pretrained(name, trust_remote_code=False)
 
 
 def _classifies_tokens(class_name: str) -> bool:

@@ -5,11 +5,13 @@ import atexit
 import functools
 import math
 from collections.abc import Callable
+from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
 from trl.trainer.utils import is_async_callable, shutdown_event_loop_in_daemon, start_event_loop_in_daemon
@@ -18,6 +20,8 @@ from ..batch import GenerationBatch
 from ..integrations.names import distinct
 from .base import Signal, gather_turns, trained_turns
 from .process_reward_model import ProcessRewardModel
+
+logger = logging.get_logger(__name__)
 
 TurnRewardFunc = Callable[..., Any]
 """`(turns, **columns)` → for each rollout a list with a number, or `None`, for each of its turns; may be a coroutine function."""
@@ -43,16 +47,17 @@ class TurnRewards(Signal):
         """Turn rewards, `(N, K)`; NaN where no function gave one."""
         given = self._call_all(batch)
         for name, rewards in zip(self.names, given, strict=True):
-            for rollout, row in zip(batch.rollouts, rewards, strict=True):
-                for turn, reward in zip(rollout.turns, row, strict=True):
-                    turn.rewards[name] = reward
+            _tell_turns(batch, rewards, name)
         num_turns = trained_turns(batch)
         table = torch.stack([_table(rewards, num_turns, ends.size(1)) for rewards in given], dim=2)  # (B, K, F)
         gathered = gather_turns(batch, table.to(ends.device), math.nan)  # (N, K, F)
+        for name, number in zip(self.names, gathered.isinf().sum(dim=(0, 1)).tolist(), strict=True):
+            self.trainer._metrics[batch.mode][f"turn_rewards/{name}/non_finite"].append(float(number))
+        gathered = _without_infinite(gathered)
         self._log(batch, gathered)
         weights = torch.tensor(self.weights, device=gathered.device)
         total = (gathered * weights).nansum(dim=2).masked_fill(gathered.isnan().all(dim=2), math.nan)
-        return {"turn_rewards": total}
+        return {"turn_rewards": _without_infinite(total)}  # a sum can overflow
 
     def _as_function(self, given: Any) -> TurnRewardFunc:
         if isinstance(given, str | PreTrainedModel):
@@ -123,7 +128,7 @@ def functions_of(given: Any) -> list[Any]:
 
 def checked(given: Any, batch: GenerationBatch, name: str) -> list[list[float | None]]:
     """
-    What a turn reward function returned, with `None` for NaN and infinity.
+    What a turn reward function returned, with infinity for NaN and for what float32 cannot hold.
 
     Args:
         given (`Any`): What it returned.
@@ -148,10 +153,10 @@ def checked(given: Any, batch: GenerationBatch, name: str) -> list[list[float | 
                 f"The turn reward function {name!r} returned {len(row)} rewards for rollout {i}, which has {len(rollout.turns)} "
                 "turns: return one for each turn, None where there is none."
             )
-    return [[_finite_or_none(reward, name) for reward in row] for row in rows]
+    return [[_number(reward, name) for reward in row] for row in rows]
 
 
-def _finite_or_none(reward: Any, name: str) -> float | None:
+def _number(reward: Any, name: str) -> float | None:
     if reward is None:
         return None
     try:
@@ -160,7 +165,31 @@ def _finite_or_none(reward: Any, name: str) -> float | None:
         raise ValueError(
             f"The turn reward function {name!r} returned {reward!r} for a turn: return a number, or None."
         ) from None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= _LARGEST else math.inf
+
+
+_LARGEST = torch.finfo(torch.float32).max
+
+
+def _without_infinite(rewards: Tensor) -> Tensor:
+    return rewards.masked_fill(rewards.isinf(), math.nan)
+
+
+def _tell_turns(batch: GenerationBatch, rewards: list[list[float | None]], name: str) -> None:
+    """Write the rewards of a function into the turns, `None` for infinity, of which a warning names the first."""
+    broken = []
+    for i, (rollout, row) in enumerate(zip(batch.rollouts, rewards, strict=True)):
+        for k, (turn, reward) in enumerate(zip(rollout.turns, row, strict=True)):
+            is_broken = reward is not None and math.isinf(reward)
+            broken += [(i, k)] * is_broken
+            turn.rewards[name] = None if is_broken else reward
+    if broken:
+        rollout, turn = broken[0]
+        logger.warning(
+            f"Turn reward function {name!r} returned NaN, infinity or what float32 cannot hold for {len(broken)} turns. They count as "
+            f"if it had returned None. The first is turn {turn} of rollout {rollout}, to "
+            f"{shorten(repr(batch.rollouts[rollout].prompt), 300)}."
+        )
 
 
 def _columns(batch: GenerationBatch) -> dict[str, list[Any]]:

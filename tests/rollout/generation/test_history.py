@@ -47,6 +47,15 @@ def test_a_prompt_in_common_is_read_once():
     assert alone.widths == [20]
 
 
+def test_two_prompts_are_read_once_each():
+    """A rollout that were given the other prompt's keys and values would read its own again: no other token, but more work."""
+    player = Player(tiny.model())
+    first, second = list(range(10, 30)), list(range(40, 55))
+    player.turn([0, 1, 2, 3], [first, first, second, second], greedy(1))
+    assert player.history.tokens_fed == 19 + 14 + 4
+    assert player.widths == [1]
+
+
 def test_what_was_cut_off_a_turn_is_forgotten():
     player = Player(tiny.model())
     (turn,) = player.turn([0], [[7, 8, 9]], greedy(6, eos_token_id=None))

@@ -366,10 +366,15 @@ def test_an_answer_of_probability_zero_has_no_belief():
     assert measured(make_scorer(model), model, rows).isnan().all()
 
 
-def test_beliefs_are_scored_without_dropout(monkeypatch):
-    model = tiny.model(attention_dropout=0.5).train()
+@pytest.mark.parametrize(
+    ("architecture", "dropout"),
+    [("llama", dict(attention_dropout=0.5)), ("gpt2", dict(resid_pdrop=0.5, embd_pdrop=0.5))],
+)
+def test_beliefs_are_scored_without_dropout(architecture, dropout):
+    """That of attention, and that of everything else, which a model takes care of itself."""
+    model = tiny.model(architecture, **dropout).train()
     rows = make_rows()
-    expected = naive(tiny.model().eval(), rows)
+    expected = naive(tiny.model(architecture).eval(), rows)
     agree(measured(make_scorer(model), model, rows), expected)
     assert model.training
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import ProcessorMixin
+from transformers.utils import logging
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
 
@@ -17,6 +18,8 @@ from ...integrations.architecture import base_model
 from ..base import Signal, gather_turns
 from .critic import Critic
 from .updates import CriticUpdates
+
+logger = logging.get_logger(__name__)
 
 FILE = "critic.pt"
 """The critic's weights in a checkpoint; engines take every `.safetensors` file there for the policy's."""
@@ -60,7 +63,20 @@ class Values(Signal):
         num_turns = batch.tensors["turn_ids"].amax(dim=1) + 1
         is_last = torch.arange(places.size(1), device=values.device) == num_turns.unsqueeze(1)
         ended = is_last & ~cut_off.to(values.device).unsqueeze(1)
-        return {"values": gather_turns(batch, values.masked_fill(ended, 0.0), torch.nan)}
+        values = self._without_broken(batch, values.masked_fill(ended, 0.0), places >= 0)
+        return {"values": gather_turns(batch, values, torch.nan)}
+
+    def _without_broken(self, batch: GenerationBatch, values: Tensor, there: Tensor) -> Tensor:
+        """Values, NaN throughout for rollouts in which one is NaN or infinite: sums over their turns would be another number."""
+        broken = (there & ~values.isfinite()).any(dim=1)
+        number = batch.accelerator.reduce(broken.sum(), reduction="sum").item()
+        self.trainer._metrics[batch.mode]["critic/non_finite_values"].append(float(number))
+        if number:
+            logger.warning(
+                f"The critic gave NaN or infinity for {number} rollouts, whose turns get no credit and teach it nothing. Lower "
+                "critic_learning_rate, and look for rewards that are very large."
+            )
+        return values.masked_fill(broken.unsqueeze(1), torch.nan)
 
     @contextmanager
     def while_computing_loss(self, model: nn.Module) -> Iterator[None]:

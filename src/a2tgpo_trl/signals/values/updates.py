@@ -14,7 +14,8 @@ logger = logging.get_logger(__name__)
 
 class CriticUpdates(TrainerCallback):
     """
-    Averages the critic's gradients over processes before each optimizer step, clips them, and clears them after it.
+    Averages the critic's gradients over processes before each optimizer step, clips them, and clears them after it. It is left out of
+    steps for which they are not finite, and with `skip_empty_updates` of those for which they are zero.
 
     The critic is no part of the model that is wrapped for several processes, so nobody else does.
 
@@ -36,11 +37,14 @@ class CriticUpdates(TrainerCallback):
         largest = args.max_grad_norm if args.max_grad_norm > 0 else math.inf
         norm = nn.utils.clip_grad_norm_(trained, largest).item()
         self.log_metric("critic/grad_norm", norm)
-        if not math.isfinite(norm):
-            self.critic.zero_grad(set_to_none=True)
+        non_finite = not math.isfinite(norm)
+        self.log_metric("critic/non_finite", float(non_finite))
+        if non_finite or (args.skip_empty_updates and norm == 0):
+            self.critic.zero_grad(set_to_none=True)  # optimizers of torch skip parameters without a gradient
+        if non_finite:
             logger.warning(
                 f"The critic was left out of optimizer step {state.global_step + 1}: its gradient holds NaN or infinity. Look for "
-                "rewards that are very large."
+                "rewards that are very large, and for values that are not finite."
             )
 
     def on_optimizer_step(self, args, state, control, **kwargs):
