@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..integrations.plain import in_words
 from .credit import Rollout, shown_rollout
 from .measures import ROLLOUT, Measures
 from .runs import Run
@@ -35,12 +36,13 @@ def read_rollouts(run: Run, chosen: set[tuple[int, int]]) -> Iterator[tuple[list
     for table in run.batches():
         if table["batch"][0].as_py() not in batches:
             continue
+        thumbnails = {name: file for files in table["thumbnails"].to_pylist() for name, file in files or ()}
         places = zip(table["batch"].to_pylist(), table["group"].to_pylist(), strict=True)
-        table = table.filter(pa.array([place in chosen for place in places], pa.bool_()))
+        table = table.drop(["thumbnails"]).filter(pa.array([place in chosen for place in places], pa.bool_()))
         rows = table.sort_by([(name, "ascending") for name in (*ROLLOUT, "turn")]).to_pylist(maps_as_pydicts="lossy")
         for _, group in groupby(rows, key=lambda row: tuple(row[name] for name in ROLLOUT)):
             turns = list(group)
-            yield turns, shown_rollout(turns, question(turns[0]["prompt"] or "", begin, end))
+            yield turns, shown_rollout(turns, question(turns[0]["prompt"] or "", begin, end), thumbnails)
 
 
 def choose_groups(measures: Measures, limit: int | None = None) -> set[tuple[int, int]]:
@@ -87,5 +89,5 @@ def question(prompt: str, begin: int = 0, end: int = 0) -> str:
         begin, end (`int`): Characters of it that other prompts have too.
     """
     asked = prompt[begin : len(prompt) - end] if begin + end < len(prompt) else prompt
-    line = " ".join(MARK.sub(" ", asked).split())
+    line = " ".join(MARK.sub(" ", in_words(asked)).split())
     return line if len(line) <= QUESTION_LENGTH else line[: QUESTION_LENGTH - 1] + "…"

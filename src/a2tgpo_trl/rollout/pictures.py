@@ -8,6 +8,7 @@ from typing import Any
 from transformers import ProcessorMixin
 from transformers.image_utils import is_pil_image
 
+from ..integrations.plain import PICTURE
 from ..integrations.processors import placeholder_of
 
 Picture = Any
@@ -92,8 +93,25 @@ class PictureReader:
 
     def count(self, ids: list[int]) -> int:
         """How many pictures have their placeholders in a text."""
+        return sum(is_picture for is_picture, _ in self._runs(ids))
+
+    def decode(self, texts: Sequence[list[int]]) -> list[str]:
+        """Texts of lists of tokens, in which U+FFFC stands for all tokens of a picture, and for nothing else."""
+        runs = [self._runs(ids) for ids in texts]
+        words = [ids for text in runs for is_picture, ids in text if not is_picture]
+        decoded = iter(self.processor.tokenizer.batch_decode(words))
+        return [
+            "".join(
+                PICTURE if is_picture else next(decoded).replace(PICTURE, "\N{REPLACEMENT CHARACTER}")
+                for is_picture, _ in text
+            )
+            for text in runs
+        ]
+
+    def _runs(self, ids: Sequence[int]) -> list[tuple[bool, list[int]]]:
+        """The pieces of a text: whether one is a picture, and its tokens."""
         of_pictures = {*self.processor.image_token_ids}
-        return sum(is_one for is_one, _ in groupby(ids, key=of_pictures.__contains__))
+        return [(is_picture, [*run]) for is_picture, run in groupby(ids, key=of_pictures.__contains__)]
 
 
 def rows_with_pictures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
