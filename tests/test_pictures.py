@@ -2,21 +2,25 @@
 
 import copy
 import re
+from io import BytesIO
 from itertools import pairwise
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 from trl import GRPOConfig, GRPOTrainer
 
 import chance
 import tiny_vision
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.integrations.replaced import replaced
+from a2tgpo_trl.records import read_turns
+from a2tgpo_trl.report.completions import read_completions
 from a2tgpo_trl.rollout import Rollout, StopReason, TagProtocol, ToolCall, Turn
 from a2tgpo_trl.rollout.generation.backends import VLLMBackend
-from a2tgpo_trl.rollout.pictures import pictures_in
+from a2tgpo_trl.rollout.pictures import PictureReader, pictures_in
 from a2tgpo_trl.rollout.player import _check_prompts
 from a2tgpo_trl.signals.states import state_keys
 from conftest import same, weights
@@ -482,10 +486,73 @@ def test_states_with_other_pictures_are_others():
     assert red == again != blue
 
 
-def test_completions_are_logged(zooming, tmp_path):
-    trainer = zooming("gemma3", log_completions=True, turn_records=True)
+# ---- records and tables
+
+
+PLACEHOLDERS = re.compile(r"<\|image_pad\|>|<image_soft_token>")
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "gemma3"])
+def test_records_keep_pictures_where_they_stood(zooming, family, tmp_path):
+    trainer, played = zooming(family, log_completions=True), []
+    roll_out = trainer._roll_out
+    trainer._roll_out = lambda rows: played.append(roll_out(rows)) or played[-1]
     trainer.train()
-    assert list((tmp_path / "run").rglob("completions_*.parquet"))
+    rows = read_turns(tmp_path / "run").to_pylist()
+    files = [file for row in rows for file in row["thumbnails"] or ()]
+    pictures = {name: Image.open(BytesIO(file)) for name, file in files}
+    assert len(pictures) == len(files) == 5  # three of prompts, one of which the tool gives too, and two more, each once
+    turns = [(rollout, turn) for rollout in played[0].rollouts for turn in rollout.turns]
+    assert len(turns) == len(rows)
+    for row, (rollout, turn) in zip(rows, turns, strict=True):
+        for text, names, seen in (("prompt", "prompt_images", rollout.images), ("observation", "images", turn.images)):
+            assert (row[text] or "").count("\ufffc") == len(seen) == len(row[names] or [])
+            assert not PLACEHOLDERS.search(row[text] or "")
+            for name, image in zip(row[names] or [], seen, strict=True):
+                assert pictures[name].size == image.size
+                difference = ImageStat.Stat(ImageChops.difference(pictures[name], image.convert("RGB")))
+                assert max(difference.mean) < 16
+        if turn.images:
+            assert row["calls"][0]["result"] == f"{turn.calls[0].arguments['place']}: [image]"
+
+
+def test_records_may_keep_no_pictures(zooming, tmp_path):
+    zooming("gemma3", turn_records_picture_px=0).train()
+    rows = read_turns(tmp_path / "run").to_pylist()
+    assert all(row[name] is None for row in rows for name in ("prompt_images", "images", "thumbnails"))
+    assert any("\ufffc" in row["prompt"] for row in rows)
+
+
+def test_a_character_that_stands_for_a_picture_is_no_other():
+    made = tiny_vision.processor("gemma3")
+    reader, text = PictureReader(made), "a\ufffcb"
+    ids = made.tokenizer(text, add_special_tokens=False)["input_ids"]
+    seen = reader.placeholder_ids(RED)
+    (decoded,) = reader.decode([ids + seen + ids])
+    assert decoded.count("\ufffc") == 1 and decoded.startswith("a\ufffdb") and decoded.endswith("a\ufffdb")
+
+
+@pytest.mark.parametrize("unique", [False, True])
+def test_tables_of_completions_tell_pictures_apart(zooming, tmp_path, unique):
+    trackio = pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    project = f"pictures-{unique}"
+    options = {"log_multimodal": True, "log_unique_prompts": unique, "report_to": ["trackio"], "project": project}
+    rows = [{**TAGGED[1], "image": seen} for seen in (RED, BLUE)] * 2
+    zooming("gemma3", rows, log_completions=True, max_steps=1, **options).train()
+    (run,) = trackio.Api().runs(project)
+    logs = SQLiteStorage.get_logs(project, run.name)
+    table, *_ = (log["completions"]["_value"] for log in logs if "completions" in log)
+    assert len({row["prompt"] for row in table}) == 2 and len(table) == (2 if unique else len(rows) * 4)
+    assert all("trackio.image" in str(row["image"]) for row in table)
+    (turns,) = (log["turns"]["_value"] for log in logs if "turns" in log)
+    assert all(row.get("images") or not row["observation"] for row in turns) and "thumbnails" not in turns[0]
+    (file,) = (tmp_path / "run").rglob("completions_*.parquet")
+    cells = pq.read_table(file).to_pydict()
+    assert not any("PIL" in cell for cell in cells["prompt"] + cells["completion"])
+    (batch,) = read_completions(tmp_path / "run")
+    assert all("\ufffc" in prompt for prompt in batch["prompt"].to_pylist())
 
 
 # ---- processors

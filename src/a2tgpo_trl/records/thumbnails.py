@@ -69,5 +69,5 @@ def thumbnail(picture: Picture, longest_side: int) -> bytes:
     if small.mode == "RGBA":
         small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small).convert("RGB")
     file = BytesIO()
-    small.save(file, "JPEG", quality=80)
+    small.save(file, "JPEG", quality=80, optimize=True)
     return file.getvalue() if file.tell() <= MOST_BYTES else thumbnail(small, max(small.size) // 2)

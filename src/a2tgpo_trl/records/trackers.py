@@ -44,9 +44,8 @@ def log_table(rows: list[dict[str, Any]], step: int, report_to: Sequence[str]) -
 
     for name in ("wandb", "trackio"):
         if tracker := _active(name, report_to):
-            frame = pd.DataFrame(
-                [{name: _cell(value) for name, value in row.items() if name != "thumbnails"} for row in rows]
-            )
+            columns = dict.fromkeys(name for row in rows for name in row if name != "thumbnails")
+            frame = pd.DataFrame([{name: _cell(row.get(name)) for name in columns} for row in rows])
             tracker.log({"turns": tracker.Table(dataframe=frame), "train/global_step": step})
 
 
