@@ -501,7 +501,9 @@ def test_records_keep_pictures_where_they_stood(zooming, family, tmp_path):
     rows = read_turns(tmp_path / "run").to_pylist()
     files = [file for row in rows for file in row["thumbnails"] or ()]
     pictures = {name: Image.open(BytesIO(file)) for name, file in files}
-    assert len(pictures) == len(files) == 5  # three of prompts, one of which the tool gives too, and two more, each once
+    assert (
+        len(pictures) == len(files) == 5
+    )  # three of prompts, one of which the tool gives too, and two more, each once
     turns = [(rollout, turn) for rollout in played[0].rollouts for turn in rollout.turns]
     assert len(turns) == len(rows)
     for row, (rollout, turn) in zip(rows, turns, strict=True):
