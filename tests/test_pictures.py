@@ -17,6 +17,7 @@ import tiny_vision
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.integrations.replaced import replaced
 from a2tgpo_trl.records import read_turns
+from a2tgpo_trl.records.thumbnails import thumbnail
 from a2tgpo_trl.report.completions import read_completions
 from a2tgpo_trl.rollout import Rollout, StopReason, TagProtocol, ToolCall, Turn
 from a2tgpo_trl.rollout.generation.backends import VLLMBackend
@@ -492,9 +493,8 @@ def test_states_with_other_pictures_are_others():
 PLACEHOLDERS = re.compile(r"<\|image_pad\|>|<image_soft_token>")
 
 
-@pytest.mark.parametrize("family", ["qwen3_5", "gemma3"])
-def test_records_keep_pictures_where_they_stood(zooming, family, tmp_path):
-    trainer, played = zooming(family, log_completions=True), []
+def test_records_keep_pictures_where_they_stood(zooming, tmp_path):
+    trainer, played = zooming("gemma3", max_steps=1, per_device_train_batch_size=4), []
     roll_out = trainer._roll_out
     trainer._roll_out = lambda rows: played.append(roll_out(rows)) or played[-1]
     trainer.train()
@@ -518,15 +518,37 @@ def test_records_keep_pictures_where_they_stood(zooming, family, tmp_path):
             assert row["calls"][0]["result"] == f"{turn.calls[0].arguments['place']}: [image]"
 
 
-def test_records_may_keep_no_pictures(zooming, tmp_path):
-    zooming("gemma3", turn_records_picture_px=0).train()
-    rows = read_turns(tmp_path / "run").to_pylist()
-    assert all(row[name] is None for row in rows for name in ("prompt_images", "images", "thumbnails"))
-    assert any("\ufffc" in row["prompt"] for row in rows)
+def test_options_say_how_large_recorded_pictures_are(zooming, tmp_path):
+    trainer = zooming("gemma3", num_generations=2)
+    recorded = {}
+    for most in (0, 8):
+        trainer.args.turn_records_picture_px = most
+        trainer._recorder.store.folder = tmp_path / str(most) / "turns"
+        trainer.model.train()
+        trainer._roll_out([TAGGED[1], TAGGED[1]])
+        recorded[most] = read_turns(tmp_path / str(most)).to_pylist()
+    assert all(row[name] is None for row in recorded[0] for name in ("prompt_images", "images", "thumbnails"))
+    assert any("\ufffc" in row["prompt"] for row in recorded[0])
+    files = [file for row in recorded[8] for _, file in row["thumbnails"] or ()]
+    assert {max(Image.open(BytesIO(file)).size) for file in files} == {8}
 
 
-def test_a_character_that_stands_for_a_picture_is_no_other():
-    made = tiny_vision.processor("gemma3")
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16", "F", "CMYK"])
+def test_a_thumbnail_is_small_whatever_the_picture_is(mode):
+    noise = Image.effect_noise((900, 300), 100)
+    made = Image.merge("RGBA", [noise] * 3 + [Image.new("L", noise.size)]) if mode == "RGBA" else noise.convert(mode)
+    before = made.copy()
+    small = Image.open(BytesIO(thumbnail(made, 256)))
+    assert small.size == (256, 85) and made == before
+    if mode == "RGBA":
+        assert {color for _, color in small.getcolors()} == {(255, 255, 255)}  # it is transparent
+    largest = thumbnail(made, 900)
+    assert len(largest) <= 2**15 and Image.open(BytesIO(largest)).size[0] <= 900
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
+def test_a_character_that_stands_for_a_picture_is_no_other(family):
+    made = tiny_vision.processor(family)
     reader, text = PictureReader(made), "a\ufffcb"
     ids = made.tokenizer(text, add_special_tokens=False)["input_ids"]
     seen = reader.placeholder_ids(RED)
@@ -534,19 +556,17 @@ def test_a_character_that_stands_for_a_picture_is_no_other():
     assert decoded.count("\ufffc") == 1 and decoded.startswith("a\ufffdb") and decoded.endswith("a\ufffdb")
 
 
-@pytest.mark.parametrize("unique", [False, True])
-def test_tables_of_completions_tell_pictures_apart(zooming, tmp_path, unique):
+def test_tables_of_completions_tell_pictures_apart(zooming, tmp_path):
     trackio = pytest.importorskip("trackio")
     from trackio.sqlite_storage import SQLiteStorage
 
-    project = f"pictures-{unique}"
-    options = {"log_multimodal": True, "log_unique_prompts": unique, "report_to": ["trackio"], "project": project}
-    rows = [{**TAGGED[1], "image": seen} for seen in (RED, BLUE)] * 2
-    zooming("gemma3", rows, log_completions=True, max_steps=1, **options).train()
-    (run,) = trackio.Api().runs(project)
-    logs = SQLiteStorage.get_logs(project, run.name)
+    options = {"log_multimodal": True, "log_unique_prompts": True, "report_to": ["trackio"], "project": "pictures"}
+    rows = [{**TAGGED[1], "image": seen} for seen in (RED, BLUE)]
+    zooming("gemma3", rows, log_completions=True, max_steps=1, per_device_train_batch_size=4, **options).train()
+    (run,) = trackio.Api().runs("pictures")
+    logs = SQLiteStorage.get_logs("pictures", run.name)
     table, *_ = (log["completions"]["_value"] for log in logs if "completions" in log)
-    assert len({row["prompt"] for row in table}) == 2 and len(table) == (2 if unique else len(rows) * 4)
+    assert len({row["prompt"] for row in table}) == len(table) == 2
     assert all("trackio.image" in str(row["image"]) for row in table)
     (turns,) = (log["turns"]["_value"] for log in logs if "turns" in log)
     assert all(row.get("images") or not row["observation"] for row in turns) and "thumbnails" not in turns[0]

@@ -67,7 +67,7 @@ def place_pictures(messages: list[dict], number: int, where: str) -> list[dict]:
         first["content"] = [IMAGE] * number + first["content"]
     elif places != number:
         raise ValueError(
-            f"{where} has {number} pictures, and its prompt has places for {places}: give as many blocks of type 'image', or as many "
+            f"{where} has pictures: {number}, and places for them in its prompt: {places}. Give as many blocks of type 'image', or as many "
             f"{PLACE}, as there are pictures, or none, which puts them before the first message of the user."
         )
     return placed
@@ -93,7 +93,7 @@ def _picture(given: Any, folder: Path, what: str) -> Any:
         _check_readable(BytesIO(given), f"{what} is a file of {len(given)} bytes")
         return {"bytes": given, "path": None}
     if not isinstance(given, str):
-        raise ValueError(f"{what} has a {type(given).__name__}, and pictures are paths, bytes, or PIL images.")
+        raise ValueError(f"{what} is of type {type(given).__name__}, and pictures are paths, bytes, or PIL images.")
     return {"bytes": None, "path": _file(given, folder, what)}
 
 
