@@ -608,6 +608,34 @@ def test_vllm_gets_the_pictures_themselves(zooming):
         assert turns._read(contexts, [[], []]) == (None, {})
 
 
+def test_a_picture_is_read_once_for_all_turns_of_a_batch(zooming, monkeypatch):
+    """Its tensors are those of all pictures read together."""
+    trainer = zooming("gemma3")
+    turns, read = trainer._player.turns, []
+    processor = trainer.processing_class.image_processor
+    together = processor(images=[RED, BLUE, RED], return_tensors="pt")
+    preprocess = type(processor).preprocess
+    monkeypatch.setattr(
+        type(processor), "preprocess", lambda *args, **options: read.append(args) or preprocess(*args, **options)
+    )
+    for _ in range(2):
+        for pictures in ([[RED], [BLUE]], [[RED.copy(), BLUE], [RED]]):
+            _, fields = turns._read([[5, 6], [7]], pictures)
+    assert len(read) == 2 and torch.equal(fields["pixel_values"], together["pixel_values"])
+    turns.clear()
+    turns._read([[5, 6], [7]], [[RED], [BLUE]])
+    assert len(read) == 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_are_read_one_by_one_as_together(family):
+    reader = PictureReader(tiny_vision.processor(family))
+    fields = reader.inputs([[5], [6, 7]], [[RED], [BLUE, RED]])
+    together = reader.for_model(reader.processor.image_processor(images=[RED, BLUE, RED], return_tensors="pt"))
+    assert together.keys() <= fields.keys()
+    assert all(torch.equal(fields[name], together[name]) for name in together)
+
+
 def test_a_model_writes_no_placeholder(trainers):
     """A random model would: with all other tokens suppressed it ends at once."""
     trainer = trainers(A2TGPOTrainer, "qwen2_5_vl", ROWS["image"] * 4)

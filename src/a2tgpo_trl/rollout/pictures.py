@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import ProcessorMixin
 from transformers.image_utils import is_pil_image
 
@@ -50,6 +52,7 @@ class PictureReader:
 
     def __init__(self, processor: ProcessorMixin):
         self.processor = processor
+        self._known: dict[str, dict[str, Tensor]] = {}
         names = processor.model_input_names
         self._type_ids = next(name for name in ("mm_token_type_ids", "token_type_ids") if name in names)
 
@@ -76,11 +79,19 @@ class PictureReader:
             `dict`: type ids, and the pictures of all rows.
         """
         type_ids = {self._type_ids: self.processor.create_mm_token_type_ids(contexts)}
-        flat = [picture for row in pictures for picture in row]
-        if not flat:
-            return type_ids
-        read = self.processor.image_processor(images=flat, return_tensors="pt")
-        return {**type_ids, **self.for_model(read)}
+        read = [self._read(picture) for row in pictures for picture in row]
+        return type_ids | {name: torch.cat([one[name] for one in read]) for name in (read[0] if read else ())}
+
+    def _read(self, picture: Picture) -> dict[str, Tensor]:
+        """What the processor makes of a picture, once until [`forget`]: each turn of a rollout reads its history again."""
+        key = digest([picture])
+        if key not in self._known:
+            self._known[key] = self.for_model(self.processor.image_processor(images=[picture], return_tensors="pt"))
+        return self._known[key]
+
+    def forget(self) -> None:
+        """Forget the pictures that were read."""
+        self._known.clear()
 
     def for_model(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Without what an image processor tells the processor alone, such as Gemma 3's number of crops."""
