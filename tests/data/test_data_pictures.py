@@ -1,7 +1,9 @@
 """Question sets with pictures: where they are found, where they stand in prompts, and what is refused."""
 
 import json
+import re
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from datasets import Dataset, IterableDataset
@@ -10,6 +12,7 @@ from PIL import Image
 
 from a2tgpo_trl.data import DataError, load_questions
 
+DOCS = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 ASKED = {"question": "What is this?", "answer": "red"}
 
 
@@ -66,6 +69,14 @@ def test_paths_are_relative_to_the_file(folder, streaming):
     assert [colors(row) for row in found] == [[RED], [], [BLUE, RED]]
     assert [row["prompt"] for row in found] == [user(*[IMAGE] * number, text("What is this?")) for number in (1, 0, 2)]
     assert [row["answer"] for row in found] == [["red"]] * 3 and found[0]["data_source"] == "rows"
+
+
+def test_the_documented_rows(folder):
+    (block,) = re.findall(r"```jsonl\n(.*?)```", DOCS, flags=re.DOTALL)
+    loaded = load_questions(write(folder, *map(json.loads, block.splitlines())), conversational=True)
+    assert [colors(row) for row in loaded] == [[RED], [RED, BLUE], []]
+    kinds = [[part["type"] for part in row["prompt"][0]["content"]] for row in loaded]
+    assert kinds == [["image", "text"], ["text", "image", "text", "image", "text"], ["text"]]
 
 
 @pytest.mark.parametrize("form", ["parquet", "a dataset", "a stream"])

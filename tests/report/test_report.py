@@ -590,7 +590,7 @@ class TestCommand:
             (["empty"], "empty holds nothing of a run: no turns/*.parquet"),
             (["run", "run"], "run is named twice"),
             (["run", "--limit", "0"], "limit=0 must be at least 1."),
-            (["run", "--pictures", "-1"], "pictures=-1.0 must be at least 0."),
+            (["run", "--pictures_mb", "-1"], "pictures_mb=-1.0 must be at least 0."),
             (["run", "--limit", "x"], "invalid int value: 'x'"),
             ([], "the following arguments are required: RUN"),
         ],
