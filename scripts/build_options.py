@@ -91,7 +91,7 @@ GROUPS = {
     ),
     "Records": (
         "What is kept of every turn; see [metrics.md](metrics.md#turn-records).",
-        ("turn_records", "turn_records_max_mb", "turn_table_steps"),
+        ("turn_records", "turn_records_max_mb", "turn_records_picture_px", "turn_table_steps"),
     ),
     "Updates": (
         "The loss and the optimizer step. A clip range belongs to a step size: 3e-3 suits full fine-tuning at learning rate 1e-6. At the\n"

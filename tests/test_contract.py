@@ -468,6 +468,7 @@ def test_config_adds_fields_and_drops_none():
         "cliprange_value",
         "turn_records",
         "turn_records_max_mb",
+        "turn_records_picture_px",
         "turn_rescale",
         "turn_table_steps",
         "tree_chains",

@@ -1,6 +1,7 @@
 """Models for pictures, trained and asked on text; which processors and pictures are refused."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -25,6 +26,8 @@ import tiny
 import tiny_vision
 from a2tgpo_trl import A2TGPOTrainer
 from a2tgpo_trl.cli.main import main
+from a2tgpo_trl.integrations.loading import load_processing_class
+from a2tgpo_trl.records import read_turns
 from a2tgpo_trl.rollout import ChatProtocol, TagProtocol
 from conftest import correct, search
 
@@ -259,13 +262,111 @@ def test_messages_of_a_stream_may_have_any_form_of_text(build, message):
     assert build(dataset=stream, processing_class=tiny.chat_tokenizer()).train_dataset is stream
 
 
-def test_the_command_refuses_pictures_in_files(tmp_path, monkeypatch, capsys):
+GREY = [{"type": "image", "text": None}, {"type": "text", "text": "What is this?"}]
+
+
+@pytest.fixture
+def pictured(tmp_path, monkeypatch):
+    """A folder with a model for pictures that calls a tool, or answers, in a token; and questions about pictures."""
     monkeypatch.chdir(tmp_path)
-    tiny.model().save_pretrained("model")
-    tiny.tokenizer().save_pretrained("model")
-    row = {"question": "What is this?", "answer": "A cat"}
-    lines = [row, {**row, "image": None}, {**row, "images": ["cat.png"]}]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    words = ["train", "--dataset", "rows.jsonl", "--model_name_or_path", "model", "--use_cpu", "--bf16", "false"]
-    assert main([*words, "--dry_run"]) == 2
-    assert "rows.jsonl:3 has pictures in 'images', and only text is read" in capsys.readouterr().err
+    processor = tiny_vision.processor("gemma3")
+    words = ["<zoom>here</zoom>", "<answer>red</answer>"]
+    processor.tokenizer.add_tokens(words)
+    tiny_vision.model("gemma3").save_pretrained("vision")
+    processor.save_pretrained("vision")
+    others = {*range(400)} - {*processor.tokenizer.convert_tokens_to_ids(words)}
+    options = {"generation_kwargs": {"suppress_tokens": sorted(others)}, "max_turn_tokens": 1, "search_top_k": 1}
+    (tmp_path / "words.yaml").write_text(json.dumps(options))
+    (tmp_path / "eyes.py").write_text(
+        "from PIL import Image\n\n\ndef zoom(place: str) -> Image.Image:\n"
+        '    """\n    Look closer.\n\n    Args:\n        place: Where.\n    """\n    return Image.new("RGB", (8, 8), "blue")\n\n\n'
+        "def turns(turns, **_):\n    return [float(len(rollout)) for rollout in turns]\n"
+    )
+    (tmp_path / "data").mkdir()
+    rows = []
+    for name in ("red", "green"):
+        tiny_vision.picture(name).save(tmp_path / "data" / f"{name}.png")
+        rows.append({"question": "What is this?", "answer": name, "image": f"{name}.png"})
+    (tmp_path / "data" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+LOOKING = [
+    *(
+        "--model_name_or_path",
+        "vision",
+        "--config",
+        "words.yaml",
+        "--use_cpu",
+        "--bf16",
+        "false",
+        "--report_to",
+        "none",
+    ),
+    *(
+        "--tools",
+        "eyes.py:zoom",
+        "--tool_protocol",
+        "tags",
+        "--prompt_template",
+        "{question}",
+        "--max_completion_length",
+        "100",
+    ),
+]
+
+
+def test_the_command_trains_on_pictures_in_files(pictured, capsys):
+    training = [
+        *("train", "--dataset", "data/rows.jsonl", "--num_generations", "4", "--per_device_train_batch_size", "4"),
+        *("--max_steps", "1", "--steps_per_generation", "1", "--rewards", "eyes.py:turns", "--output_dir", "run"),
+        *("--advantage_estimator", "grpo", "--dataloader_pin_memory", "false"),
+    ]
+    assert main([*training, *LOOKING, "--conversational", "--dry_run"]) == 0
+    assert "<start_of_image>[image]<end_of_image>" in capsys.readouterr().out
+    assert main([*training, *LOOKING, "--conversational"]) == 0
+    turns = read_turns("run").to_pylist()
+    assert all(row["prompt_images"] for row in turns) and any(row["images"] for row in turns)
+    assert main(["report", "run", "--output", "page.html"]) == 0
+    assert 'id="data-pictures-0"' in (pictured / "page.html").read_text()
+
+
+def test_the_command_asks_about_pictures_in_files(pictured, capsys):
+    asking = ["eval", "--datasets", "data/rows.jsonl", "--samples", "4", "--output", "asked.jsonl", *LOOKING]
+    asking.append("--conversational")
+    assert main(asking) == 0, capsys.readouterr().err
+    _, *answers = map(json.loads, (pictured / "asked.jsonl").read_text().splitlines())
+    assert [answer["prompt"] for answer in answers] == [[{"role": "user", "content": GREY}]] * 2
+    assert "8x8 pixels, " in json.dumps(answers)  # a tool's picture in a completion
+    assert main(asking) == 0
+    tiny_vision.picture("blue").save(pictured / "data" / "red.png")
+    assert main(asking) == 2
+    assert "an answer with another images at rows 0" in capsys.readouterr().err
+
+
+def test_a_model_of_text_is_not_asked_about_pictures(pictured, capsys):
+    tiny.model().save_pretrained("text")
+    tiny.chat_tokenizer().save_pretrained("text")
+    asking = ["eval", "--datasets", "data/rows.jsonl", "--output", "asked.jsonl", *LOOKING, "--conversational"]
+    assert main([*asking, "--model_name_or_path", "text"]) == 2
+    assert "'text', a model without a processor, and there are pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pictures", [False, True])
+def test_tools_alone_return_pictures(pictured, pictures):
+    (pictured / "rows.jsonl").write_text(json.dumps({"question": "What is this?", "answer": "red"}) + "\n")
+    asking = ["eval", "--datasets", "rows.jsonl", "--samples", "8", "--output", "asked.jsonl", *LOOKING]
+    if pictures:
+        assert main([*asking, "--pictures"]) == 0
+    else:
+        with pytest.raises(TypeError, match="the command --pictures"):
+            main(asking)
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_torchvision_is_named_where_it_is_missing(tmp_path, config):
+    tiny_vision.processor("qwen3_vl").save_pretrained(tmp_path)
+    with pytest.raises(
+        ImportError, match=r"cannot be loaded \(.*need torchvision.*pip install 'a2tgpo-trl\[vision\]'"
+    ):
+        load_processing_class(str(tmp_path), config(), pictures=True)

@@ -2,21 +2,26 @@
 
 import copy
 import re
+from io import BytesIO
 from itertools import pairwise
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 from trl import GRPOConfig, GRPOTrainer
 
 import chance
 import tiny_vision
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.integrations.replaced import replaced
+from a2tgpo_trl.records import read_turns
+from a2tgpo_trl.records.thumbnails import thumbnail
+from a2tgpo_trl.report.completions import read_completions
 from a2tgpo_trl.rollout import Rollout, StopReason, TagProtocol, ToolCall, Turn
 from a2tgpo_trl.rollout.generation.backends import VLLMBackend
-from a2tgpo_trl.rollout.pictures import pictures_in
+from a2tgpo_trl.rollout.pictures import PictureReader, pictures_in
 from a2tgpo_trl.rollout.player import _check_prompts
 from a2tgpo_trl.signals.states import state_keys
 from conftest import same, weights
@@ -482,10 +487,94 @@ def test_states_with_other_pictures_are_others():
     assert red == again != blue
 
 
-def test_completions_are_logged(zooming, tmp_path):
-    trainer = zooming("gemma3", log_completions=True, turn_records=True)
+# ---- records and tables
+
+
+PLACEHOLDERS = re.compile(r"<\|image_pad\|>|<image_soft_token>")
+
+
+def test_records_keep_pictures_where_they_stood(zooming, tmp_path):
+    trainer, played = zooming("gemma3", max_steps=1, per_device_train_batch_size=4), []
+    roll_out = trainer._roll_out
+    trainer._roll_out = lambda rows: played.append(roll_out(rows)) or played[-1]
     trainer.train()
-    assert list((tmp_path / "run").rglob("completions_*.parquet"))
+    rows = read_turns(tmp_path / "run").to_pylist()
+    files = [file for row in rows for file in row["thumbnails"] or ()]
+    pictures = {name: Image.open(BytesIO(file)) for name, file in files}
+    assert (
+        len(pictures) == len(files) == 5
+    )  # three of prompts, one of which the tool gives too, and two more, each once
+    turns = [(rollout, turn) for rollout in played[0].rollouts for turn in rollout.turns]
+    assert len(turns) == len(rows)
+    for row, (rollout, turn) in zip(rows, turns, strict=True):
+        for text, names, seen in (("prompt", "prompt_images", rollout.images), ("observation", "images", turn.images)):
+            assert (row[text] or "").count("\ufffc") == len(seen) == len(row[names] or [])
+            assert not PLACEHOLDERS.search(row[text] or "")
+            for name, image in zip(row[names] or [], seen, strict=True):
+                assert pictures[name].size == image.size
+                difference = ImageStat.Stat(ImageChops.difference(pictures[name], image.convert("RGB")))
+                assert max(difference.mean) < 16
+        if turn.images:
+            assert row["calls"][0]["result"] == f"{turn.calls[0].arguments['place']}: [image]"
+
+
+def test_options_say_how_large_recorded_pictures_are(zooming, tmp_path):
+    trainer = zooming("gemma3", num_generations=2)
+    recorded = {}
+    for most in (0, 8):
+        trainer.args.turn_records_picture_px = most
+        trainer._recorder.store.folder = tmp_path / str(most) / "turns"
+        trainer.model.train()
+        trainer._roll_out([TAGGED[1], TAGGED[1]])
+        recorded[most] = read_turns(tmp_path / str(most)).to_pylist()
+    assert all(row[name] is None for row in recorded[0] for name in ("prompt_images", "images", "thumbnails"))
+    assert any("\ufffc" in row["prompt"] for row in recorded[0])
+    files = [file for row in recorded[8] for _, file in row["thumbnails"] or ()]
+    assert {max(Image.open(BytesIO(file)).size) for file in files} == {8}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16", "F", "CMYK"])
+def test_a_thumbnail_is_small_whatever_the_picture_is(mode):
+    noise = Image.effect_noise((900, 300), 100)
+    made = Image.merge("RGBA", [noise] * 3 + [Image.new("L", noise.size)]) if mode == "RGBA" else noise.convert(mode)
+    before = made.copy()
+    small = Image.open(BytesIO(thumbnail(made, 256)))
+    assert small.size == (256, 85) and made == before
+    if mode == "RGBA":
+        assert {color for _, color in small.getcolors()} == {(255, 255, 255)}  # it is transparent
+    largest = thumbnail(made, 900)
+    assert len(largest) <= 2**15 and Image.open(BytesIO(largest)).size[0] <= 900
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
+def test_a_character_that_stands_for_a_picture_is_no_other(family):
+    made = tiny_vision.processor(family)
+    reader, text = PictureReader(made), "a\ufffcb"
+    ids = made.tokenizer(text, add_special_tokens=False)["input_ids"]
+    seen = reader.placeholder_ids(RED)
+    (decoded,) = reader.decode([ids + seen + ids])
+    assert decoded.count("\ufffc") == 1 and decoded.startswith("a\ufffdb") and decoded.endswith("a\ufffdb")
+
+
+def test_tables_of_completions_tell_pictures_apart(zooming, tmp_path):
+    trackio = pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    options = {"log_multimodal": True, "log_unique_prompts": True, "report_to": ["trackio"], "project": "pictures"}
+    rows = [{**TAGGED[1], "image": seen} for seen in (RED, BLUE)]
+    zooming("gemma3", rows, log_completions=True, max_steps=1, per_device_train_batch_size=4, **options).train()
+    (run,) = trackio.Api().runs("pictures")
+    logs = SQLiteStorage.get_logs("pictures", run.name)
+    table, *_ = (log["completions"]["_value"] for log in logs if "completions" in log)
+    assert len({row["prompt"] for row in table}) == len(table) == 2
+    assert all("trackio.image" in str(row["image"]) for row in table)
+    (turns,) = (log["turns"]["_value"] for log in logs if "turns" in log)
+    assert all(row.get("images") or not row["observation"] for row in turns) and "thumbnails" not in turns[0]
+    (file,) = (tmp_path / "run").rglob("completions_*.parquet")
+    cells = pq.read_table(file).to_pydict()
+    assert not any("PIL" in cell for cell in cells["prompt"] + cells["completion"])
+    (batch,) = read_completions(tmp_path / "run")
+    assert all("\ufffc" in prompt for prompt in batch["prompt"].to_pylist())
 
 
 # ---- processors
@@ -517,6 +606,34 @@ def test_vllm_gets_the_pictures_themselves(zooming):
     with replaced(turns, backend=VLLMBackend(turns.trainer)):
         assert turns._read(contexts, pictures) == ([[RED, BLUE], None], {})
         assert turns._read(contexts, [[], []]) == (None, {})
+
+
+def test_a_picture_is_read_once_for_all_turns_of_a_batch(zooming, monkeypatch):
+    """Its tensors are those of all pictures read together."""
+    trainer = zooming("gemma3")
+    turns, read = trainer._player.turns, []
+    processor = trainer.processing_class.image_processor
+    together = processor(images=[RED, BLUE, RED], return_tensors="pt")
+    preprocess = type(processor).preprocess
+    monkeypatch.setattr(
+        type(processor), "preprocess", lambda *args, **options: read.append(args) or preprocess(*args, **options)
+    )
+    for _ in range(2):
+        for pictures in ([[RED], [BLUE]], [[RED.copy(), BLUE], [RED]]):
+            _, fields = turns._read([[5, 6], [7]], pictures)
+    assert len(read) == 2 and torch.equal(fields["pixel_values"], together["pixel_values"])
+    turns.clear()
+    turns._read([[5, 6], [7]], [[RED], [BLUE]])
+    assert len(read) == 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_are_read_one_by_one_as_together(family):
+    reader = PictureReader(tiny_vision.processor(family))
+    fields = reader.inputs([[5], [6, 7]], [[RED], [BLUE, RED]])
+    together = reader.for_model(reader.processor.image_processor(images=[RED, BLUE, RED], return_tensors="pt"))
+    assert together.keys() <= fields.keys()
+    assert all(torch.equal(fields[name], together[name]) for name in together)
 
 
 def test_a_model_writes_no_placeholder(trainers):

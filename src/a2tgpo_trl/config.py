@@ -447,6 +447,13 @@ class A2TGPOConfig(GRPOConfig):
             "that the records still cover the whole run."
         },
     )
+    turn_records_picture_px: int = field(
+        default=256,
+        metadata={
+            "help": "Longest side, in pixels, of the small copies that turn records keep of the pictures in prompts and observations: "
+            "JPEG files of at most 32 KB, each picture once a batch; 0 keeps none."
+        },
+    )
     turn_table_steps: int = field(
         default=50,
         metadata={
@@ -670,6 +677,10 @@ class A2TGPOConfig(GRPOConfig):
     def _check_records(self) -> None:
         if self.turn_records_max_mb <= 0:
             raise ValueError(f"turn_records_max_mb must be positive, got {self.turn_records_max_mb}.")
+        if self.turn_records_picture_px < 0:
+            raise ValueError(
+                f"turn_records_picture_px must be at least 0 (0: no pictures), got {self.turn_records_picture_px}."
+            )
         if self.turn_table_steps < 0:
             raise ValueError(f"turn_table_steps must be at least 0 (0: no tables), got {self.turn_table_steps}.")
 

@@ -229,6 +229,11 @@ class A2TGPOTrainer(GRPOTrainer):
         self.backend.never_write(reader.placeholders)
         return reader
 
+    @property
+    def _decode(self) -> Callable[[list[list[int]]], list[str]]:
+        """Texts of lists of tokens, in which one character stands for each picture."""
+        return self._tokenizer.batch_decode if self._pictures is None else self._pictures.decode
+
     def _add_callbacks(self) -> None:
         if self.is_deepspeed_enabled:
             logger.warning(
@@ -427,7 +432,7 @@ class A2TGPOTrainer(GRPOTrainer):
             columns = credit_columns(batch.turns, batch.credit, (self.epsilon_low, self.epsilon_high))
             batch.finish_rollouts(self.reward_func_names, answers, columns)
         if self._recorder is not None and training:
-            self._recorder.record(batch, self._tokenizer.batch_decode, self.state)
+            self._recorder.record(batch, self._decode, self.state)
         return batch
 
     def _give_credit(self, batch: GenerationBatch) -> None:

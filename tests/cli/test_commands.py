@@ -10,6 +10,7 @@ import pytest
 
 import synthetic
 import tiny
+import tiny_vision
 from a2tgpo_trl.cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -58,8 +59,23 @@ def workplace(tmp_path, monkeypatch):
     return served
 
 
+def make_room_for_pictures(folder):
+    """A model for pictures, a question about one, and a tool that returns one."""
+    tiny_vision.model("gemma3").save_pretrained(folder / "model")
+    tiny_vision.processor("gemma3").save_pretrained(folder / "model")
+    (folder / "charts").mkdir()
+    tiny_vision.picture("red").save(folder / "charts" / "17.png")
+    row = {"question": "Which bar is highest?", "answer": "2019", "image": "charts/17.png"}
+    (folder / "charts.jsonl").write_text(json.dumps(row) + "\n")
+    lines = ['"""', "Look closer.", "", "Args:", "    part: Where.", '"""', "return Image.new('RGB', (8, 8))"]
+    code = "from PIL import Image\ndef crop(part: str) -> Image.Image:\n" + "".join(f"    {line}\n" for line in lines)
+    (folder / "my_file.py").write_text(code)
+
+
 @pytest.mark.parametrize("words", commands())
 def test_command(words, workplace, tmp_path, capsys):
+    if "--conversational" in words:
+        make_room_for_pictures(tmp_path)
     words = [*words, *TOY[words[0]].split()]
     if words[0] in ("train", "eval"):
         if "--model_name_or_path" in words:

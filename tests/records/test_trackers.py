@@ -98,6 +98,7 @@ def calls_of_any_form(build):
 
 
 OF_TREES = ("node", "parent", "depth", "leaves_below", "surprisal")
+OF_PICTURES = ("prompt_images", "images", "thumbnails")
 
 
 def queries(completions):
@@ -120,7 +121,7 @@ def test_wandb_offline(build, tmp_path, wandb):
     content = read_table(tmp_path, tables[0][1])
     assert content["columns"] == ["step", "batch", *[n for n in content["columns"] if n not in ("step", "batch")]]
     assert (
-        set(content["columns"]) == set(SCHEMA.names) - {"turn_reward", "turn_rewards", *OF_TREES}
+        set(content["columns"]) == set(SCHEMA.names) - {"turn_reward", "turn_rewards", *OF_TREES, *OF_PICTURES}
         and len(content["data"]) == 10
     )
     first = dict(zip(content["columns"], content["data"][1], strict=True))

@@ -483,6 +483,18 @@ class TestRollouts:
         prompt = "<|im_start|>user\nWhere is  Lyon?<|im_end|>\n<|im_start|>assistant\n"
         assert question(prompt, len("<|im_start|>user\n"), len("\n<|im_start|>assistant\n")) == "Where is Lyon?"
         assert question("same", 4, 4) == "same"
+        assert question("<|im_start|>user\n<|vision_start|>\ufffc<|vision_end|>Where?") == "user Where?"
+        assert question("Is \ufffc red?") == "Is [image] red?"
+
+    def test_prompts_of_which_some_have_pictures_begin_alike(self, tmp_path):
+        parts = ["<user>\nAnswer.\n", "Where?\n<model>\n"]
+        pictured = ["<user>\n\n\n<image>\ufffc</image>\n\nAnswer.\n", "Who?\n<model>\n"]
+        row = {"step": 0, "batch": 0, "generation": 0, "turn": 0, "num_turns": 1, "text": "", "num_tokens": 0}
+        row |= {"num_observation_tokens": 0, "calls": [], "estimator_columns": {}, "reward": 0.0, "rewards": {}}
+        rows = [row | {"group": group, "prompt": "".join(prompt)} for group, prompt in enumerate((parts, pictured))]
+        RecordStore(tmp_path / FOLDER, 2**40).append(rows)
+        shown = [rollout.question for _, rollout in read_rollouts(read_runs([tmp_path])[0], {(0, 0), (0, 1)})]
+        assert shown == ["Where?", "Who?"]
         assert len(question("x" * 999, 0, 0)) == 240
 
 
@@ -591,6 +603,7 @@ class TestCommand:
             (["empty"], "empty holds nothing of a run: no turns/*.parquet"),
             (["run", "run"], "run is named twice"),
             (["run", "--limit", "0"], "limit=0 must be at least 1."),
+            (["run", "--pictures_mb", "-1"], "pictures_mb=-1.0 must be at least 0."),
             (["run", "--limit", "x"], "invalid int value: 'x'"),
             ([], "the following arguments are required: RUN"),
         ],

@@ -5,9 +5,11 @@ import json
 import re
 import shutil
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import synthetic
 from a2tgpo_trl.records import FOLDER, RecordStore, read_turns
@@ -203,6 +205,74 @@ def turn_row(text, **columns):
     texts = dict.fromkeys(("prompt", "answer", "text", "observation", "stop_reason"), text)
     call = dict(name=text, arguments=text, result=text, failed=True, seconds=0.1)
     return number | place | texts | dict(calls=[call], rewards={text: 1.0}) | columns
+
+
+def jpeg(color, size=(64, 48)):
+    file = BytesIO()
+    Image.new("RGB", size, color).save(file, "JPEG")
+    return file.getvalue()
+
+
+COLOR = """(image) => {
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+    const context = canvas.getContext("2d");
+    context.drawImage(image, 0, 0);
+    const [red, green, blue] = context.getImageData(8, 8, 1, 1).data;
+    return [[canvas.width, canvas.height], ["red", "lime", "blue"][[red, green, blue].findIndex((part) => part > 200)]];
+}"""
+
+
+class TestPictures:
+    def group(self, number, **columns):
+        """Two rollouts; the files of what both have are with the first."""
+        turn = dict(
+            turn_row(""), text="Look.", calls=[], group=number, prompt="Which \ufffc is it?", prompt_images=["a"]
+        )
+        files = {"a": jpeg("red"), "b": jpeg("lime", (20, 10)), "c": jpeg("blue")}
+        first = turn | {"observation": "One \ufffcand\ufffc.", "images": ["b", "c"], "thumbnails": files}
+        second = turn | {"observation": "Again \ufffc, \ufffc.", "images": ["c", "lost"], "generation": 1}
+        return [first | columns, second]
+
+    def test_they_stand_where_they_stood(self, open_page, tmp_path):
+        RecordStore(tmp_path / "run" / FOLDER, 2**40).append(self.group(0))
+        page = open_page(write(tmp_path / "report.html", tmp_path / "run"), "#/rollouts/0.0.0.0")
+        page.wait_for_function("() => [...document.images].every((image) => image.naturalWidth)")
+        assert page.inner_text("#question") == "Which [image] is it?"
+        red, lime, blue = [[64, 48], "red"], [[20, 10], "lime"], [[64, 48], "blue"]
+        assert [image.evaluate(COLOR) for image in page.locator(".pictures img").all()] == [red]
+        read = page.locator(".text.observation")
+        assert [image.evaluate(COLOR) for image in read.locator("img").all()] == [lime, blue]
+        assert read.evaluate("text => [...text.childNodes].map((node) => node.nodeName)") == [
+            *("#text", "IMG", "#text", "IMG", "#text")
+        ]
+        page.goto(page.url.replace("0.0.0.0", "0.0.0.1"))
+        page.wait_for_function("() => document.querySelector('.text.observation').textContent.startsWith('Again')")
+        assert [image.evaluate(COLOR) for image in page.locator("img").all()] == [red, red, blue]  # whole prompt too
+        assert read.text_content() == "Again , [image]."
+
+    def test_a_page_has_pictures_of_every_second_group_where_all_are_too_many(self, open_page, tmp_path):
+        folder, size = tmp_path / "run", len(jpeg("red")) + len(jpeg("lime", (20, 10))) + len(jpeg("blue"))
+        RecordStore(folder / FOLDER, 2**40).append([row for number in range(5) for row in self.group(number)])
+        run = read_runs([folder])
+        for groups, kept in ((5, [0, 1, 2, 3, 4]), (4.9, [0, 2, 4]), (2.9, [0, 4]), (1.9, [4]), (0, [])):
+            write_page(run, [Measures.of(run[0])], tmp_path / "page.html", pictures_mb=groups * size / 2**20)
+            found = re.findall(r'id="data-pictures-(\d+)"', (tmp_path / "page.html").read_text())
+            assert [int(place) // 2 for place in found] == kept
+        page = open_page(tmp_path / "page.html", "#/rollouts/0.0.2.0")
+        assert page.locator("img").count() == 0
+        assert page.inner_text(".text.observation") == "One [image]and[image]."
+
+    def test_what_is_no_picture_does_nothing(self, open_page, tmp_path):
+        names = ["__proto__", *HOSTILE]
+        files = dict.fromkeys(names, f"<svg xmlns='http://www.w3.org/2000/svg' onload='{CALLED}'/>".encode())
+        row = dict(turn_row("\ufffc" * len(names)), images=names, thumbnails=files, prompt_images=names)
+        RecordStore(tmp_path / "run" / FOLDER, 2**40).append([row])
+        page = open_page(write(tmp_path / "report.html", tmp_path / "run"), "#/rollouts/0.0.0.0")
+        sources = page.evaluate("[...document.images].map((image) => image.src)")
+        assert len(sources) == 3 * len(names)
+        assert all(re.fullmatch(r"data:image/jpeg;base64,[\w+/]+=*", source) for source in sources)
+        assert page.evaluate("window.hostile") is None
 
 
 def charts_in(pdf):

@@ -22,7 +22,7 @@ class TurnRecorder(TrainerCallback):
     Writes the turns of each generation batch to `output_dir`, and now and then as a table to wandb and trackio.
 
     Args:
-        args ([`A2TGPOConfig`]): `turn_records_max_mb` and `turn_table_steps`.
+        args ([`A2TGPOConfig`]): `turn_records_max_mb`, `turn_records_picture_px` and `turn_table_steps`.
         accelerator ([`~accelerate.Accelerator`]): Of the trainer; its main process writes.
     """
 
@@ -62,7 +62,15 @@ class TurnRecorder(TrainerCallback):
             decode (`Callable`): Texts of lists of tokens.
             state ([`~transformers.TrainerState`]): Of the trainer.
         """
-        rows = gather_object(turn_rows(batch.rollouts, batch.local.start, batch.num_generations, decode))
+        rows = gather_object(
+            turn_rows(
+                batch.rollouts,
+                batch.local.start,
+                batch.num_generations,
+                decode,
+                self.args.turn_records_picture_px,
+            )
+        )
         if not rows or not self.accelerator.is_main_process:
             return
         number = max(self._next_batch, self.store.next_batch())  # the last file may have been dropped, or be elsewhere

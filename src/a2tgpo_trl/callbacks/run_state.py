@@ -33,6 +33,7 @@ WHERE_AND_SHOWN = (
     "num_completions_to_print",
     "turn_records",
     "turn_records_max_mb",
+    "turn_records_picture_px",
     "turn_table_steps",
     "tool_concurrency",
     "vllm_server_base_url",

@@ -34,15 +34,14 @@ def show(trainer: A2TGPOTrainer, options: dict[str, Any]) -> None:
     first, *others = trainer.play([row], num_generations=trainer.num_generations)
     if not trainer.accelerator.is_main_process:
         return
-    turns = turn_rows([first], 0, trainer.num_generations, trainer._tokenizer.batch_decode)
-    prompt = trainer._tokenize_prompts([row["prompt"]])[0][0]
+    turns = turn_rows([first], 0, trainer.num_generations, trainer._decode)
     sections = {
         "Options, and what differs from the defaults of the trainer and the model": yaml.safe_dump(
             options, allow_unicode=True, sort_keys=False
         ),
-        "Prompt": trainer._tokenizer.decode(prompt),
+        "Prompt": trainer._decode([first.prompt_ids])[0],
         f"Rollout 1 of {1 + len(others)}": as_markdown(shown_rollout(turns, "Turn by turn")),
-        "Memory of one device, estimated": memory_table(estimate(trainer, len(prompt))),
+        "Memory of one device, estimated": memory_table(estimate(trainer, len(first.prompt_ids))),
     }
     for title, content in sections.items():
         print(f"\n{title}\n{'-' * len(title)}\n{plain(content).strip()}")

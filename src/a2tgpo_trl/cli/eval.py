@@ -11,8 +11,11 @@ from typing import Any
 from trl import ModelConfig
 
 from .. import A2TGPOConfig, A2TGPOTrainer
+from ..checks import has_pictures
 from ..integrations.plain import plain
+from ..records.tables import as_json
 from ..rewards import exact_match_reward, f1_reward
+from ..rollout.pictures import digest
 from .main import as_bad_usage
 from .models import ModelSource, find_model
 from .names import TaskArguments, tag_of_finish
@@ -81,11 +84,15 @@ TRAIN_ONLY = {option.name for option in fields(TrainArguments)} - {option.name f
 
 @dataclass(frozen=True)
 class Question:
-    """A row of a set, by the name of the set and its place in it."""
+    """A row of a set, by the name of the set and its place in it. Its pictures are read when it is."""
 
     dataset: str
     index: int
-    row: dict[str, Any]
+    rows: Any
+
+    @property
+    def row(self) -> dict[str, Any]:
+        return self.rows[self.index]
 
     @property
     def place(self) -> tuple[str, int]:
@@ -139,7 +146,7 @@ def run(options: list[str]) -> int:
             done = start + len(found)
             if is_writer:
                 with output.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(answer) + "\n" for answer in found)
+                    file.writelines(as_json(answer) + "\n" for answer in found)
                 left = (time.monotonic() - start_time) / done * (len(missing) - done)
                 print(
                     f"{len(questions) - len(missing) + done} of {len(questions)} questions, {left:.0f} s left",
@@ -153,8 +160,8 @@ def run(options: list[str]) -> int:
 def _questions(arguments: EvalArguments, template: str) -> Iterator[Question]:
     for name, path, split, subset in arguments.sets():
         rows = arguments.load_data(path, split, template, subset)
-        for index, row in enumerate(rows.take(min(arguments.limit or len(rows), len(rows)))):
-            yield Question(name, index, row)
+        for index in range(min(arguments.limit or len(rows), len(rows))):
+            yield Question(name, index, rows)
 
 
 def _settings(
@@ -215,13 +222,21 @@ def _is_answered(question: Question, answers: dict[tuple[str, int], dict], file:
     answer = answers.get(question.place)
     if answer is None:
         return False
-    for column in ("prompt", "answer"):
-        if answer[column] != question.row[column]:
+    asked = _asked(question)
+    for column in ("prompt", "answer", "images"):
+        if answer.get(column) != asked.get(column):
             raise ValueError(
                 f"{file} has an answer with another {column} at {question.dataset} {question.index}: name another "
                 "output, or give the set another name."
             )
     return True
+
+
+def _asked(question: Question) -> dict[str, Any]:
+    """What an answer belongs to, pictures by name."""
+    row = question.row
+    pictures = {"images": digest(row["images"])} if row.get("images") else {}
+    return {"prompt": row["prompt"], "answer": row["answer"]} | pictures
 
 
 def _build(
@@ -233,18 +248,18 @@ def _build(
     tools: list[Callable],
     questions: list[Question],
 ) -> A2TGPOTrainer:
-    from datasets import Dataset
-
     check_retrievers(arguments.search_url)
+    sets = {question.dataset: question.rows for question in questions}
+    pictures = arguments.pictures or has_pictures(None, sets)
     config.advantage_estimator, config.turn_reward_weights = "grpo", None  # answers are scored, turns are not
     config.model_init_kwargs = None  # the trainer gets a model that is loaded
     return A2TGPOTrainer(
         model=source.load(model),
         reward_funcs=[exact_match_reward, f1_reward],
         args=config,
-        train_dataset=Dataset.from_list([questions[0].row]),
+        train_dataset=questions[0].rows.select(range(1)),
         tools=tools or None,
-        processing_class=tokenizer,
+        processing_class=source.processor() if pictures else tokenizer,
     )
 
 
@@ -265,8 +280,7 @@ def _ask(trainer: A2TGPOTrainer, questions: list[Question], samples: int) -> lis
         {
             "dataset": question.dataset,
             "index": question.index,
-            "prompt": question.row["prompt"],
-            "answer": question.row["answer"],
+            **_asked(question),
             "completions": [rollout.completion for rollout in group],
             "exact_match": [rollout.rewards["exact_match_reward"] for rollout in group],
             "f1": [rollout.rewards["f1_reward"] for rollout in group],

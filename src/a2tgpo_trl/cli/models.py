@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 from trl import ModelConfig, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
 from .. import A2TGPOConfig
+from ..integrations.loading import naming_torchvision
 
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+"""Files that describe a processor, of which a model has one."""
 FINGERPRINTED = ("*.safetensors", "*.bin", "*config.json", "tokenizer*", "*.jinja")
 """Files of a model's folder that its answers depend on."""
 
@@ -37,10 +40,31 @@ class ModelSource:
 
     def tokenizer(self):
         """The model's tokenizer, of a model for pictures or audio too. An adapter without one has its base's."""
+        return self._loaded(AutoTokenizer, "tokenizer_config.json")
+
+    def processor(self):
+        """
+        The processor of a model for pictures. An adapter without one has its base's.
+
+        Raises:
+            ImportError: If it needs torchvision.
+            ValueError: If it is no such model.
+        """
+        with naming_torchvision(self.name):
+            processor = self._loaded(AutoProcessor, *PROCESSORS)
+        if not isinstance(processor, ProcessorMixin):
+            raise ValueError(
+                f"model_name_or_path is {self.name!r}, a model without a processor, and there are pictures: name a model for pictures, "
+                "or leave the columns 'image' and 'images' out of the questions."
+            )
+        return processor
+
+    def _loaded(self, loader, *files: str):
+        """What a loader makes of the model's folder, or of that of its base if it has none of the files."""
         name, revision = self.name, self.options["revision"]
-        if self.base and not _find(name, "tokenizer_config.json", revision):
+        if self.base and not any(_find(name, file, revision) for file in files):
             name, revision = self.base, self.base_revision
-        return AutoTokenizer.from_pretrained(
+        return loader.from_pretrained(
             name,
             revision=revision,
             truncation_side="left",

@@ -39,7 +39,13 @@ class TaskArguments:
         },
     )
     conversational: bool = field(
-        default=False, metadata={"help": "Whether prompts are chat messages; text otherwise."}
+        default=False, metadata={"help": "Whether prompts are chat messages; text otherwise. Pictures need messages."}
+    )
+    pictures: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the model's processor is loaded though no question has pictures, so that tools may return some."
+        },
     )
     columns: dict | str | None = field(
         default=None,

@@ -28,8 +28,17 @@ def run(options: list[str]) -> int:
         metavar="N",
         help="about how many rollouts of each run the page has, in whole groups (default: 10000); charts are of all",
     )
+    parser.add_argument(
+        "--pictures_mb",
+        type=float,
+        default=32.0,
+        metavar="MB",
+        help="most megabytes of pictures in the page (default: 32); above, every second group of rollouts goes without; 0: none",
+    )
     arguments = parser.parse_args(options)
     with as_bad_usage():
+        if arguments.pictures_mb < 0:
+            raise ValueError(f"pictures_mb={arguments.pictures_mb} must be at least 0.")
         if arguments.limit < 1:
             raise ValueError(f"limit={arguments.limit} must be at least 1.")
         _report(arguments)
@@ -51,7 +60,7 @@ def _report(arguments: argparse.Namespace) -> None:
         print(f"{arguments.png}: {len(files)} plots")
     if arguments.output or not (arguments.text or arguments.png):
         page = arguments.output or PAGE
-        count = write_page(runs, measures, page, arguments.limit, charts)
+        count = write_page(runs, measures, page, arguments.limit, charts, arguments.pictures_mb)
         print(
             f"{page}: {count:,} rollouts of {len(runs)} run{'s' * (len(runs) > 1)}, {page.stat().st_size / 1e6:.1f} MB"
         )

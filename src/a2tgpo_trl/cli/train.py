@@ -6,6 +6,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from .. import A2TGPOConfig, A2TGPOTrainer
 from ..callbacks.interrupt import StopOnInterrupt
+from ..checks import has_pictures
 from ..data import DataError
 from ..integrations.checkpoints import damage_of, last_checkpoint, steps_of
 from .dry_run import resolved, show
@@ -108,6 +109,7 @@ def build(arguments: TrainArguments, config: A2TGPOConfig, model: ModelConfig) -
     eval_set = arguments.eval_dataset and arguments.load_data(
         arguments.eval_dataset, arguments.eval_split, template, arguments.eval_subset
     )
+    pictures = arguments.pictures or has_pictures(train_set, eval_set or None)
     config.model_init_kwargs = None if source.base else source.options
     return A2TGPOTrainer(
         model=source.load(model, is_trainable=True) if source.base else source.name,
@@ -115,7 +117,7 @@ def build(arguments: TrainArguments, config: A2TGPOConfig, model: ModelConfig) -
         args=config,
         train_dataset=train_set,
         eval_dataset=eval_set or None,
-        processing_class=tokenizer,
+        processing_class=source.processor() if pictures else tokenizer,
         quantization_config=None if source.base else get_quantization_config(model),
         peft_config=get_peft_config(model),
         tools=tools or None,

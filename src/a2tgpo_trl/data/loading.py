@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Union
 from .examples import to_example
 from .files import READERS, find_files, read_rows
 from .layouts import Columns
+from .pictures import COLUMNS, has_column, place_pictures, read_pictures
 from .prompts import DEFAULT_TEMPLATE, PromptForm
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def load_questions(
             The prompt; `{question}` stands for the question, and other braces for themselves. Without it, ready prompts
             are kept, and other questions get `default_template`.
         conversational (`bool`, *optional*, defaults to `False`):
-            Whether prompts are lists of messages instead of texts. Ready prompts are brought into that form.
+            Whether prompts are lists of messages instead of texts. Ready prompts are brought into that form. Rows with
+            pictures need it.
         data_source (`str`, *optional*):
             Name of the set. Without it, what the rows say in their column `data_source` or `source`, else the name of
             the file without its ending, or of the dataset on the Hub.
@@ -61,7 +63,8 @@ def load_questions(
 
     Returns:
         `Dataset` or `IterableDataset`: the columns `prompt`; `answer`, a list of aliases, the canonical one first, none
-        of them empty or there twice; `question`, `None` where there is but a ready prompt; and `data_source`.
+        of them empty or there twice; `question`, `None` where there is but a ready prompt; and `data_source`. If a row has
+        pictures, also `images`; with `streaming` if the first row of a set has a column for them.
 
     Raises:
         `FileNotFoundError`: there is no such file, folder or dataset.
@@ -77,10 +80,12 @@ def load_questions(
         "keep_ready": prompt_template is None,
         "data_source": data_source,
     }
-    features = _features(conversational)
     if streaming:
+        pictured = conversational and any(has_column(_first_row(*one)) for one in arguments["sets"])
+        features, arguments = _features(conversational, pictured), {**arguments, "pictured": pictured}
         return IterableDataset.from_generator(_examples, features=features, gen_kwargs=arguments)
-    return Dataset.from_list(list(_examples(**arguments)), features=features)
+    examples = list(_examples(**arguments))
+    return Dataset.from_list(examples, features=_features(conversational, "images" in examples[0]))
 
 
 def _find_sets(source, split: str, subset: str | None, streaming: bool) -> list[tuple]:
@@ -119,46 +124,89 @@ def _load_from_hub(name: str, split: str, subset: str | None, streaming: bool) -
         ) from error
 
 
-def _features(conversational: bool) -> "Features":
-    from datasets import Features, List, Value
+def _features(conversational: bool, pictured: bool) -> "Features":
+    from datasets import Features, Image, List, Value
 
     text = Value("string")
-    prompt = List({"role": text, "content": text}) if conversational else text
-    return Features({"prompt": prompt, "answer": List(text), "question": text, "data_source": text})
+    content = List({"type": text, "text": text}) if pictured else text
+    prompt = List({"role": text, "content": content}) if conversational else text
+    features = {"prompt": prompt, "answer": List(text), "question": text, "data_source": text}
+    return Features(features | ({"images": List(Image())} if pictured else {}))
 
 
-def _examples(**arguments) -> Iterator[dict]:
+def _examples(pictured: bool | None = None, **arguments) -> Iterator[dict]:
+    """The examples of all sets. Whether there are pictures decides on their form; without it they are looked through first."""
     try:
-        yield from _read_examples(**arguments)
+        rows = _read_examples(**arguments)
+        if pictured is None:
+            rows = list(rows)
+            pictured = any(example["images"] for _, example in rows)
+        for where, example in rows:
+            yield _in_form(example, pictured, where)
     except ValueError as error:
         raise DataError(str(error)) from error
 
 
 def _read_examples(
     sets: list[tuple], columns: Columns | None, prompts: PromptForm, keep_ready: bool, data_source: str | None
-) -> Iterator[dict]:
+) -> Iterator[tuple[str, dict]]:
     """Read one set after the other, each in its own layout if `columns` does not give one for all."""
     for name, one in sets:
         read_as, where = columns, None
-        for where, row in read_rows(one) if isinstance(one, Path) else _rows_of_dataset(one, name):
+        folder = one.parent if isinstance(one, Path) else Path()
+        for where, row in _rows(name, one):
             if read_as is None and isinstance(row, dict):
                 read_as = Columns.recognise(row, where)
-            _refuse_pictures(row, where)
             example = to_example(row, read_as, prompts, keep_ready, where)
-            yield {**example, "data_source": data_source or example["data_source"] or name}
+            example["data_source"] = data_source or example["data_source"] or name
+            yield where, {**example, "images": read_pictures(row, folder, where)}
         if where is None:
             raise ValueError(f"{one} holds no rows.")
 
 
-def _refuse_pictures(row: object, where: str) -> None:
-    """A question about a picture would be asked without it."""
-    columns = [name for name in ("image", "images") if isinstance(row, dict) and row.get(name)]
-    if columns:
+def _in_form(example: dict, pictured: bool, where: str) -> dict:
+    """An example with the pictures of its row, or as of a set without any."""
+    images, prompt = example.pop("images"), example["prompt"]
+    if images and isinstance(prompt, str):
         raise ValueError(
-            f"{where} has pictures in {columns[0]!r}, and only text is read: remove them if the text is enough."
+            f"{where} has pictures, and its prompt is text, in which they have no place: load it with conversational=True."
         )
+    if images and not pictured:
+        raise ValueError(
+            f"{where} has pictures, and the first row of no set has a column for them, which a stream needs to know: give it one, "
+            "empty perhaps, or load the set without streaming."
+        )
+    if isinstance(prompt, str) or not (pictured or any(isinstance(message["content"], list) for message in prompt)):
+        return example
+    placed = place_pictures(prompt, len(images), where)
+    return {**example, "prompt": placed, "images": images}
 
 
-def _rows_of_dataset(dataset: Union["Dataset", "IterableDataset"], name: str | None) -> Iterator[tuple[str, dict]]:
-    for index, row in enumerate(dataset.with_format(None)):
+def _first_row(name: str | None, one: Union[Path, "Dataset", "IterableDataset"]) -> object:
+    """`None` if there is none, or a bad one, which is an error once it is reached."""
+    try:
+        return next(_rows(name, one), (None, None))[1]
+    except ValueError:
+        return None
+
+
+def _rows(name: str | None, one: Union[Path, "Dataset", "IterableDataset"]) -> Iterator[tuple[str, object]]:
+    """The rows of a set, each with what to call it."""
+    if isinstance(one, Path):
+        yield from read_rows(one)
+        return
+    for index, row in enumerate(_undecoded(one.with_format(None))):
         yield f"{name or 'source'}, row {index} (from 0)", row
+
+
+def _undecoded(dataset: Union["Dataset", "IterableDataset"]) -> Union["Dataset", "IterableDataset"]:
+    """A dataset whose pictures stay the files that they are; a stream may have to fetch them, which it does by itself."""
+    from datasets import Dataset, Image, List
+
+    for column in COLUMNS if isinstance(dataset, Dataset) else ():
+        kind = dataset.features.get(column)
+        if isinstance(kind, Image):
+            dataset = dataset.cast_column(column, Image(decode=False))
+        elif isinstance(getattr(kind, "feature", None), Image):
+            dataset = dataset.cast_column(column, List(Image(decode=False)))
+    return dataset

@@ -37,7 +37,7 @@ class PromptForm:
 
         Args:
             ready (`str` or `list[dict]`):
-                Text, or messages with `"role"` and `"content"`.
+                Text, or messages with `"role"` and `"content"`, which is text or blocks of text and of images.
             where (`str`):
                 What to call the prompt in an error.
 
@@ -51,10 +51,10 @@ class PromptForm:
             return self._from_text(ready)
         if not isinstance(ready, list) or not ready or not all(map(_is_message, ready)):
             raise ValueError(f"{where} must be text, or messages with a role and a text as content; got {ready!r}.")
-        messages = [{"role": message["role"], "content": message["content"]} for message in ready]
+        messages = [{"role": message["role"], "content": _content(message["content"])} for message in ready]
         if self.conversational:
             return messages
-        if [message["role"] for message in messages] != ["user"]:
+        if [message["role"] for message in messages] != ["user"] or not isinstance(messages[0]["content"], str):
             raise ValueError(
                 f"{where} is a conversation of {[message['role'] for message in messages]}, which is no text: load it "
                 "with conversational=True, or give a prompt_template."
@@ -66,8 +66,28 @@ class PromptForm:
 
 
 def _is_message(value: object) -> bool:
-    """Whether a value is a role and a text, and nothing else but empty fields."""
-    if not isinstance(value, dict):
+    """Whether a value is a role and a content, and nothing else but empty fields."""
+    if _filled(value) != {"role", "content"} or not isinstance(value["role"], str):
         return False
-    filled = {key for key, field in value.items() if field is not None}
-    return filled == {"role", "content"} and all(isinstance(value[key], str) for key in filled)
+    content = value["content"]
+    return isinstance(content, str) or (isinstance(content, list) and all(map(_is_block, content)))
+
+
+def _is_block(value: object) -> bool:
+    """Whether a value is a text, or the place of an image."""
+    if _filled(value) == {"type", "text"}:
+        return value["type"] == "text" and isinstance(value["text"], str)
+    return _filled(value) == {"type"} and value["type"] == "image"
+
+
+def _filled(value: object) -> set[str]:
+    return {key for key, field in value.items() if field is not None} if isinstance(value, dict) else set()
+
+
+def _content(content: str | list[dict]) -> str | list[dict]:
+    """A content as text, unless images have places in it."""
+    if isinstance(content, str):
+        return content
+    if any(block["type"] == "image" for block in content):
+        return [{key: block.get(key) for key in ("type", "text")} for block in content]
+    return "".join(block["text"] for block in content)

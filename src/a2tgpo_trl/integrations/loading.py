@@ -1,5 +1,7 @@
 """Loads what TRL would load by itself."""
 
+from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from typing import Any
 
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
@@ -17,10 +19,35 @@ def load_processing_class(model: Any, args: GRPOConfig, pictures: bool) -> PreTr
         pictures (`bool`): Whether there are pictures in the data, which a processor reads.
     """
     loader = AutoProcessor if pictures else AutoTokenizer
-    return loader.from_pretrained(
-        model if isinstance(model, str) else get_config_model_id(model.config),
-        revision=(args.model_init_kwargs or {}).get("revision"),
-        truncation_side="left",
-        padding_side="left",
-        trust_remote_code=args.trust_remote_code,
-    )
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    with naming_torchvision(name) if pictures else nullcontext():
+        return loader.from_pretrained(
+            name,
+            revision=(args.model_init_kwargs or {}).get("revision"),
+            truncation_side="left",
+            padding_side="left",
+            trust_remote_code=args.trust_remote_code,
+        )
+
+
+@contextmanager
+def naming_torchvision(model: str):
+    """
+    Say that torchvision is missing, where transformers says that some file is.
+
+    Args:
+        model (`str`): Whose processor is loaded.
+
+    Raises:
+        ImportError: If it cannot be loaded, and there is no torchvision.
+    """
+    try:
+        yield
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        if find_spec("torchvision"):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise ImportError(
+            f"The processor of {model} cannot be loaded ({reason}). Qwen's processors need torchvision, which is not installed: "
+            "pip install 'a2tgpo-trl[vision]'."
+        ) from error

@@ -6,11 +6,20 @@ from typing import Any
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """Control characters, except tabs and line breaks, and characters that change the direction of text."""
+PICTURE = "\N{OBJECT REPLACEMENT CHARACTER}"
+"""Stands for a picture in a text."""
+PICTURE_IN_WORDS = "[image]"
+"""Stands for it where only text is shown."""
+
+
+def in_words(text: str) -> str:
+    """The text with words where pictures stand."""
+    return text.replace(PICTURE, PICTURE_IN_WORDS)
 
 
 def plain(text: str) -> str:
-    """The text with `\N{REPLACEMENT CHARACTER}` for control characters and invalid Unicode."""
-    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.encode("utf-8", "replace").decode())
+    """The text with `\N{REPLACEMENT CHARACTER}` for control characters and invalid Unicode, and with words for pictures."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", in_words(text).encode("utf-8", "replace").decode())
 
 
 def plain_parts(value: Any) -> Any:

@@ -10,13 +10,17 @@ from torch import Tensor
 from ..credit import TurnCredit, Turns
 from ..functional import leaves_below
 from ..rollout import Rollout, ToolCall, ToolResult
+from ..rollout.protocols.contents import holds_pictures, in_words
 from .schema import SCHEMA
 from .tables import as_json, encodable
+from .thumbnails import Thumbnails
 
 Decode = Callable[[list[list[int]]], list[str]]
 
 
-def turn_rows(rollouts: Sequence[Rollout], first: int, num_generations: int, decode: Decode) -> list[dict[str, Any]]:
+def turn_rows(
+    rollouts: Sequence[Rollout], first: int, num_generations: int, decode: Decode, thumbnail_px: int = 0
+) -> list[dict[str, Any]]:
     """
     A row for each turn, without `step` and `batch`.
 
@@ -25,7 +29,8 @@ def turn_rows(rollouts: Sequence[Rollout], first: int, num_generations: int, dec
             estimator's own.
         first (`int`): Number of the first rollout in the batch of all processes.
         num_generations (`int`): Rollouts of a group.
-        decode (`Callable`): Texts of lists of tokens.
+        decode (`Callable`): Texts of lists of tokens, see [`PictureReader.decode`] where there are pictures.
+        thumbnail_px (`int`): Longest side of the thumbnails of their pictures, in pixels; 0 keeps none.
 
     Returns:
         `list[dict]`: by column of [`SCHEMA`].
@@ -34,7 +39,7 @@ def turn_rows(rollouts: Sequence[Rollout], first: int, num_generations: int, dec
     pieces = [ids for rollout in rollouts for turn in rollout.turns for ids in (turn.ids, turn.observation_ids)]
     texts = iter(decode([*map(list, prompts), *pieces]))
     prompts = {ids: next(texts) for ids in prompts}
-    rows = []
+    rows, thumbnails = [], Thumbnails(thumbnail_px)
     for i, rollout in enumerate(rollouts, first):
         shared = {
             "group": i // num_generations,
@@ -58,6 +63,7 @@ def turn_rows(rollouts: Sequence[Rollout], first: int, num_generations: int, dec
                     "num_observation_tokens": len(turn.observation_ids),
                     "calls": [_call(*call) for call in zip(turn.calls, turn.results, strict=False)],
                 }
+                | thumbnails.columns(prompt_images=rollout.images, images=turn.images)
                 | ({"turn_rewards": turn.rewards} if turn.rewards else {})
                 | {name: value for name, value in turn.credit.items() if name in SCHEMA.names}
                 | {"estimator_columns": {name: v for name, v in turn.credit.items() if name not in SCHEMA.names}}
@@ -136,10 +142,11 @@ def recorded_answer(value: Any) -> str | None:
 
 
 def _call(call: ToolCall, result: ToolResult) -> dict[str, Any]:
+    content = in_words(result.content) if holds_pictures(result.content) else result.content
     return {
         "name": encodable(call.name),
         "arguments": as_json(call.arguments),
-        "result": encodable(result.content) if isinstance(result.content, str) else as_json(result.content),
+        "result": encodable(content) if isinstance(content, str) else as_json(content),
         "failed": result.failed,
         "seconds": result.seconds,
     }

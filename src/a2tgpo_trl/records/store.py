@@ -47,7 +47,10 @@ class RecordStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{rows[0]['step']:08d}-{rows[0]['batch']:07d}.parquet"
         partial = file.with_suffix(".partial")
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial, compression="zstd")
+        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        pq.write_table(
+            table, partial, compression="zstd", write_statistics=False
+        )  # which repeat whole texts and pictures
         partial.replace(file)
         self._keep_within_bounds()
 

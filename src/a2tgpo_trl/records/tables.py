@@ -5,6 +5,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from transformers.image_utils import is_pil_image
+
+from ..rollout.pictures import digest
 
 CREDIT_COLUMNS = ("information_gain", "turn_reward", "turn_advantages", "clip_scale")
 """Columns of the completions table beside those of the estimator."""
@@ -20,7 +23,7 @@ def completions_table(logs: dict[str, Any]) -> dict[str, Any]:
         logs (`dict`): `prompt` and `completion`, columns of texts or of messages, and `extra`, columns by name.
 
     Returns:
-        `dict`: the same. Messages are JSON; a column of `extra` is text unless it holds
+        `dict`: the same. Messages are JSON, in which equal pictures have one name; a column of `extra` is text unless it holds
         booleans, numbers or lists of numbers alone. A number is Python's or NumPy's, and fits a double.
     """
     texts = {name: [_text(cell) for cell in logs[name]] for name in ("prompt", "completion")}
@@ -30,9 +33,14 @@ def completions_table(logs: dict[str, Any]) -> dict[str, Any]:
 def as_json(value: Any) -> str:
     """A value as JSON in valid Unicode, whatever a model, a tool or a user put into it."""
     try:
-        return encodable(json.dumps(value, ensure_ascii=False, default=str))
+        return encodable(json.dumps(value, ensure_ascii=False, default=_named))
     except (TypeError, ValueError, RecursionError):  # keys that are no text, or a value inside itself
         return encodable(repr(value))
+
+
+def _named(value: Any) -> str:
+    """What is no JSON as text, a picture by its size and its pixels: an address in memory would tell equal ones apart."""
+    return f"{value.width}x{value.height} pixels, {digest([value])}" if is_pil_image(value) else str(value)
 
 
 def encodable(text: str) -> str:

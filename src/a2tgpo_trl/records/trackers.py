@@ -35,7 +35,8 @@ def log_table(rows: list[dict[str, Any]], step: int, report_to: Sequence[str]) -
     Send turn records to the trackers that show tables.
 
     Args:
-        rows (`list[dict]`): By column of [`SCHEMA`]; tool calls and rewards become JSON.
+        rows (`list[dict]`): By column of [`SCHEMA`]; tool calls and rewards become JSON, and
+            thumbnails are left out.
         step (`int`): Optimizer steps done.
         report_to (`Sequence[str]`): The trackers of the run.
     """
@@ -43,7 +44,8 @@ def log_table(rows: list[dict[str, Any]], step: int, report_to: Sequence[str]) -
 
     for name in ("wandb", "trackio"):
         if tracker := _active(name, report_to):
-            frame = pd.DataFrame([{column: _cell(value) for column, value in row.items()} for row in rows])
+            columns = dict.fromkeys(name for row in rows for name in row if name != "thumbnails")
+            frame = pd.DataFrame([{name: _cell(row.get(name)) for name in columns} for row in rows])
             tracker.log({"turns": tracker.Table(dataframe=frame), "train/global_step": step})
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..integrations.plain import PICTURE
 from ..records import SCHEMA
 from .formats import is_number
 
@@ -159,7 +160,18 @@ def _arguments(arguments: Any) -> str:
 
 def _content(message: dict) -> str:
     content = message.get("content") or ""
+    if isinstance(content, list) and all(isinstance(block, dict) and "type" in block for block in content):
+        return "".join(map(_block, content))
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
+
+
+def _block(block: dict) -> str:
+    """A part of a content: a text, a picture, or something else as JSON."""
+    if block["type"] == "image":
+        return PICTURE
+    if isinstance(block.get("text"), str):
+        return block["text"]
+    return json.dumps(block, ensure_ascii=False, default=str)
 
 
 def _text(prompt: str | list[dict]) -> str:

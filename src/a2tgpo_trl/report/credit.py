@@ -1,9 +1,10 @@
 """A rollout and its credit as they are shown: each medium writes these texts, and draws these numbers."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 from .formats import MISSING, compact, count, fixed, is_number, pair, seconds, signed
@@ -52,7 +53,8 @@ class Turn:
         text (`str`): What the model wrote.
         tokens, observation_tokens (`str`): How long that is, and what it read then.
         calls (`list[Call]`): Its tool calls.
-        observation (`str`, *optional*): What the model read after it.
+        observation (`str`, *optional*): What the model read after it; U+FFFC stands for a picture.
+        images (`list[str]`): Names of the pictures in it, in their order.
         credit (`dict[str, str]`): Its credit, the estimator's own columns last: name → number, written. What no turn of the
             rollout has is left out.
         drawn (`dict[str, float]`): Numbers of `DRAWN` and `DRAWN_OF_ESTIMATORS`, `None` where there is none.
@@ -65,6 +67,7 @@ class Turn:
     tokens: str
     calls: list[Call]
     observation: str | None
+    images: list[str]
     observation_tokens: str
     credit: dict[str, str]
     drawn: dict[str, float | None]
@@ -79,26 +82,33 @@ class Rollout:
 
     Attributes:
         question (`str`): The line of the prompt that tells it from others.
-        prompt (`str`): All of it.
+        prompt (`str`): All of it; U+FFFC stands for a picture.
+        images (`list[str]`): Names of the pictures in it, in their order.
         shared (`dict[str, str]`): What all rollouts of its group share: true answer and place in the run.
         facts (`dict[str, str]`): Its number in the group, its reward, and why it ended, as far as they are known.
         turns (`list[Turn]`): Its turns.
+        thumbnails (`dict[str, bytes]`): The pictures of prompt and turns by name, as far as there are some, JPEG files.
     """
 
     question: str
     prompt: str
+    images: list[str]
     shared: dict[str, str]
     facts: dict[str, str]
     turns: list[Turn]
+    thumbnails: dict[str, bytes]
 
 
-def shown_rollout(turns: Sequence[dict[str, Any]], question: str) -> Rollout:
+def shown_rollout(
+    turns: Sequence[dict[str, Any]], question: str, thumbnails: Mapping[str, bytes] = MappingProxyType({})
+) -> Rollout:
     """
     What is shown of a rollout.
 
     Args:
         turns (`Sequence[dict]`): Its turn records, in their order; columns may be missing.
         question (`str`): What its prompt asks, in a line.
+        thumbnails (`Mapping[str, bytes]`): Pictures by name, more than those of the rollout perhaps.
     """
     first = turns[0]
     place = ", ".join(f"{name} {first[name]}" for name in ("step", "batch", "group") if first.get(name) is not None)
@@ -115,12 +125,19 @@ def shown_rollout(turns: Sequence[dict[str, Any]], question: str) -> Rollout:
     return Rollout(
         question,
         first["prompt"] or "",
+        first.get("prompt_images") or [],
         *({name: str(value) for name, value in said.items() if value not in (None, "")} for said in (shared, facts)),
         [
             _turn(turn, answered and turn is turns[-1], {name: credit[name] for name in credit if name in known})
             for turn, credit in zip(turns, credits, strict=True)
         ],
+        {name: thumbnails[name] for name in _named_pictures(turns) if name in thumbnails},
     )
+
+
+def _named_pictures(turns: Sequence[dict[str, Any]]) -> list[str]:
+    columns = [turns[0].get("prompt_images"), *(turn.get("images") for turn in turns)]
+    return [name for names in columns for name in names or []]
 
 
 def _turn(turn: dict[str, Any], is_answer: bool, credit: dict[str, str]) -> Turn:
@@ -131,6 +148,7 @@ def _turn(turn: dict[str, Any], is_answer: bool, credit: dict[str, str]) -> Turn
         count(turn.get("num_tokens"), "token"),
         calls,
         turn.get("observation"),
+        turn.get("images") or [],
         count(turn.get("num_observation_tokens"), "token"),
         credit,
         _drawn(turn),

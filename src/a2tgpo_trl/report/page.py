@@ -35,6 +35,9 @@ DRAWN = ("belief_before", "belief_after", "advantage", "value")
 """What the scripts draw of a turn's numbers."""
 PART = 200
 """Rollouts whose texts are unpacked together."""
+MEGABYTE = 2**20
+PICTURES_MB = 32.0
+"""Of pictures that a page has by default."""
 
 
 def write_page(
@@ -43,33 +46,60 @@ def write_page(
     file: Path,
     limit: int | None = None,
     charts: Sequence[Chart] | None = None,
+    pictures_mb: float = PICTURES_MB,
 ) -> int:
     """
     Write the page.
 
     What a model, a tool or a dataset wrote is in it only as gzip in base64; scripts put it into the document as text, and
-    the page forbids scripts that are not its own as well as every request.
+    the page forbids scripts that are not its own as well as every request. Pictures are those that turn records keep, JPEG files.
 
     Args:
         runs, measures (`Sequence`): Of each run.
         file (`Path`): HTML file; replaced once the page is complete.
         limit (`int`, *optional*): About how many rollouts of each run to browse; charts are of all.
         charts (`Sequence[Chart]`, *optional*): What [`make_charts`] gives for them; by default it is called.
+        pictures_mb (`float`): Most megabytes of pictures. Above that every second group of rollouts goes without, until they fit.
 
     Returns:
         `int`: rollouts in the browser.
     """
     index: dict[str, list] = {name: [] for name in INDEX}
-    packed = []
+    packed, pictures = [], _GroupPictures()
     for part in _parts(_rollouts(runs, measures, limit)):
-        for entry, _ in part:
+        for entry, rollout in part:
+            pictures.add(len(index["run"]), entry, rollout)
             for name, value in entry.items():
                 index[name].append(value)
         packed.append(_data(f"part-{len(packed)}", _texts([rollout for _, rollout in part])))
     charts = make_charts(runs, measures) if charts is None else charts
     overview = _overview(runs, measures, charts, index)
+    packed += [_data(f"pictures-{place}", files) for place, files in pictures.within(pictures_mb * MEGABYTE).items()]
     _write(file, [_data("overview", overview), _data("index", index), *packed])
     return len(index["run"])
+
+
+class _GroupPictures:
+    """The pictures of each group of rollouts, once, by the place of its first rollout."""
+
+    def __init__(self):
+        self._places: dict[tuple, int] = {}
+        self._files: dict[int, dict[str, bytes]] = {}
+
+    def add(self, place: int, entry: dict[str, Any], rollout: Rollout) -> None:
+        first = self._places.setdefault((entry["run"], entry["batch"], entry["group"]), place)
+        if rollout.thumbnails:
+            self._files.setdefault(first, {}).update(rollout.thumbnails)
+
+    def within(self, most_bytes: float) -> dict[int, dict[str, str]]:
+        """Those of all groups, or of every second one, and so on, so that they have at most so many bytes; in base64."""
+        kept, sizes = [*self._files], {place: sum(map(len, files.values())) for place, files in self._files.items()}
+        while kept and sum(sizes[place] for place in kept) > most_bytes:
+            kept = kept[::-2][::-1] if len(kept) > 1 else []
+        return {
+            place: {name: base64.b64encode(file).decode() for name, file in self._files[place].items()}
+            for place in kept
+        }
 
 
 def _rollouts(runs: Sequence[Run], measures: Sequence[Measures], limit: int | None) -> Iterator[tuple[dict, Rollout]]:
@@ -103,6 +133,7 @@ def _texts(part: Sequence[Rollout]) -> dict[str, Any]:
         "rollouts": [
             {
                 "prompt": prompts[rollout.prompt],
+                "images": rollout.images,
                 "shared": rollout.shared,
                 "facts": rollout.facts,
                 "turns": [_turn(turn) for turn in rollout.turns],
@@ -184,7 +215,7 @@ def _write(file: Path, data: Sequence[str]) -> None:
     style = "\n".join(_read(assets / f"{name}.css") for name in STYLES)
     allowed = f"script-src {_digest(library)} {_digest(own)}; style-src {_digest(style)}"
     pieces = {
-        "policy": f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'",
+        "policy": f"default-src 'none'; {allowed}; img-src data:; base-uri 'none'; form-action 'none'",
         "style": style,
         "data": "".join(data),
         "library": library,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..integrations.plain import PICTURE, in_words
 from .credit import Rollout, shown_rollout
 from .measures import ROLLOUT, Measures
 from .runs import Run
@@ -16,6 +17,8 @@ QUESTION_LENGTH = 240
 """Most characters of a question."""
 MARK = re.compile(r"<\|[^|<>]*\|>")
 """A special token of a chat template."""
+PICTURE_WITH_MARKUP = re.compile(rf"(\n\n)?<[^<>\s]*>{PICTURE}<[^<>\s]*>(\n\n)?")
+"""A picture with what a processor writes around it."""
 
 
 def read_rollouts(run: Run, chosen: set[tuple[int, int]]) -> Iterator[tuple[list[dict[str, Any]], Rollout]]:
@@ -30,17 +33,18 @@ def read_rollouts(run: Run, chosen: set[tuple[int, int]]) -> Iterator[tuple[list
         `Iterator[tuple]`: the turn records of each, and what is shown of it.
     """
     prompts = {prompt for table in run.batches(["prompt"]) for prompt in table["prompt"].unique().to_pylist()}
-    begin, end = _frame(prompts)
+    begin, end = _frame({_without_pictures(prompt) for prompt in prompts})
     batches = {batch for batch, _ in chosen}
     for table in run.batches():
         if table["batch"][0].as_py() not in batches:
             continue
+        thumbnails = {name: file for files in table["thumbnails"].to_pylist() for name, file in files or ()}
         places = zip(table["batch"].to_pylist(), table["group"].to_pylist(), strict=True)
-        table = table.filter(pa.array([place in chosen for place in places], pa.bool_()))
+        table = table.drop(["thumbnails"]).filter(pa.array([place in chosen for place in places], pa.bool_()))
         rows = table.sort_by([(name, "ascending") for name in (*ROLLOUT, "turn")]).to_pylist(maps_as_pydicts="lossy")
         for _, group in groupby(rows, key=lambda row: tuple(row[name] for name in ROLLOUT)):
             turns = list(group)
-            yield turns, shown_rollout(turns, question(turns[0]["prompt"] or "", begin, end))
+            yield turns, shown_rollout(turns, question(turns[0]["prompt"] or "", begin, end), thumbnails)
 
 
 def choose_groups(measures: Measures, limit: int | None = None) -> set[tuple[int, int]]:
@@ -60,6 +64,11 @@ def choose_groups(measures: Measures, limit: int | None = None) -> set[tuple[int
         return set(groups)
     count = max(1, limit * len(groups) // len(rollouts))
     return {groups[i] for i in np.linspace(0, len(groups) - 1, count).round().astype(int)}
+
+
+def _without_pictures(prompt: str) -> str:
+    """A prompt of which only some rows have pictures begins as the others do."""
+    return PICTURE_WITH_MARKUP.sub("", prompt)
 
 
 def _frame(prompts: set[str]) -> tuple[int, int]:
@@ -84,8 +93,9 @@ def question(prompt: str, begin: int = 0, end: int = 0) -> str:
 
     Args:
         prompt (`str`): As text.
-        begin, end (`int`): Characters of it that other prompts have too.
+        begin, end (`int`): Characters of it that other prompts have too, pictures left out.
     """
+    prompt = _without_pictures(prompt)
     asked = prompt[begin : len(prompt) - end] if begin + end < len(prompt) else prompt
-    line = " ".join(MARK.sub(" ", asked).split())
+    line = " ".join(MARK.sub(" ", in_words(asked)).split())
     return line if len(line) <= QUESTION_LENGTH else line[: QUESTION_LENGTH - 1] + "…"

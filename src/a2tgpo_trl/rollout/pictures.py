@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import ProcessorMixin
 from transformers.image_utils import is_pil_image
 
+from ..integrations.plain import PICTURE
 from ..integrations.processors import placeholder_of
 
 Picture = Any
@@ -49,6 +52,7 @@ class PictureReader:
 
     def __init__(self, processor: ProcessorMixin):
         self.processor = processor
+        self._known: dict[str, dict[str, Tensor]] = {}
         names = processor.model_input_names
         self._type_ids = next(name for name in ("mm_token_type_ids", "token_type_ids") if name in names)
 
@@ -75,11 +79,19 @@ class PictureReader:
             `dict`: type ids, and the pictures of all rows.
         """
         type_ids = {self._type_ids: self.processor.create_mm_token_type_ids(contexts)}
-        flat = [picture for row in pictures for picture in row]
-        if not flat:
-            return type_ids
-        read = self.processor.image_processor(images=flat, return_tensors="pt")
-        return {**type_ids, **self.for_model(read)}
+        read = [self._read(picture) for row in pictures for picture in row]
+        return type_ids | {name: torch.cat([one[name] for one in read]) for name in (read[0] if read else ())}
+
+    def _read(self, picture: Picture) -> dict[str, Tensor]:
+        """What the processor makes of a picture, once until [`forget`]: each turn of a rollout reads its history again."""
+        key = digest([picture])
+        if key not in self._known:
+            self._known[key] = self.for_model(self.processor.image_processor(images=[picture], return_tensors="pt"))
+        return self._known[key]
+
+    def forget(self) -> None:
+        """Forget the pictures that were read."""
+        self._known.clear()
 
     def for_model(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Without what an image processor tells the processor alone, such as Gemma 3's number of crops."""
@@ -92,8 +104,25 @@ class PictureReader:
 
     def count(self, ids: list[int]) -> int:
         """How many pictures have their placeholders in a text."""
+        return sum(is_picture for is_picture, _ in self._runs(ids))
+
+    def decode(self, texts: Sequence[list[int]]) -> list[str]:
+        """Texts of lists of tokens, in which U+FFFC stands for all tokens of a picture, and for nothing else."""
+        runs = [self._runs(ids) for ids in texts]
+        words = [ids for text in runs for is_picture, ids in text if not is_picture]
+        decoded = iter(self.processor.tokenizer.batch_decode(words))
+        return [
+            "".join(
+                PICTURE if is_picture else next(decoded).replace(PICTURE, "\N{REPLACEMENT CHARACTER}")
+                for is_picture, _ in text
+            )
+            for text in runs
+        ]
+
+    def _runs(self, ids: Sequence[int]) -> list[tuple[bool, list[int]]]:
+        """The pieces of a text: whether one is a picture, and its tokens."""
         of_pictures = {*self.processor.image_token_ids}
-        return sum(is_one for is_one, _ in groupby(ids, key=of_pictures.__contains__))
+        return [(is_picture, [*run]) for is_picture, run in groupby(ids, key=of_pictures.__contains__)]
 
 
 def rows_with_pictures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ const data = {
   reasons: [], // stop reasons, most frequent first
   texts: [], // all texts of each rollout in lower case, once they have been searched
 };
-const parts = new Map();
+const unpacked = new Map(); // name → what is unpacked
 
 async function loadData() {
   data.overview = await unpack("overview");
@@ -45,15 +45,22 @@ function groupOf(place) {
 /** A rollout with its texts. */
 async function loadRollout(place) {
   const size = data.overview.part;
-  const { prompts, rollouts } = await loadPart(Math.floor(place / size));
+  const first = data.groups.get(groupOf(place))[0];
+  const [{ prompts, rollouts }, thumbnails] = await Promise.all([load(`part-${Math.floor(place / size)}`), loadThumbnails(first)]);
   const rollout = rollouts[place % size];
   const entry = Object.fromEntries(Object.entries(data.index).map(([name, column]) => [name, column[place]]));
-  return { ...entry, ...rollout, prompt: prompts[rollout.prompt], place };
+  return { ...entry, ...rollout, prompt: prompts[rollout.prompt], thumbnails, place };
 }
 
-function loadPart(number) {
-  if (!parts.has(number)) parts.set(number, unpack(`part-${number}`));
-  return parts.get(number);
+function load(name) {
+  if (!unpacked.has(name)) unpacked.set(name, unpack(name));
+  return unpacked.get(name);
+}
+
+/** The pictures of the group that begins at a place, by name; none if it has none. */
+async function loadThumbnails(first) {
+  const name = `pictures-${first}`;
+  return byId(`data-${name}`) ? load(name) : {};
 }
 
 /** All texts of all rollouts, in lower case; `progress` hears of the share that is ready. */
@@ -61,7 +68,7 @@ async function loadTexts(progress) {
   const size = data.overview.part;
   for (let start = data.texts.length; start < data.size; start += size) {
     progress(start / data.size);
-    const { prompts, rollouts } = await loadPart(start / size);
+    const { prompts, rollouts } = await load(`part-${start / size}`);
     if (data.texts.length > start) continue; // another search was here first
     rollouts.forEach((rollout, i) => {
       const turns = rollout.turns.flatMap((turn) => [

@@ -41,7 +41,8 @@ function promptOf(rollout) {
     "div.prompt",
     {},
     el("h3", { id: "question", tabindex: -1 }, el("bdi", {}, rollout.question || "(empty prompt)")),
-    el("details", {}, el("summary", {}, "The whole prompt"), longText(rollout.prompt, "whole")),
+    rollout.images.length > 0 && el("div.pictures", {}, rollout.images.map((name) => pictureOf(name, rollout.thumbnails))),
+    el("details", {}, el("summary", {}, "The whole prompt"), longText(rollout.prompt, "whole", rollout.images, rollout.thumbnails)),
   );
 }
 
@@ -89,7 +90,7 @@ async function showComparison(left, right) {
 }
 
 const cards = (rollout, range, tree = null) =>
-  rollout.turns.map((turn, number) => turnCard(turn, number, range, sharedBy(tree, rollout.place, turn)));
+  rollout.turns.map((turn, number) => turnCard(turn, number, range, sharedBy(tree, rollout.place, turn), rollout.thumbnails));
 
 function copyButton() {
   const button = el("button.quiet", { type: "button", title: "The address of this page with what it shows" }, "Copy link");

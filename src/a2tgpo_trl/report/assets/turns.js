@@ -32,18 +32,29 @@ function rampLegend(name, low, high) {
   return [name, el("b", {}, low), el("i.ramp", { role: "img", "aria-label": `from ${low}, orange, over 0, grey, to ${high}, blue` }), el("b", {}, high)];
 }
 
+/** A picture, small; words where the page has none. */
+function pictureOf(name, thumbnails) {
+  if (!Object.hasOwn(thumbnails, name)) return el("span.picture", { title: "This page has no copy of the picture." }, "[image]");
+  return el("img.picture", { src: `data:image/jpeg;base64,${thumbnails[name]}`, alt: "[image]" });
+}
+
+/** A text with pictures where U+FFFC stands, by their names. */
+const withPictures = (text, names, thumbnails) =>
+  text.split("\ufffc").flatMap((words, i) => (i === 0 ? words : [pictureOf(names[i - 1], thumbnails), words]));
+
 /** A text, folded if it is long, without the empty lines around it. */
-function longText(given, kind) {
+function longText(given, kind, names = [], thumbnails = {}) {
   const text = given.replace(/^\s*\n|\n\s*$/g, "");
   const body = el(`div.text.${kind}`, { dir: "auto" });
+  const show = (shown) => fill(body, withPictures(shown, names, thumbnails));
   if (text.length <= FOLD * 1.2) {
-    body.append(text);
+    show(text);
     return body;
   }
   const button = el("button.quiet", { type: "button" }, `Show all ${whole(text.length)} characters`);
-  body.append(`${text.slice(0, FOLD)} …`);
+  show(`${text.slice(0, FOLD)} …`);
   button.addEventListener("click", () => {
-    body.replaceChildren(text);
+    show(text);
     button.remove();
   });
   return el("div", {}, body, button);
@@ -57,8 +68,8 @@ function beliefRange(turns) {
 
 const facts = (entries, kind = "facts") => el(`dl.${kind}`, {}, Object.entries(entries).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
 
-/** `shared`: what stands under its head, see `sharedBy`. */
-function turnCard(turn, number, range, shared) {
+/** `shared`: what stands under its head, see `sharedBy`; `thumbnails`: pictures by name. */
+function turnCard(turn, number, range, shared, thumbnails) {
   const { advantage, belief, ...credit } = turn.credit;
   return tinted(
     "article",
@@ -76,7 +87,7 @@ function turnCard(turn, number, range, shared) {
     el("h5", {}, "Model", el("small", {}, turn.tokens)),
     turn.text ? longText(turn.text, "model") : el("p.empty", {}, "nothing"),
     turn.calls.map(callCard),
-    turn.observation !== null && [el("h5", {}, "Read then", el("small", {}, turn.observation_tokens)), longText(turn.observation, "observation")],
+    turn.observation !== null && [el("h5", {}, "Read then", el("small", {}, turn.observation_tokens)), longText(turn.observation, "observation", turn.images, thumbnails)],
   );
 }
 

@@ -76,6 +76,8 @@ class TurnGenerator:
     def clear(self) -> None:
         """Forget what was read: before a batch of rollouts, and after it."""
         self._tokens_read_again = 0
+        if self.protocol.pictures is not None:
+            self.protocol.pictures.forget()
         if self._history is not None:
             self._history.clear()
 

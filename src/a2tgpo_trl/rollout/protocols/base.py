@@ -78,7 +78,7 @@ class ToolProtocol(ABC):
             name = next(message["name"] for message in messages if pictures_in([message]))
             raise TypeError(
                 f"The tool {name!r} returned a picture, and processing_class is a tokenizer: pass the processor of a model for "
-                "pictures, AutoProcessor.from_pretrained(...), or let the tool return text."
+                "pictures, AutoProcessor.from_pretrained(...), or to the command --pictures; or let the tool return text."
             )
 
     def is_complete(self, ids: list[int]) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ...integrations.plain import PICTURE_IN_WORDS
 from ..pictures import is_picture_block, pictures_in
 
 Message = dict[str, Any]
@@ -63,6 +64,11 @@ def text_blocks(content: Any) -> list[dict[str, Any]]:
 def holds_pictures(content: Any) -> bool:
     """Whether a result holds pictures, and is a list of blocks then."""
     return bool(pictures_in([{"content": content}]))
+
+
+def in_words(content: list[Any]) -> str:
+    """The text of a result that holds pictures, with words where they stand."""
+    return "".join(PICTURE_IN_WORDS if is_picture_block(block) else block["text"] for block in text_blocks(content))
 
 
 def plain_texts(change: Callable[[str], str], content: Any) -> str | list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from ..pictures import is_picture_block
 from ..tools.calls import ToolCall
 from ..tools.results import valid_text
 from .base import Message, ToolProtocol
-from .contents import as_text, fit, holds_pictures, text_blocks
+from .contents import as_text, fit, holds_pictures, in_words, text_blocks
 from .markup import Markup, control_tokens, without_brackets
 
 
@@ -161,9 +161,7 @@ def _blocks_or_text(content: Any) -> str | list[dict[str, Any]]:
 
 def _written(content: Any) -> str:
     """A result in a completion that is text."""
-    if not holds_pictures(content):
-        return as_text(content)
-    return "".join("[image]" if is_picture_block(block) else block["text"] for block in content)
+    return in_words(content) if holds_pictures(content) else as_text(content)
 
 
 def _one_string_parameter(tool: Callable) -> str:
