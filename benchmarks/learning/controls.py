@@ -28,5 +28,20 @@ class OutcomeCreditOfRollouts(Estimator):
         return TurnCredit(turns.outcome + self.scale * turns.rewards)
 
 
-CONTROLS = {"outcome": OutcomeCredit, "outcome_of_rollouts": OutcomeCreditOfRollouts}
+class BeliefCreditOfRollouts(Estimator):
+    """The gains of a rollout together, times `scale`, beside GRPO's advantage on every turn: raw credit that knows no turns."""
+
+    signals = ("beliefs",)
+    defaults = {"importance_sampling_level": "turn"}
+    scale = 2.0
+
+    def credit(self, turns: Turns, options: Any) -> TurnCredit:
+        return TurnCredit(turns.outcome + self.scale * turns.information_gain.nansum(1))
+
+
+CONTROLS = {
+    "outcome": OutcomeCredit,
+    "outcome_of_rollouts": OutcomeCreditOfRollouts,
+    "belief_of_rollouts": BeliefCreditOfRollouts,
+}
 """Names of the grid → classes of this file."""
