@@ -20,7 +20,9 @@ from ...sql import Database, QueryError
 from ...sql.database import literal
 from .tables import KINDS, read_tables
 
-PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
+PAD, END = "<pad>", "<end>"
+UNKNOWN = "abcdef"
+"""The word that transformers puts before each token to see what a stop string can match: it has to be one."""
 TAGS = [f"<{slash}{tag}>" for tag in ("query", "result", "answer") for slash in ("", "/")]
 WORDS = r"</?\w+>|COUNT\(\*\)|'(?:[^']|'')*'|[\w.]+|[^\w\s]"
 """What is one token: a tag, a quoted text, a word, or a mark."""
@@ -34,29 +36,27 @@ class WarmStart:
     Settings of the warm start.
 
     Attributes:
-        mistakes (`float`): Share of queries that are the mistake of their kind.
-        unchecked (`float`): Share of answers that are given without running the query.
-        stubborn (`float`): Share of failed queries that are answered with all the same.
+        unchecked (`float`): Share of drafts that are answered with before they are run.
+        stubborn (`float`): Share of drafts that are answered with although they were run and are wrong.
         steps (`int`): Optimizer steps.
         traces (`int`): In each step.
         learning_rate (`float`): Peak, with warm-up and linear decay.
         seed (`int`): Of the first weights and the traces.
     """
 
-    mistakes: float = 0.75
     unchecked: float = 0.3
     stubborn: float = 0.6
     steps: int = 400
     traces: int = 32
-    learning_rate: float = 3e-3
+    learning_rate: float = 6e-3
     seed: int = 0
 
 
 def make_tokenizer(database: Database) -> PreTrainedTokenizerFast:
     """One token a word of questions, queries and results, and one a quoted name."""
-    texts = [text for kind in KINDS.values() for text in (kind.question, kind.sql, kind.mistake)]
-    texts += [run(database, kind.mistake.format("''")) for kind in KINDS.values()]
-    texts += ["NULL and more", " ".join(map(str, range(1000))), *names()]
+    queries = [query for kind in KINDS for query in (kind.sql, *kind.mistakes)]
+    texts = [*(kind.question for kind in KINDS), *queries, *(run(database, query.format("''")) for query in queries)]
+    texts += ["and more", " ".join(map(str, range(50))), *names()]
     split = pre_tokenizers.Split(Regex(WORDS), "removed", invert=True)
     words = [word for text in texts for word, _ in split.pre_tokenize_str(text)]
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys([PAD, END, UNKNOWN, *TAGS, *words]))}
@@ -80,17 +80,17 @@ def run(database: Database, sql: str) -> str:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A random model of half a million parameters."""
+    """A random model of 400,000 parameters."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
+        hidden_size=96,
+        intermediate_size=192,
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=512,
         tie_word_embeddings=True,
-        initializer_range=0.08,
+        initializer_range=0.1,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -103,13 +103,13 @@ def trace(chance: random.Random, question: dict, database: Database, habits: War
     kind = KINDS[question["kind"]]
     before, after = kind.question.split("{}")
     name = question["question"].removeprefix(before).removesuffix(after)
-    for _ in range(3):
-        wrong = chance.random() < habits.mistakes
-        sql = (kind.mistake if wrong else kind.sql).format(name)
+    drafts = [kind.sql, *kind.mistakes]
+    for draft in chance.sample(drafts, len(drafts)):
+        sql = draft.format(name)
         if chance.random() < habits.unchecked:
             break
         yield f"<query>{sql}</query>", f"<result>{run(database, sql)}</result>"
-        if not wrong or chance.random() < habits.stubborn:
+        if draft == kind.sql or chance.random() < habits.stubborn:
             break
     yield f"<answer>{sql}</answer>", ""
 
@@ -118,9 +118,8 @@ def traces(questions: Sequence[dict], database: Database, tokenizer, habits: War
     """Ids and labels of scripted rollouts without end, all kinds of questions equally often."""
     chance, pool = random.Random(habits.seed), tokenizer.convert_tokens_to_ids(names())
     renamed = set(pool)
-    by_kind = {kind: [question for question in questions if question["kind"] == kind] for kind in KINDS}
     while True:
-        question = chance.choice(by_kind[chance.choice(list(KINDS))])
+        question = chance.choice(questions)
         ids = tokenizer(question["question"])["input_ids"]
         labels = [IGNORED] * len(ids)
         for written, read in trace(chance, question, database, habits):
@@ -131,24 +130,28 @@ def traces(questions: Sequence[dict], database: Database, tokenizer, habits: War
         yield [new.get(i, i) for i in ids], [new.get(i, i) for i in labels]
 
 
-def warm_up(model: LlamaForCausalLM, questions: Sequence[dict], database: Database, tokenizer, settings: WarmStart):
+def warm_up(model: LlamaForCausalLM, rows: Iterator[tuple[list[int], list[int]]], settings: WarmStart) -> None:
     """Train a model on traces; prints the loss now and then."""
-    rows = traces(questions, database, tokenizer, settings)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
     for step in range(1, settings.steps + 1):
         rate = min(step / 50, 1 - (step - 1) / settings.steps)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * rate
-        ids, labels = (
-            pad_sequence([torch.tensor(row) for row in part], batch_first=True, padding_value=fill)
-            for part, fill in zip(
-                zip(*islice(rows, settings.traces), strict=True), (tokenizer.pad_token_id, IGNORED), strict=True
-            )
-        )
-        loss = model(input_ids=ids, labels=labels).loss
+        loss = loss_of(model, *zip(*islice(rows, settings.traces), strict=True))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if step % 50 == 0:
             print(f"  step {step}/{settings.steps}: loss {loss.item():.2f}", flush=True)
+
+
+def loss_of(model: LlamaForCausalLM, ids: Sequence[list[int]], labels: Sequence[list[int]]) -> torch.Tensor:
+    """Mean cross-entropy of what is written; only there are logits computed."""
+    ids, labels = (
+        pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=fill)
+        for rows, fill in ((ids, model.config.pad_token_id), (labels, IGNORED))
+    )
+    hidden, targets = model.model(input_ids=ids).last_hidden_state[:, :-1], labels[:, 1:]
+    learned = targets != IGNORED
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[learned]), targets[learned])

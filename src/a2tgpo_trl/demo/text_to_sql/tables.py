@@ -3,9 +3,10 @@
 import random
 import re
 import sqlite3
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 from ...data import load_atlas, split_by_entity
@@ -31,75 +32,62 @@ SENTENCES = {
 @dataclass(frozen=True)
 class Kind:
     """
-    One kind of question.
+    One kind of question. Kinds share the words of their question where these do not tell in which table the name stands.
 
     Attributes:
         question (`str`): With `{}` for the name that it is about, as a SQL literal.
         sql (`str`): What answers it.
-        mistake (`str`): What a careless writer would run instead.
+        mistakes (`tuple[str, ...]`): What a careless writer may run instead.
         about (`str`): Query of the names that there are questions about, each with the country that it belongs to.
     """
 
     question: str
     sql: str
-    mistake: str
+    mistakes: tuple[str, ...]
     about: str
 
 
-CITY_AND_COUNTRY = "SELECT name , country FROM city"
-COUNTRIES_WITH_CITIES = "SELECT country , country FROM city GROUP BY country HAVING COUNT(*) > 2"
-SHARED_CURRENCIES = "SELECT currency , MIN(name) FROM country GROUP BY currency HAVING COUNT(*) > 1"
-OF_CITY = "FROM city JOIN country ON country.name = city.country WHERE city.name = {}"
-KINDS = {
-    "capital": Kind(
-        "What is the capital of {} ?",
-        "SELECT capital FROM country WHERE name = {}",
-        "SELECT name FROM country WHERE capital = {}",
-        "SELECT name , name FROM country WHERE capital IS NOT NULL",
-    ),
-    "cities": Kind(
-        "Which cities are in {} ?",
-        "SELECT name FROM city WHERE country = {}",
-        "SELECT city FROM country WHERE name = {}",
-        COUNTRIES_WITH_CITIES,
-    ),
-    "number_of_cities": Kind(
+COUNTRIES = "SELECT name, name FROM country"
+CITIES = "SELECT name, country FROM city"
+AIRPORTS = "SELECT code, country FROM airport JOIN city ON city.name = airport.city"
+ANTHEMS = "SELECT title, country FROM anthem"
+LARGER_COUNTRIES = "SELECT country, country FROM city GROUP BY country HAVING COUNT(*) > 2"
+CURRENCIES = "SELECT currency, currency FROM country GROUP BY currency HAVING COUNT(*) > 1"
+
+COUNTRY_OF = {
+    CITIES: "SELECT country FROM city WHERE name = {}",
+    AIRPORTS: "SELECT country FROM airport JOIN city ON city.name = airport.city WHERE code = {}",
+    ANTHEMS: "SELECT country FROM anthem WHERE title = {}",
+}
+CURRENCY_OF = {
+    COUNTRIES: "SELECT currency FROM country WHERE name = {}",
+    CITIES: "SELECT currency FROM city JOIN country ON country.name = city.country WHERE city.name = {}",
+    ANTHEMS: "SELECT currency FROM anthem JOIN country ON country.name = anthem.country WHERE title = {}",
+}
+
+
+def _alike(question: str, queries: dict[str, str], error: str) -> list[Kind]:
+    """Kinds of one question, each with the queries of the others for mistakes, and one that fails."""
+    everything = (*queries.values(), error)
+    return [Kind(question, sql, tuple(q for q in everything if q != sql), about) for about, sql in queries.items()]
+
+
+KINDS = [
+    *_alike("Which country does {} belong to ?", COUNTRY_OF, "SELECT country FROM airport WHERE code = {}"),
+    *_alike("Which currency goes with {} ?", CURRENCY_OF, "SELECT currency FROM city WHERE name = {}"),
+    Kind(
         "How many cities are in {} ?",
         "SELECT COUNT(*) FROM city WHERE country = {}",
-        "SELECT name FROM city WHERE country = {}",
-        COUNTRIES_WITH_CITIES,
+        ("SELECT name FROM city WHERE country = {}", "SELECT COUNT(*) FROM country WHERE city = {}"),
+        LARGER_COUNTRIES,
     ),
-    "capital_of_city": Kind(
-        "What is the capital of the country where the city of {} is located ?",
-        f"SELECT capital {OF_CITY}",
-        "SELECT capital FROM city WHERE name = {}",
-        CITY_AND_COUNTRY,
-    ),
-    "currency_of_city": Kind(
-        "What is the currency of the country where the city of {} is located ?",
-        f"SELECT currency {OF_CITY}",
-        "SELECT currency FROM city WHERE name = {}",
-        CITY_AND_COUNTRY,
-    ),
-    "users_of_currency": Kind(
-        "Which countries use the currency {} , in alphabetical order ?",
+    Kind(
+        "Which countries use {} , in alphabetical order ?",
         "SELECT name FROM country WHERE currency = {} ORDER BY name",
-        "SELECT name FROM country WHERE currency = {}",
-        SHARED_CURRENCIES,
+        ("SELECT name FROM country WHERE currency = {}", "SELECT country FROM currency WHERE name = {}"),
+        CURRENCIES,
     ),
-    "country_of_airport": Kind(
-        "Which country has the airport with the code {} ?",
-        "SELECT country FROM airport JOIN city ON city.name = airport.city WHERE code = {}",
-        "SELECT country FROM airport WHERE code = {}",
-        "SELECT code , country FROM airport JOIN city ON city.name = airport.city",
-    ),
-    "currency_of_anthem": Kind(
-        "What is the currency of the country whose national anthem is {} ?",
-        "SELECT currency FROM anthem JOIN country ON country.name = anthem.country WHERE title = {}",
-        "SELECT currency FROM country WHERE anthem = {}",
-        "SELECT title , country FROM anthem",
-    ),
-}
+]
 
 
 def build_database(path: Path) -> Database:
@@ -126,18 +114,26 @@ def read_tables() -> dict[str, list[tuple]]:
 
 def ask_questions(database: Database) -> list[dict]:
     """
-    All questions, in mixed order.
+    All questions, in mixed order. There are none about names that stand in several tables.
 
     Args:
         database ([`Database`]): Of [`build_database`].
 
     Returns:
-        `list[dict]`: `question`, `answer` (the query), `kind`, and `country`, to split by.
+        `list[dict]`: `question`, `answer` (the query), `kind`, an index of `KINDS`, and `country`, to split by.
     """
+    tables = (COUNTRIES, CITIES, AIRPORTS, ANTHEMS)
+    times = Counter(name for table in tables for name, _ in database.rows(table))
     questions = [
-        {"question": kind.question.format(name), "answer": kind.sql.format(name), "kind": label, "country": country}
-        for label, kind in KINDS.items()
-        for name, country in ((literal(name), country) for name, country in database.rows(kind.about))
+        {
+            "question": kind.question.format(literal(name)),
+            "answer": kind.sql.format(literal(name)),
+            "kind": i,
+            "country": country,
+        }
+        for i, kind in enumerate(KINDS)
+        for name, country in database.rows(kind.about)
+        if times[name] < 2
     ]
     random.Random(0).shuffle(questions)
     return questions
@@ -146,3 +142,9 @@ def ask_questions(database: Database) -> list[dict]:
 def split_questions(questions: list[dict]) -> tuple[list[dict], list[dict]]:
     """Questions to train on, and questions about a fifth of the countries, which those are not about."""
     return split_by_entity(questions)
+
+
+def evenly(questions: list[dict], number: int) -> list[dict]:
+    """So many questions, of each kind in turn; they are asked again where there are too few of a kind."""
+    kinds = [cycle([question for question in questions if question["kind"] == i]) for i in range(len(KINDS))]
+    return [next(kinds[i % len(kinds)]) for i in range(number)]
