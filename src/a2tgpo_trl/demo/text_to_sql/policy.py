@@ -17,8 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ...rollout import TagProtocol
 from ...sql import Database, QueryError
-from ...sql.database import literal
-from .tables import KINDS, read_tables
+from .tables import KINDS
 
 PAD, END = "<pad>", "<end>"
 UNKNOWN = "abcdef"
@@ -46,17 +45,17 @@ class WarmStart:
 
     unchecked: float = 0.3
     stubborn: float = 0.6
-    steps: int = 400
+    steps: int = 250
     traces: int = 32
     learning_rate: float = 6e-3
     seed: int = 0
 
 
-def make_tokenizer(database: Database) -> PreTrainedTokenizerFast:
-    """One token a word of questions, queries and results, and one a quoted name."""
+def make_tokenizer(questions: Sequence[dict], database: Database) -> PreTrainedTokenizerFast:
+    """One token a word of questions, queries and errors, and one a name that there is a question about; the rest is unknown."""
     queries = [query for kind in KINDS for query in (kind.sql, *kind.mistakes)]
     texts = [*(kind.question for kind in KINDS), *queries, *(run(database, query.format("''")) for query in queries)]
-    texts += ["and more", " ".join(map(str, range(50))), *names()]
+    texts += ["and more", " ".join(map(str, range(50))), *names(questions)]
     split = pre_tokenizers.Split(Regex(WORDS), "removed", invert=True)
     words = [word for text in texts for word, _ in split.pre_tokenize_str(text)]
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys([PAD, END, UNKNOWN, *TAGS, *words]))}
@@ -65,10 +64,9 @@ def make_tokenizer(database: Database) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN)
 
 
-def names() -> list[str]:
-    """All names in the tables, as SQL literals."""
-    rows = (row for table in read_tables().values() for row in table)
-    return sorted({literal(value) for row in rows for value in row if value is not None})
+def names(questions: Sequence[dict]) -> list[str]:
+    """The names that the questions are about."""
+    return sorted({question["name"] for question in questions})
 
 
 def run(database: Database, sql: str) -> str:
@@ -101,11 +99,9 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalL
 def trace(chance: random.Random, question: dict, database: Database, habits: WarmStart) -> Iterator[tuple[str, str]]:
     """A scripted rollout: what is written in each turn, and what is read after it."""
     kind = KINDS[question["kind"]]
-    before, after = kind.question.split("{}")
-    name = question["question"].removeprefix(before).removesuffix(after)
     drafts = [kind.sql, *kind.mistakes]
     for draft in chance.sample(drafts, len(drafts)):
-        sql = draft.format(name)
+        sql = draft.format(question["name"])
         if chance.random() < habits.unchecked:
             break
         yield f"<query>{sql}</query>", f"<result>{run(database, sql)}</result>"
@@ -114,10 +110,11 @@ def trace(chance: random.Random, question: dict, database: Database, habits: War
     yield f"<answer>{sql}</answer>", ""
 
 
-def traces(questions: Sequence[dict], database: Database, tokenizer, habits: WarmStart) -> Iterator[tuple]:
-    """Ids and labels of scripted rollouts without end, all kinds of questions equally often."""
-    chance, pool = random.Random(habits.seed), tokenizer.convert_tokens_to_ids(names())
-    renamed = set(pool)
+def traces(
+    questions: Sequence[dict], others: Sequence[str], database: Database, tokenizer, habits: WarmStart
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Ids and labels of scripted rollouts without end, in which names are replaced by `others`."""
+    chance, pool = random.Random(habits.seed), tokenizer.convert_tokens_to_ids(others)
     while True:
         question = chance.choice(questions)
         ids = tokenizer(question["question"])["input_ids"]
@@ -125,7 +122,7 @@ def traces(questions: Sequence[dict], database: Database, tokenizer, habits: War
         for written, read in trace(chance, question, database, habits):
             written, read = (tokenizer(text)["input_ids"] for text in (written, read))
             ids, labels = ids + written + read, labels + written + [IGNORED] * len(read)
-        found = [i for i in dict.fromkeys(ids) if i in renamed]
+        found = [i for i in dict.fromkeys(ids) if i in pool]
         new = dict(zip(found, chance.sample(pool, len(found)), strict=True))
         yield [new.get(i, i) for i in ids], [new.get(i, i) for i in labels]
 
