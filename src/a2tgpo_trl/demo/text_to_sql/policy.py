@@ -5,10 +5,10 @@ has just failed. Names in a trace are replaced by other names, drawn anew for ea
 """
 
 import random
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ...rollout import TagProtocol
 from ...sql import Database, QueryError
-from .tables import KINDS
+from .tables import KINDS, evenly, split_questions
 
 PAD, END = "<pad>", "<end>"
 UNKNOWN = "abcdef"
@@ -127,8 +127,34 @@ def traces(
         yield [new.get(i, i) for i in ids], [new.get(i, i) for i in labels]
 
 
-def warm_up(model: LlamaForCausalLM, rows: Iterator[tuple[list[int], list[int]]], settings: WarmStart) -> None:
-    """Train a model on traces; prints the loss now and then."""
+def warm_up(folder: Path, questions: Sequence[dict], database: Database, settings: WarmStart = WarmStart()) -> Path:
+    """
+    Train a model on scripted rollouts into a folder, unless it is there.
+
+    Args:
+        folder (`Path`): For the model and its tokenizer.
+        questions (`Sequence[dict]`): All of them: the rollouts are about those to train on, under the names of any.
+        database ([`Database`]): Which the rollouts query.
+        settings ([`WarmStart`], *optional*): How they go, and how long it takes.
+
+    Returns:
+        `Path`: the folder.
+    """
+    if folder.is_dir():
+        return folder
+    tokenizer = make_tokenizer(questions, database)
+    model = make_model(tokenizer, settings.seed)
+    asked = evenly(split_questions(questions)[0], len(questions))
+    train(model, traces(asked, names(questions), database, tokenizer, settings), settings)
+    partial = folder.with_name(f"{folder.name}.partial")
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    partial.rename(folder)
+    return folder
+
+
+def train(model: LlamaForCausalLM, rows: Iterator[tuple[list[int], list[int]]], settings: WarmStart) -> None:
+    """Supervised training; prints the loss now and then."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
     for step in range(1, settings.steps + 1):
         rate = min(step / 50, 1 - (step - 1) / settings.steps)

@@ -1,5 +1,6 @@
 """Tables of the embedded facts, and questions about them with the query that answers each."""
 
+import os
 import random
 import re
 import sqlite3
@@ -92,14 +93,18 @@ KINDS = [
 ]
 
 
-def build_database(path: Path) -> Database:
-    """Write the tables of the atlas into a new file: some 250 countries, 1,200 cities, 300 airports and 100 anthems."""
-    with closing(sqlite3.connect(path)) as connection, connection:
-        for table, rows in read_tables().items():
-            columns = TABLES[table]
-            connection.execute(f"CREATE TABLE {table} ({', '.join(f'{column} TEXT' for column in columns)})")
-            connection.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(columns))})", rows)
-    return Database(path, max_rows=2000)
+def open_database(file: Path) -> Database:
+    """The tables of the atlas, in a file that is written if it is not there: some 250 countries, 1,200 cities, 300 airports, 100 anthems."""
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+        with closing(sqlite3.connect(partial)) as connection, connection:
+            for table, rows in read_tables().items():
+                columns = TABLES[table]
+                connection.execute(f"CREATE TABLE {table} ({', '.join(f'{column} TEXT' for column in columns)})")
+                connection.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(columns))})", rows)
+        partial.rename(file)
+    return Database(file, max_rows=2000)
 
 
 def read_tables() -> dict[str, list[tuple]]:
@@ -119,7 +124,7 @@ def ask_questions(database: Database) -> list[dict]:
     Questions about some of the names, in mixed order; none about names that stand in several tables.
 
     Args:
-        database ([`Database`]): Of [`build_database`].
+        database ([`Database`]): Of [`open_database`].
 
     Returns:
         `list[dict]`: `question`, `answer` (the query), `name`, a SQL literal, `kind`, an index of `KINDS`, and `country`, to
