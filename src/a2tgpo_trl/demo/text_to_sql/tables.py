@@ -108,14 +108,14 @@ def open_database(file: Path) -> Database:
 
 
 def read_tables() -> dict[str, list[tuple]]:
-    """Rows of each table, in the order of the passages; a country without a capital has `None`."""
+    """Rows of each table; a country without a capital has `None`. Countries stand in such an order that another one has to be asked for."""
     facts = defaultdict(list)
     for passage in load_atlas().passages:
         for form, pattern in SENTENCES.items():
             if found := re.fullmatch(pattern, passage["text"]):
                 facts[form].append(found.groups())
     capitals = dict(facts["capital"])
-    countries = [(name, capitals.get(name), currency) for name, currency in facts["currency"]]
+    countries = [(name, capitals.get(name), currency) for name, currency in sorted(facts["currency"], reverse=True)]
     return {"country": countries, "city": facts["city"], "airport": facts["airport"], "anthem": facts["anthem"]}
 
 
