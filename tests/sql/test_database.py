@@ -101,5 +101,5 @@ def test_threads_ask_at_once(file):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no database 'none.db'"):
+    with pytest.raises(FileNotFoundError, match=r"no database 'none\.db'"):
         Database("none.db")

@@ -15,7 +15,6 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ...rollout import TagProtocol
 from ...sql import Database, QueryError
 from .tables import KINDS, evenly, split_questions
 
