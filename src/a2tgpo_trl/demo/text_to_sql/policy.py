@@ -44,7 +44,7 @@ class WarmStart:
 
     unchecked: float = 0.3
     stubborn: float = 0.6
-    steps: int = 250
+    steps: int = 300
     traces: int = 32
     learning_rate: float = 6e-3
     seed: int = 0
@@ -77,7 +77,7 @@ def run(database: Database, sql: str) -> str:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A random model of 400,000 parameters."""
+    """A random model of 220,000 parameters."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
