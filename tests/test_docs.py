@@ -1,6 +1,8 @@
 """What the documentation shows is what the code does."""
 
 import re
+import sqlite3
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 
@@ -207,7 +209,7 @@ def test_the_example_of_turn_rewards_trains(tmp_path):
 
 def test_other_examples_of_turn_rewards(config, monkeypatch):
     """The tool's reward, and the state that an environment is in."""
-    _, guess, rooms = re.findall(
+    _, guess, rooms, _ = re.findall(
         r"```python\n(.*?)```", (DOCS / "turn_rewards.md").read_text(encoding="utf-8"), re.DOTALL
     )
     namespace = {}
@@ -223,3 +225,26 @@ def test_other_examples_of_turn_rewards(config, monkeypatch):
     )  # fmt: skip
     trainer.train()
     assert trainer.state.log_history[0]["lone_state/mean"] == 0  # all stand in the cellar, whichever door they took
+
+
+def test_the_example_of_text_to_sql_trains(config, tmp_path, monkeypatch):
+    """With a database of that name, and scripted queries."""
+    *_, example = re.findall(r"```python\n(.*?)```", (DOCS / "turn_rewards.md").read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    with closing(sqlite3.connect("shop.db")) as connection, connection:
+        connection.execute("CREATE TABLE product (name)")
+        connection.execute("INSERT INTO product VALUES ('tea')")
+    tiny.model().save_pretrained("model")
+    tiny.chat_tokenizer().save_pretrained("model")
+    call = '<tool_call>\n{"name": "query", "arguments": {"sql": "%s"}}\n</tool_call><|im_end|>'
+    right, wrong = "SELECT name FROM product", "SELECT price FROM product"
+    script = [[call % sql, f"<answer>{sql}</answer><|im_end|>"] for sql in (right, wrong, right, right)]
+    tiny.Script(script).install(monkeypatch)
+    row = {"prompt": [{"role": "user", "content": "Which products are there?"}], "answer": right}
+    given = {"model": "model", "args": config(advantage_estimator="mt_grpo"), "dataset": Dataset.from_list([row] * 8)}
+    namespace = {"A2TGPOTrainer": A2TGPOTrainer, **given}
+    exec(example, namespace)
+    namespace["trainer"].train()
+    log = namespace["trainer"].state.log_history[0]
+    assert log["rewards/execution_match/mean"] == 0.75
+    assert log["turn_rewards/query_reward/mean"] == pytest.approx((3 * 1 - 0.1) / 4)

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     },
 }
 TRAINING_PATH = MAY_IMPORT.keys()
-LEAVES = {"search": set(), "rewards": set(), "data": set(), "tools": {"rollout"}}
+LEAVES = {"sql": {"rewards"}, "search": set(), "rewards": set(), "data": set(), "tools": {"rollout"}}
 
 
 def room(module):
@@ -81,7 +81,10 @@ def loaded(code):
     [
         ("import a2tgpo_trl; dir(a2tgpo_trl)", {"torch", "trl", "transformers", "datasets", "accelerate", "peft"}),
         ("import a2tgpo_trl.functional", {"trl", "transformers", "datasets", "accelerate", "peft"}),
-        ("import a2tgpo_trl.rewards, a2tgpo_trl.data", {"torch", "trl", "transformers", "datasets", "bm25s"}),
+        (
+            "import a2tgpo_trl.rewards, a2tgpo_trl.data, a2tgpo_trl.sql",
+            {"torch", "trl", "transformers", "datasets", "bm25s"},
+        ),
         ("import a2tgpo_trl.search", {"torch", "trl", "transformers", "datasets"}),
     ],
 )

@@ -2,7 +2,8 @@
 
 import json
 import re
-from importlib import resources
+from functools import partial
+from importlib import import_module, resources
 from pathlib import Path
 
 import pyarrow
@@ -25,7 +26,7 @@ from a2tgpo_trl.search.server import make_app
 from conftest import needed_by
 from serving import serving
 
-COMPLETE = ("demo", "colab-t4", "paper-multihop", "paper-singlehop")
+COMPLETE = ("demo", "text-to-sql", "colab-t4", "paper-multihop", "paper-singlehop")
 METHODS = {  # the recipes are A²TGPO's themselves
     name: f"baselines/{name}" if name in ("grpo", "igpo") else f"methods/{name}"
     for name in ESTIMATORS
@@ -42,6 +43,7 @@ TOY = {  # what a recipe is run with here instead of a large model, and at its s
     "bf16": "false",
     "use_cpu": "true",
     "report_to": "none",
+    "logging_steps": "1",
 }
 ROWS = [
     {
@@ -194,6 +196,34 @@ def test_the_demo_recipe_has_the_demos_settings(monkeypatch, tmp_path):
     assert len(shared) > 10
     assert {name: chosen[name] for name in shared} == {name: options[name] for name in shared}
     assert chosen["prompt_template"] == demo.PROMPT_TEMPLATE
+
+
+def test_text_to_sql_trains_on_what_is_prepared(tmp_path, train, monkeypatch, capsys):
+    """Its model after a warm start of two steps, whose turns are scripted: a wrong draft, another one, and the answer."""
+    monkeypatch.chdir(tmp_path)
+    policy = import_module("a2tgpo_trl.demo.text_to_sql.policy")
+    prepare, task = (import_module(f"a2tgpo_trl.demo.text_to_sql.{name}") for name in ("__main__", "task"))
+    monkeypatch.setattr(prepare, "warm_up", partial(policy.warm_up, settings=policy.WarmStart(steps=2, traces=2)))
+    prepare.main()
+    assert "a2tgpo train --config text-to-sql" in capsys.readouterr().out
+    first, *_ = map(json.loads, (task.FOLDER / "train.jsonl").read_text(encoding="utf-8").splitlines())
+    (task.FOLDER / "train.jsonl").write_text((json.dumps(first) + "\n") * 4, encoding="utf-8")
+    right = f"<answer>{first['answer']}</answer>"
+    turns = [
+        ["<query>SELECT missing FROM city</query>", f"<query>{first['answer']}</query>", right],
+        [f"<query>{first['answer']}</query>", right],
+        [right],
+        ["<answer>SELECT 1</answer>"],
+    ]
+    tiny.Script(turns * 50).install(monkeypatch)
+    held_out = options_of("text-to-sql")["per_device_eval_batch_size"]
+    trainer = train("--config", "text-to-sql", *flags(TOY))
+    assert_kept("text-to-sql", trainer)
+    before, log, *_ = trainer.state.log_history
+    assert len(trainer.eval_dataset) == held_out == prepare.HELD_OUT and "eval_rewards/execution_match/mean" in before
+    assert log["rewards/execution_match/mean"] == 0.75
+    rewards = [log[f"turn_rewards/query_reward/turn_{k}"] for k in range(2)]
+    assert rewards == [pytest.approx((1 - 0.1) / 2), 1.0] and "belief/first" not in log
 
 
 def test_colab_t4_asks_for_the_form_that_it_rewards(model, train):

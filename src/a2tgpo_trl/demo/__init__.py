@@ -1,1 +1,1 @@
-"""A real model learns to search twice: `python -m a2tgpo_trl.demo`."""
+"""A real model learns to search twice: `a2tgpo demo`."""
