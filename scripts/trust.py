@@ -44,7 +44,7 @@ PROMISES = [
     ),
     Promise("NaN and infinity reach no weight", ("tests/test_broken_numbers.py",)),
     Promise("nothing that others wrote is run or fetched", ("tests/test_security.py",)),
-    Promise("`grpo` is TRL's `GRPOTrainer`, bit for bit", ("tests/trust/test_identity.py",)),
+    Promise('`advantage_estimator="grpo"` is TRL\'s `GRPOTrainer`', ("tests/trust/test_identity.py",)),
     Promise("any split over processes makes the same update", ("tests/trust/test_split.py",), parallel=False),
     Promise(
         "a killed run ends as if it had not been",
