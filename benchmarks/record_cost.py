@@ -62,7 +62,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     folder = prepare_model(options.model)
     rows, rollouts = demo_rollouts(load_tokenizer(folder))
-    trainer = make_trainer(A2TGPOTrainer, A2TGPOConfig, load_model(folder), rollouts, rows)
+    trainer = make_trainer(A2TGPOTrainer, A2TGPOConfig, load_model(folder).bfloat16(), rollouts, rows)
     wandb.init(project="benchmark")
     clock, record = Clock(), TurnRecorder.record
 

@@ -171,7 +171,7 @@ def measure(options: argparse.Namespace) -> dict:
     if options.random:
         model, tokenizer = demo_shape(toy=options.toy).bfloat16(), atlas_tokenizer()
     else:
-        model, tokenizer = load_model(options.model), load_tokenizer(options.model)
+        model, tokenizer = load_model(options.model).bfloat16(), load_tokenizer(options.model)
     probed = partial(with_probes, num_aliases=options.aliases, guard=options.guard)
     figures = {"demo": compare(probed(demo_setting(model.to(options.device), tokenizer)), options.rounds)}
     trainer, lengths = long_trainer(options), [(200, options.tokens - 200)] * options.rows

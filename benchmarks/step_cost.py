@@ -107,7 +107,7 @@ def demo_setting(options: argparse.Namespace) -> tuple[Callable, list[dict], Rol
     rows, rollouts = demo_rollouts(load_tokenizer(folder) if folder else atlas_tokenizer())
 
     def model():
-        return (load_model(folder) if folder else demo_shape(toy=options.toy).bfloat16()).to(options.device)
+        return (load_model(folder) if folder else demo_shape(toy=options.toy)).to(options.device, torch.bfloat16)
 
     return model, rows, rollouts
 
