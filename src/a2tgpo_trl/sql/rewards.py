@@ -61,7 +61,7 @@ class SQLRewards:
 
         Returns:
             `list[list[float | None]]`: for each turn the rise of the best F1 of rows so far, between 0 and 1, or the penalty if a
-            query failed; `None` for a turn without a query.
+            query failed; `None` for a turn without a query that was executed.
 
         Raises:
             ValueError: If a reference query fails.
@@ -78,7 +78,8 @@ class SQLRewards:
     def _rise(self, turns: list[Any], references: list[str]) -> list[float | None]:
         best, rewards = 0.0, []
         for turn in turns:
-            queries = [call.arguments.get("sql") for call in turn.calls if call.name == self.database.query.__name__]
+            executed = [call for call, _ in zip(turn.calls, turn.results, strict=False)]
+            queries = [call.arguments.get("sql") for call in executed if call.name == self.database.query.__name__]
             try:
                 near = max((self._nearness(query, references) for query in queries), default=None)
             except QueryError:
