@@ -93,7 +93,9 @@ def test_other_tools_earn_nothing(scored):
 
 def test_queries_that_were_not_executed_earn_nothing(scored):
     refused = [Turn([1], {}, calls=asks(sql).calls) for sql in (CITIES, "SELECT missing FROM city")]
-    assert scored.query_reward([[asks(f"{CITIES} LIMIT 1"), *refused]], [CITIES]) == [[pytest.approx(2 / 3), None, None]]
+    assert scored.query_reward([[asks(f"{CITIES} LIMIT 1"), *refused]], [CITIES]) == [
+        [pytest.approx(2 / 3), None, None]
+    ]
 
 
 def test_a_reference_that_fails_is_named(scored):
