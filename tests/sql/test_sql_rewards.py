@@ -104,6 +104,19 @@ def test_a_reference_that_fails_is_named(scored):
             reward(turns=[[asks(CITIES)]], answer=["SELECT missing"])
 
 
+def test_references_have_more_rows_and_time_than_the_model(scored):
+    numbers = "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r WHERE x < 2000) SELECT x FROM r"
+    scored = SQLRewards(Database(scored.database.path, seconds=1e-6))
+    assert scored.query_reward([[asks(numbers)]], [numbers]) == [[-0.1]]
+    assert scored.execution_match([[answers(f"<answer>{numbers}</answer>")]], [numbers]) == [0]
+
+
+def test_references_are_checked_at_the_start(scored):
+    scored.check([CITIES, [CITIES, ORDERED]])
+    with pytest.raises(ValueError, match="'SELECT missing' in 'answer' fails: no such column: missing"):
+        scored.check([CITIES, [CITIES, "SELECT missing"]])
+
+
 @pytest.mark.parametrize(
     ("sql", "ordered"),
     [

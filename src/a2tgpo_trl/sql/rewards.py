@@ -2,13 +2,16 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
 from ..rewards import extract_answer
 from .database import Database, QueryError, Row
 
+REFERENCE_ROWS = 100_000
+REFERENCE_SECONDS = 30.0
+"""What a reference query may return and take, unless the database allows the model more."""
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/", re.DOTALL)
 _INNERMOST = re.compile(r"\([^()]*\)")
 
@@ -18,6 +21,9 @@ class SQLRewards:
     Rewards of rollouts that write SQL. The column `answer` of the dataset holds the reference query, or several, of which the best
     counts; the model gives its own between `<answer>` and `</answer>`.
 
+    References may return 100,000 rows and take 30 seconds, but have the database's other limits: one SELECT statement of 10,000
+    characters, results of a million. [`SQLRewards.check`] runs all of them before training.
+
     Args:
         database ([`Database`]): What queries are run on.
         penalty (`float`, *optional*, defaults to -0.1): Turn reward of a query that fails.
@@ -26,7 +32,23 @@ class SQLRewards:
     def __init__(self, database: Database, penalty: float = -0.1):
         self.database = database
         self.penalty = penalty
+        rows, seconds = max(database.max_rows, REFERENCE_ROWS), max(database.seconds, REFERENCE_SECONDS)
+        self._for_references = Database(database.path, max_rows=rows, seconds=seconds)
         self._expected = lru_cache(maxsize=1024)(self._run_reference)
+
+    def check(self, answer: Iterable[str | list[str]]) -> None:
+        """
+        Run the reference queries of a dataset, so that one that fails ends training before it begins.
+
+        Args:
+            answer (`Iterable[str]` or `Iterable[list[str]]`): The dataset's column `answer`.
+
+        Raises:
+            ValueError: If a reference query fails.
+        """
+        for references in answer:
+            for reference in _references(references):
+                self._expected(reference)
 
     def execution_match(self, turns: list[list[Any]], answer: list[str | list[str]], **columns: Any) -> list[float]:
         """
@@ -97,7 +119,7 @@ class SQLRewards:
 
     def _run_reference(self, sql: str) -> list[Row]:
         try:
-            return self.database.rows(sql)
+            return self._for_references.rows(sql)
         except QueryError as error:
             raise ValueError(f"The reference query {sql!r} in 'answer' fails: {error}.") from error
 
