@@ -1,4 +1,4 @@
-"""Runs the notebooks at their default size and stores them with their outputs. About a quarter of an hour on 2 CPU cores.
+"""Runs the notebooks at their default size and stores them with their outputs; prints the minutes that each took.
 
     python scripts/build_notebooks.py            # all of them
     python scripts/build_notebooks.py 3 4        # those whose names begin so

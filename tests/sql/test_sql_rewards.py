@@ -5,7 +5,7 @@ import sqlite3
 
 import pytest
 
-from a2tgpo_trl.rollout import ToolCall, Turn
+from a2tgpo_trl.rollout import ToolCall, ToolResult, Turn
 from a2tgpo_trl.sql import Database, SQLRewards, is_ordered, rewards, rows_f1, same_rows
 
 CITIES = "SELECT name FROM city WHERE country = 'France'"
@@ -26,8 +26,14 @@ def answers(text):
     return Turn([1], {"content": text})
 
 
+def calls(name, *arguments):
+    """A turn whose calls were executed; what they gave does not matter."""
+    results = [ToolResult(name, "")] * len(arguments)
+    return Turn([1], {"content": ""}, calls=[ToolCall(name, given) for given in arguments], results=results)
+
+
 def asks(*queries):
-    return Turn([1], {"content": ""}, calls=[ToolCall("query", {"sql": sql}) for sql in queries])
+    return calls("query", *({"sql": sql} for sql in queries))
 
 
 def test_the_examples():
@@ -76,19 +82,39 @@ def test_turns_earn_what_they_came_nearer(scored):
 
 @pytest.mark.parametrize("arguments", [{}, {"sql": 3}])
 def test_a_call_without_a_query_has_failed(scored, arguments):
-    turn = Turn([1], {"content": ""}, calls=[ToolCall("query", arguments)])
+    turn = calls("query", arguments)
     assert scored.query_reward([[turn]], [CITIES]) == [[-0.1]]
     assert SQLRewards(scored.database, penalty=-1.0).query_reward([[turn]], [CITIES]) == [[-1.0]]
 
 
 def test_other_tools_earn_nothing(scored):
-    assert scored.query_reward([[Turn([1], {}, calls=[ToolCall("search", {"query": "x"})])]], [CITIES]) == [[None]]
+    assert scored.query_reward([[calls("search", {"query": "x"})]], [CITIES]) == [[None]]
+
+
+def test_queries_that_were_not_executed_earn_nothing(scored):
+    refused = [Turn([1], {}, calls=asks(sql).calls) for sql in (CITIES, "SELECT missing FROM city")]
+    assert scored.query_reward([[asks(f"{CITIES} LIMIT 1"), *refused]], [CITIES]) == [
+        [pytest.approx(2 / 3), None, None]
+    ]
 
 
 def test_a_reference_that_fails_is_named(scored):
     for reward in (scored.execution_match, scored.query_reward):
         with pytest.raises(ValueError, match="'SELECT missing' in 'answer' fails: no such column: missing"):
             reward(turns=[[asks(CITIES)]], answer=["SELECT missing"])
+
+
+def test_references_have_more_rows_and_time_than_the_model(scored):
+    numbers = "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r WHERE x < 2000) SELECT x FROM r"
+    scored = SQLRewards(Database(scored.database.path, seconds=1e-6))
+    assert scored.query_reward([[asks(numbers)]], [numbers]) == [[-0.1]]
+    assert scored.execution_match([[answers(f"<answer>{numbers}</answer>")]], [numbers]) == [0]
+
+
+def test_references_are_checked_at_the_start(scored):
+    scored.check([CITIES, [CITIES, ORDERED]])
+    with pytest.raises(ValueError, match="'SELECT missing' in 'answer' fails: no such column: missing"):
+        scored.check([CITIES, [CITIES, "SELECT missing"]])
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,19 @@ READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, 
 """What the authorizer allows; SQL that attaches, writes or sets anything is refused before it runs."""
 FORBIDDEN_FUNCTIONS = {"load_extension", "fts3_tokenizer", "printf", "format"}
 """Code and pointers; and functions that pad to any width, in one instruction, which no clock can interrupt."""
-LIMITS = {  # for SQL that nobody has read, about those of https://sqlite.org/security.html
-    sqlite3.SQLITE_LIMIT_LENGTH: 100_000,
+TRIMS = ("trim", "ltrim", "rtrim")
+"""With the characters to cut off for a second argument they are refused: their time is the product of both lengths."""
+WORDS = {"user-defined function raised exception": "trim, ltrim and rtrim take one argument only"}
+"""What the model reads in place of an error of SQLite's."""
+LIMITS = {  # for SQL that nobody has read, those of https://sqlite.org/security.html or less
+    # SQLite looks at the clock in loops and jumps only: what is left of a query without them is bounded by how many
+    # instructions it has and how long a text one of them, `instr` or `GLOB`, has to search.
+    sqlite3.SQLITE_LIMIT_LENGTH: 20_000,
     sqlite3.SQLITE_LIMIT_SQL_LENGTH: 10_000,
     sqlite3.SQLITE_LIMIT_COLUMN: 100,
     sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 50,
     sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 10,
-    sqlite3.SQLITE_LIMIT_VDBE_OP: 25_000,
+    sqlite3.SQLITE_LIMIT_VDBE_OP: 2_500,
     sqlite3.SQLITE_LIMIT_FUNCTION_ARG: 8,
     sqlite3.SQLITE_LIMIT_ATTACHED: 0,
     sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 50,
@@ -101,12 +107,16 @@ class Database:
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:  # a ValueError is about characters in the text
             if time.monotonic() >= end:
                 raise QueryError(f"the query took more than {self.seconds:g} s") from error
-            raise QueryError(str(error)) from error
+            raise QueryError(WORDS.get(str(error), str(error))) from error
+        except MemoryError as error:  # SQLite has no other word for more than SQLITE_LIMIT_VDBE_OP
+            raise QueryError("the query is too complex") from error
 
     def _connect(self, end: float) -> sqlite3.Connection:
         connection = sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True, timeout=self.seconds)
         for limit, most in LIMITS.items():
             connection.setlimit(limit, most)
+        for name in TRIMS:
+            connection.create_function(name, 2, _refuse)
         connection.set_authorizer(_authorize)
         connection.set_progress_handler(lambda: time.monotonic() >= end, STEPS_BETWEEN_LOOKS)
         return connection
@@ -127,6 +137,10 @@ class Database:
 def _authorize(action: int, first: str | None, second: str | None, *where: str | None) -> int:
     is_forbidden = action == sqlite3.SQLITE_FUNCTION and str(second).lower() in FORBIDDEN_FUNCTIONS
     return sqlite3.SQLITE_OK if action in READING and not is_forbidden else sqlite3.SQLITE_DENY
+
+
+def _refuse(*arguments: object) -> None:
+    raise ValueError
 
 
 def literal(value: str | bytes | float | None) -> str:

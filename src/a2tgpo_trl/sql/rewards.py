@@ -2,13 +2,16 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
 from ..rewards import extract_answer
 from .database import Database, QueryError, Row
 
+REFERENCE_ROWS = 100_000
+REFERENCE_SECONDS = 30.0
+"""What a reference query may return and take, unless the database allows the model more."""
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/", re.DOTALL)
 _INNERMOST = re.compile(r"\([^()]*\)")
 
@@ -18,6 +21,9 @@ class SQLRewards:
     Rewards of rollouts that write SQL. The column `answer` of the dataset holds the reference query, or several, of which the best
     counts; the model gives its own between `<answer>` and `</answer>`.
 
+    References may return 100,000 rows and take 30 seconds, but have the database's other limits: one SELECT statement of 10,000
+    characters, results of a million. [`SQLRewards.check`] runs all of them before training.
+
     Args:
         database ([`Database`]): What queries are run on.
         penalty (`float`, *optional*, defaults to -0.1): Turn reward of a query that fails.
@@ -26,7 +32,23 @@ class SQLRewards:
     def __init__(self, database: Database, penalty: float = -0.1):
         self.database = database
         self.penalty = penalty
+        rows, seconds = max(database.max_rows, REFERENCE_ROWS), max(database.seconds, REFERENCE_SECONDS)
+        self._for_references = Database(database.path, max_rows=rows, seconds=seconds)
         self._expected = lru_cache(maxsize=1024)(self._run_reference)
+
+    def check(self, answer: Iterable[str | list[str]]) -> None:
+        """
+        Run the reference queries of a dataset, so that one that fails ends training before it begins.
+
+        Args:
+            answer (`Iterable[str]` or `Iterable[list[str]]`): The dataset's column `answer`.
+
+        Raises:
+            ValueError: If a reference query fails.
+        """
+        for references in answer:
+            for reference in _references(references):
+                self._expected(reference)
 
     def execution_match(self, turns: list[list[Any]], answer: list[str | list[str]], **columns: Any) -> list[float]:
         """
@@ -61,7 +83,7 @@ class SQLRewards:
 
         Returns:
             `list[list[float | None]]`: for each turn the rise of the best F1 of rows so far, between 0 and 1, or the penalty if a
-            query failed; `None` for a turn without a query.
+            query failed; `None` for a turn without a query that was executed.
 
         Raises:
             ValueError: If a reference query fails.
@@ -78,7 +100,8 @@ class SQLRewards:
     def _rise(self, turns: list[Any], references: list[str]) -> list[float | None]:
         best, rewards = 0.0, []
         for turn in turns:
-            queries = [call.arguments.get("sql") for call in turn.calls if call.name == self.database.query.__name__]
+            executed = [call for call, _ in zip(turn.calls, turn.results, strict=False)]
+            queries = [call.arguments.get("sql") for call in executed if call.name == self.database.query.__name__]
             try:
                 near = max((self._nearness(query, references) for query in queries), default=None)
             except QueryError:
@@ -96,7 +119,7 @@ class SQLRewards:
 
     def _run_reference(self, sql: str) -> list[Row]:
         try:
-            return self.database.rows(sql)
+            return self._for_references.rows(sql)
         except QueryError as error:
             raise ValueError(f"The reference query {sql!r} in 'answer' fails: {error}.") from error
 

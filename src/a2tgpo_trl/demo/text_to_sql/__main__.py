@@ -4,7 +4,7 @@ import json
 
 from .policy import warm_up
 from .tables import ask_questions, evenly, split_questions
-from .task import DATABASE, FOLDER
+from .task import DATABASE, FOLDER, REWARDS
 
 HELD_OUT = 96
 """Questions of an evaluation; the recipe says it too."""
@@ -13,6 +13,7 @@ HELD_OUT = 96
 def main() -> None:
     """Prepare; what is there is kept."""
     questions = ask_questions(DATABASE)
+    REWARDS.check(question["answer"] for question in questions)
     train, held_out = split_questions(questions)
     for name, rows in (("train", evenly(train, len(train))), ("test", evenly(held_out, HELD_OUT))):
         lines = [json.dumps({key: row[key] for key in ("question", "answer")}) for row in rows]
