@@ -129,17 +129,19 @@ def rows_with_pictures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     """
     Rows of a batch in the form in which TRL and processors tell what is a picture.
 
-    Blocks lose the empty values that Arrow gives them. Where there are columns for pictures and no picture, each row gets an empty
-    list of them.
+    Blocks lose the empty values that Arrow gives them. TRL looks for columns in the first row alone, so each row gets those that any
+    has, or where there is no picture, an empty list of them.
 
     Args:
         rows (`Sequence[Mapping]`): Of a dataset.
     """
     rows = [{**row, "prompt": _without_empty_values(row["prompt"])} if "prompt" in row else dict(row) for row in rows]
+    columns = {"image", "images"} & set().union(*rows)
     pictures = [picture for row in rows for picture in (row.get("image"), *(row.get("images") or []))]
-    if any(picture is not None for picture in pictures) or not any({"image", "images"} & row.keys() for row in rows):
-        return rows
-    return [{**row, "images": []} for row in rows]
+    if columns and not any(picture is not None for picture in pictures):
+        columns = {"images"}
+    empty = {"image": None, "images": []}
+    return [{**{column: empty[column] for column in columns}, **row} for row in rows]
 
 
 def _without_empty_values(prompt: Any) -> Any:
