@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from PIL import Image, ImageChops, ImageStat
+from PIL.PngImagePlugin import PngInfo
 from trl import GRPOConfig, GRPOTrainer
 
 import chance
@@ -544,6 +545,20 @@ def test_a_thumbnail_is_small_whatever_the_picture_is(mode):
         assert {color for _, color in small.getcolors()} == {(255, 255, 255)}  # it is transparent
     largest = thumbnail(made, 900)
     assert len(largest) <= 2**15 and Image.open(BytesIO(largest)).size[0] <= 900
+
+
+@pytest.mark.parametrize("comment", ["who took it", "x" * 42_000])
+@pytest.mark.parametrize("kind, mode", [("JPEG", "RGB"), ("PNG", "RGB"), ("PNG", "RGBA")])
+def test_a_thumbnail_has_pixels_alone(kind, mode, comment):
+    exif, text, file = Image.Exif(), PngInfo(), BytesIO()
+    exif[315] = "an artist"
+    text.add_text("comment", comment)
+    options = {"pnginfo": text} if kind == "PNG" else {"comment": comment.encode()}
+    Image.new(mode, (64, 64), "red").save(file, kind, exif=exif, dpi=(72, 72), xmp=b"<x/>", **options)
+    made = Image.open(file)
+    small = Image.open(BytesIO(thumbnail(made, 32)))
+    assert {*small.info} <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"} and not small.getexif()
+    assert small.size == (32, 32) and made.info["comment"]
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
