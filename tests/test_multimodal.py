@@ -379,3 +379,15 @@ def test_torchvision_is_named_where_it_is_missing(tmp_path, config):
         ImportError, match=r"cannot be loaded \(.*need torchvision.*pip install 'a2tgpo-trl\[vision\]'"
     ):
         load_processing_class(str(tmp_path), config(), pictures=True)
+
+
+def test_other_errors_of_a_processor_stay_themselves(tmp_path, config, capsys):
+    """A name with a typo; a folder without its files; one whose file is broken."""
+    for name in ("nobody/typo", "nobody/torchvision-video-processor"):
+        with pytest.raises(OSError, match="couldn't connect to|cannot find|not a valid model") as raised:
+            load_processing_class(name, config(), pictures=True)
+        assert "a2tgpo-trl[vision]" not in str(raised.value)
+    tiny_vision.processor("gemma3").save_pretrained(tmp_path)
+    (tmp_path / "processor_config.json").write_text("{")
+    with pytest.raises(OSError, match="not a valid JSON file"):
+        load_processing_class(str(tmp_path), config(), pictures=True)
