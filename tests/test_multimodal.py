@@ -384,7 +384,7 @@ def test_torchvision_is_named_where_it_is_missing(tmp_path, config):
 def test_other_errors_of_a_processor_stay_themselves(tmp_path, config, capsys):
     """A name with a typo; a folder without its files; one whose file is broken."""
     for name in ("nobody/typo", "nobody/torchvision-video-processor"):
-        with pytest.raises(OSError, match="couldn't connect to|cannot find|not a valid model") as raised:
+        with pytest.raises(OSError, match="couldn't connect to") as raised:
             load_processing_class(name, config(), pictures=True)
         assert "a2tgpo-trl[vision]" not in str(raised.value)
     tiny_vision.processor("gemma3").save_pretrained(tmp_path)

@@ -168,6 +168,43 @@ def test_pictures_have_no_place_in_text(folder):
             list(load_questions(write(folder, {**ASKED, "image": "pics/red.png"}), streaming=streaming))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("conversational", [False, True])
+def test_columns_say_where_there_are_pictures(folder, streaming, conversational):
+    how = {"conversational": conversational, "streaming": streaming, "prompt_template": "{question}"}
+    rows = write(folder, {**ASKED, "image": "https://example.org/a.png"}, {**ASKED, "images": 7})
+    with pytest.raises(DataError, match=r"rows.jsonl:1: .* give columns=\{'images': None\}\."):
+        list(load_questions(rows, **how))
+    loaded = list(load_questions(rows, columns={"images": None}, **how))
+    prompt = [{"role": "user", "content": "What is this?"}] if conversational else "What is this?"
+    assert [row["prompt"] for row in loaded] == [prompt] * 2 and "images" not in loaded[0]
+    if conversational:
+        rows = write(folder, {"q": "?", "answer": "red", "photo": {"file": "pics/blue.png"}, "image": 7})
+        columns = {"images": "photo.file", "question": "q", "answer": "answer"}
+        assert [colors(row) for row in load_questions(rows, columns=columns, **how)] == [[BLUE]]
+
+
+def test_pictures_that_are_not_asked_for_are_not_decoded():
+    """Nor is a dataset decoded whose pictures are not read."""
+    broken = {**ASKED, "image": {"bytes": b"no picture", "path": None}}
+    dataset = Dataset.from_list([broken]).cast_column("image", ImageFeature())
+    (row,) = load_questions(dataset, columns={"images": None})
+    assert row["answer"] == ["red"] and "images" not in row
+
+
+def test_what_columns_cannot_say_of_pictures(folder):
+    for images in (7, ["a", "b"]):
+        with pytest.raises(ValueError, match=r"columns has 'images': .*; it must be the name of a column, or None"):
+            load_questions(write(folder, ASKED), columns={"images": images})
+    with pytest.raises(ValueError, match=r"columns is \{\}"):
+        load_questions(write(folder, ASKED), columns={})
+
+
+def test_a_text_set_has_no_pictures_in_text(folder):
+    with pytest.raises(DataError, match=r"its prompt is text.*columns=\{'images': None\}"):
+        load_questions(write(folder, {**ASKED, "image": "pics/red.png"}))
+
+
 def test_a_stream_tells_by_its_first_row(folder):
     rows = [ASKED, {**ASKED, "image": "pics/red.png"}]
     assert [colors(row) for row in load_questions(write(folder, *rows), conversational=True)] == [[], [RED]]

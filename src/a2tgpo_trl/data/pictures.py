@@ -1,30 +1,58 @@
 """Pictures in rows of a question set, and where they stand in a prompt."""
 
 import os
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from .layouts import has, read
+
 COLUMNS = ("images", "image")
-"""Where pictures stand in a row: several, or one."""
+"""Where pictures stand in a row, if nothing else is said: several, or one."""
+NO_PICTURES = "Where the column holds no pictures, give columns={'images': None}."
 PLACE = "<image>"
 """In a text, where a picture stands."""
 IMAGE = {"type": "image", "text": None}
 """A block where a picture stands, with the fields of a block of text."""
 
 
-def has_column(row: Any) -> bool:
-    """Whether a row has a column for pictures, empty or not."""
-    return isinstance(row, dict) and any(column in row for column in COLUMNS)
+def picture_columns(option: Mapping[str, Any]) -> tuple[str, ...]:
+    """
+    Read what the option `columns` says of pictures.
+
+    Args:
+        option (`Mapping`):
+            With `images` or without: a column, or `None` for none.
+
+    Returns:
+        `tuple`: the columns that hold pictures.
+
+    Raises:
+        `ValueError`: it is something else.
+    """
+    given = option.get("images", COLUMNS)
+    if "images" in option and not isinstance(given, str | None):
+        raise ValueError(
+            f"columns has 'images': {given!r}; it must be the name of a column, or None where there are no pictures."
+        )
+    return (given,) if isinstance(given, str) else given or ()
 
 
-def read_pictures(row: dict, folder: Path, where: str) -> list[Any]:
+def has_column(row: Any, columns: Sequence[str]) -> bool:
+    """Whether a row has one of the columns for pictures, empty or not."""
+    return isinstance(row, dict) and any(has(row, column) for column in columns)
+
+
+def read_pictures(row: dict, columns: Sequence[str], folder: Path, where: str) -> list[Any]:
     """
     Find the pictures of a row. Nothing is fetched.
 
     Args:
         row (`dict`):
-            With pictures in `images` or `image`, or without: PIL images, paths, files as bytes, or `{"bytes": …, "path": …}`.
+            With pictures or without: PIL images, paths, files as bytes, or `{"bytes": …, "path": …}`.
+        columns (`Sequence[str]`):
+            Where they may stand.
         folder (`Path`):
             To which paths are relative.
         where (`str`):
@@ -36,10 +64,13 @@ def read_pictures(row: dict, folder: Path, where: str) -> list[Any]:
     Raises:
         `ValueError`: a picture is an address, is missing, or cannot be read.
     """
-    column = next((column for column in COLUMNS if row.get(column)), None)
-    given = [] if column is None else row[column]
+    column = next((column for column in columns if read(row, column)), None)
+    given = [] if column is None else read(row, column)
     given = list(given) if isinstance(given, (list, tuple)) else [given]
-    return [_picture(one, folder, f"{where}: {column!r}") for one in given]
+    try:
+        return [_picture(one, folder, f"{where}: {column!r}") for one in given]
+    except ValueError as error:
+        raise ValueError(f"{error} {NO_PICTURES}") from error
 
 
 def place_pictures(messages: list[dict], number: int, where: str) -> list[dict]:
