@@ -154,6 +154,33 @@ def test_what_is_refused(folder, row, message, streaming):
         list(load_questions(file, conversational=True, streaming=streaming))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "EPS", "PCX", "PPM"])
+@pytest.mark.parametrize("form", ["a path", "bytes"])
+def test_formats_of_files(tmp_path, kind, form):
+    """The ending of a file says nothing of its format."""
+    file = tmp_path / "picture.png"
+    file.write_bytes(file_of("red", kind))
+    dataset = Dataset.from_list([{**ASKED, "image": str(file) if form == "a path" else file.read_bytes()}])
+    if kind in ("EPS", "PCX", "PPM"):
+        with pytest.raises(DataError, match=r"cannot be read as a picture \(UnidentifiedImageError"):
+            load_questions(dataset, conversational=True)
+    else:
+        assert len(load_questions(dataset, conversational=True)[0]["images"]) == 1
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_paths_of_datasets_are_whole(folder, monkeypatch, streaming):
+    """Files of the working directory are not what a dataset of others may name."""
+    monkeypatch.chdir(folder)
+    for image in ("pics/red.png", {"bytes": None, "path": "pics/red.png"}):
+        dataset = Dataset.from_list([{**ASKED, "image": image}])
+        dataset = dataset.to_iterable_dataset() if streaming else dataset
+        with pytest.raises(
+            DataError, match=r"source, row 0 .* 'pics/red.png', and the set is no file .*give whole paths"
+        ):
+            list(load_questions(dataset, conversational=True, streaming=streaming))
+
+
 def test_pictures_that_are_not_there(folder):
     file = write(folder, {"prompt": user({"type": "image"}, text("?")), "answer": "red"})
     with pytest.raises(DataError, match=r"rows.jsonl:1 has pictures: 0, and places for them in its prompt: 1"):

@@ -163,7 +163,7 @@ def _read_examples(
     """Read one set after the other, each in its own layout if `columns` does not give one for all."""
     for name, one in sets:
         read_as, where = columns, None
-        folder = one.parent if isinstance(one, Path) else Path()
+        folder = one.parent if isinstance(one, Path) else None
         for where, row in _rows(name, one):
             if read_as is None and isinstance(row, dict):
                 read_as = Columns.recognise(row, where)

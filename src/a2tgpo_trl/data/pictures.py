@@ -13,6 +13,8 @@ COLUMNS = ("images", "image")
 NO_PICTURES = "Where the column holds no pictures, give columns={'images': None}."
 PLACE = "<image>"
 """In a text, where a picture stands."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Which files are read: others may come from anywhere, and some of Pillow's readers run programs."""
 IMAGE = {"type": "image", "text": None}
 """A block where a picture stands, with the fields of a block of text."""
 
@@ -44,7 +46,7 @@ def has_column(row: Any, columns: Sequence[str]) -> bool:
     return isinstance(row, dict) and any(has(row, column) for column in columns)
 
 
-def read_pictures(row: dict, columns: Sequence[str], folder: Path, where: str) -> list[Any]:
+def read_pictures(row: dict, columns: Sequence[str], folder: Path | None, where: str) -> list[Any]:
     """
     Find the pictures of a row. Nothing is fetched.
 
@@ -53,8 +55,8 @@ def read_pictures(row: dict, columns: Sequence[str], folder: Path, where: str) -
             With pictures or without: PIL images, paths, files as bytes, or `{"bytes": …, "path": …}`.
         columns (`Sequence[str]`):
             Where they may stand.
-        folder (`Path`):
-            To which paths are relative.
+        folder (`Path`, *optional*):
+            To which paths are relative; of sets that are no files they are absolute.
         where (`str`):
             What to call the row in an error.
 
@@ -115,7 +117,7 @@ def as_blocks(content: str | list[dict], with_places: bool = False) -> list[dict
     return [block for block in blocks if block["text"] != ""] or blocks
 
 
-def _picture(given: Any, folder: Path, what: str) -> Any:
+def _picture(given: Any, folder: Path | None, what: str) -> Any:
     if hasattr(given, "getbands"):  # a PIL image
         return given
     if isinstance(given, dict):
@@ -128,14 +130,19 @@ def _picture(given: Any, folder: Path, what: str) -> Any:
     return {"bytes": None, "path": _file(given, folder, what)}
 
 
-def _file(given: str, folder: Path, what: str) -> str:
+def _file(given: str, folder: Path | None, what: str) -> str:
     shown = given if len(given) <= 80 else given[:79] + "…"
     if "://" in given:
         raise ValueError(f"{what} is the address {shown!r}, and nothing is fetched: load it, and name the file.")
-    file = os.path.abspath(folder / given)
+    if folder is None and not os.path.isabs(given):
+        raise ValueError(
+            f"{what} is {shown!r}, and the set is no file to which this could be relative: give whole paths."
+        )
+    file = os.path.abspath(os.path.join(folder or "", given))
     if not os.path.isfile(file):
         raise ValueError(
-            f"{what} is {shown!r}, and there is no file {str(folder / shown)!r}: paths are relative to the folder of the data file."
+            f"{what} is {shown!r}, and there is no file {os.path.join(folder or '', shown)!r}: paths are relative to the folder of the "
+            "data file."
         )
     _check_readable(file, f"{what} is {shown!r}")
     return file
@@ -145,7 +152,7 @@ def _check_readable(file: Any, what: str) -> None:
     from PIL import Image  # Pillow is needed only where there are pictures
 
     try:
-        with Image.open(file) as picture:
+        with Image.open(file, formats=FORMATS) as picture:
             picture.draft("RGB", (1, 1))  # of a JPEG file, all that has to be computed
             picture.load()
     except Exception as error:  # readers of formats raise whatever they like
