@@ -22,7 +22,7 @@ from a2tgpo_trl.records.thumbnails import thumbnail
 from a2tgpo_trl.report.completions import read_completions
 from a2tgpo_trl.rollout import Rollout, StopReason, TagProtocol, ToolCall, Turn
 from a2tgpo_trl.rollout.generation.backends import VLLMBackend
-from a2tgpo_trl.rollout.pictures import PictureReader, pictures_in
+from a2tgpo_trl.rollout.pictures import PictureReader, digest, pictures_in
 from a2tgpo_trl.rollout.player import _check_prompts
 from a2tgpo_trl.signals.states import state_keys
 from conftest import same, weights
@@ -640,6 +640,21 @@ def test_a_picture_is_read_once_for_all_turns_of_a_batch(zooming, monkeypatch):
     turns.clear()
     turns._read([[5, 6], [7]], [[RED], [BLUE]])
     assert len(read) == 4
+
+
+def test_pictures_of_rollouts_that_are_over_are_forgotten(zooming):
+    """Those of rollouts that wait for a tool are kept."""
+    player = zooming("gemma3")._player
+    read = player.turns.protocol.pictures
+    rollouts = [Rollout([5], images=[shown]) for shown in (RED, BLUE, picture("green"))]
+    writer = player._batches(lambda contexts, *_: ([[7]] * len(contexts), None), rollouts, None)
+    for rows in ([0, 1, 2], [1]):
+        writer.submit(rows, [[5]] * len(rows), [3] * len(rows), 3)
+        writer.collect()
+        assert {*read._known} == {digest(rollout.images) for rollout in rollouts if rollout.stop_reason is None}
+        rollouts[0].stop_reason = StopReason.ANSWERED
+    player.turns.clear()
+    assert not read._known
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -89,9 +89,10 @@ class PictureReader:
             self._known[key] = self.for_model(self.processor.image_processor(images=[picture], return_tensors="pt"))
         return self._known[key]
 
-    def forget(self) -> None:
-        """Forget the pictures that were read."""
-        self._known.clear()
+    def forget(self, kept: Iterable[Picture] = ()) -> None:
+        """Forget the pictures that were read, but for some."""
+        names = {digest([picture]) for picture in kept}
+        self._known = {name: read for name, read in self._known.items() if name in names}
 
     def for_model(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Without what an image processor tells the processor alone, such as Gemma 3's number of crops."""
