@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset, IterableDataset
 from datasets import Image as ImageFeature
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from a2tgpo_trl.data import DataError, load_questions
 
@@ -179,6 +180,18 @@ def test_paths_of_datasets_are_whole(folder, monkeypatch, streaming):
             DataError, match=r"source, row 0 .* 'pics/red.png', and the set is no file .*give whole paths"
         ):
             list(load_questions(dataset, conversational=True, streaming=streaming))
+
+
+def test_png_files_are_checked_by_their_sums(folder, monkeypatch):
+    """Their pixels are computed when they are used."""
+    file = file_of("red")
+    monkeypatch.setattr(PngImageFile, "load", lambda self: pytest.fail("decoded"))
+    assert len(load_questions(write(folder, {**ASKED, "image": "pics/red.png"}), conversational=True)) == 1
+    middle = file.index(b"IDAT") + 8
+    for broken in (file[:middle], file[:middle] + b"?" + file[middle + 1 :]):
+        (folder / "pics" / "red.png").write_bytes(broken)
+        with pytest.raises(DataError, match=r"rows.jsonl:1: 'image' is 'pics/red.png', which cannot be read"):
+            load_questions(folder / "rows.jsonl", conversational=True)
 
 
 def test_pictures_that_are_not_there(folder):

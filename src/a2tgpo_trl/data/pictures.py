@@ -153,7 +153,10 @@ def _check_readable(file: Any, what: str) -> None:
 
     try:
         with Image.open(file, formats=FORMATS) as picture:
-            picture.draft("RGB", (1, 1))  # of a JPEG file, all that has to be computed
-            picture.load()
+            if picture.format == "PNG":  # has checksums, which need no pixels
+                picture.verify()
+            else:
+                picture.draft("RGB", (1, 1))  # of a JPEG file, all that has to be computed
+                picture.load()
     except Exception as error:  # readers of formats raise whatever they like
         raise ValueError(f"{what}, which cannot be read as a picture ({type(error).__name__}: {error}).") from error
