@@ -344,6 +344,15 @@ def test_the_command_asks_about_pictures_in_files(pictured, capsys):
     assert "an answer with another images at rows 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("order", [("data/rows.jsonl", "text.jsonl"), ("text.jsonl", "data/rows.jsonl")])
+def test_sets_with_pictures_and_without_are_asked_together(pictured, capsys, order):
+    (pictured / "text.jsonl").write_text(json.dumps({"question": "What is red?", "answer": "red"}) + "\n")
+    asking = ["eval", "--datasets", *order, "--output", "asked.jsonl", "--per_device_eval_batch_size", "4", *LOOKING]
+    assert main([*asking, "--conversational"]) == 0, capsys.readouterr().err
+    _, *answers = map(json.loads, (pictured / "asked.jsonl").read_text().splitlines())
+    assert sorted("images" in answer for answer in answers) == [False, True, True]
+
+
 def test_a_model_of_text_is_not_asked_about_pictures(pictured, capsys):
     tiny.model().save_pretrained("text")
     tiny.chat_tokenizer().save_pretrained("text")
@@ -369,4 +378,16 @@ def test_torchvision_is_named_where_it_is_missing(tmp_path, config):
     with pytest.raises(
         ImportError, match=r"cannot be loaded \(.*need torchvision.*pip install 'a2tgpo-trl\[vision\]'"
     ):
+        load_processing_class(str(tmp_path), config(), pictures=True)
+
+
+def test_other_errors_of_a_processor_stay_themselves(tmp_path, config, capsys):
+    """A name with a typo; a folder without its files; one whose file is broken."""
+    for name in ("nobody/typo", "nobody/torchvision-video-processor"):
+        with pytest.raises(OSError, match="couldn't connect to") as raised:
+            load_processing_class(name, config(), pictures=True)
+        assert "a2tgpo-trl[vision]" not in str(raised.value)
+    tiny_vision.processor("gemma3").save_pretrained(tmp_path)
+    (tmp_path / "processor_config.json").write_text("{")
+    with pytest.raises(OSError, match="not a valid JSON file"):
         load_processing_class(str(tmp_path), config(), pictures=True)

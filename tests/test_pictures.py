@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from PIL import Image, ImageChops, ImageStat
+from PIL.PngImagePlugin import PngInfo
 from trl import GRPOConfig, GRPOTrainer
 
 import chance
@@ -21,7 +22,7 @@ from a2tgpo_trl.records.thumbnails import thumbnail
 from a2tgpo_trl.report.completions import read_completions
 from a2tgpo_trl.rollout import Rollout, StopReason, TagProtocol, ToolCall, Turn
 from a2tgpo_trl.rollout.generation.backends import VLLMBackend
-from a2tgpo_trl.rollout.pictures import PictureReader, pictures_in
+from a2tgpo_trl.rollout.pictures import PictureReader, digest, pictures_in
 from a2tgpo_trl.rollout.player import _check_prompts
 from a2tgpo_trl.signals.states import state_keys
 from conftest import same, weights
@@ -546,6 +547,20 @@ def test_a_thumbnail_is_small_whatever_the_picture_is(mode):
     assert len(largest) <= 2**15 and Image.open(BytesIO(largest)).size[0] <= 900
 
 
+@pytest.mark.parametrize("comment", ["who took it", "x" * 42_000])
+@pytest.mark.parametrize("kind, mode", [("JPEG", "RGB"), ("PNG", "RGB"), ("PNG", "RGBA")])
+def test_a_thumbnail_has_pixels_alone(kind, mode, comment):
+    exif, text, file = Image.Exif(), PngInfo(), BytesIO()
+    exif[315] = "an artist"
+    text.add_text("comment", comment)
+    options = {"pnginfo": text} if kind == "PNG" else {"comment": comment.encode()}
+    Image.new(mode, (64, 64), "red").save(file, kind, exif=exif, dpi=(72, 72), xmp=b"<x/>", **options)
+    made = Image.open(file)
+    small = Image.open(BytesIO(thumbnail(made, 32)))
+    assert {*small.info} <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"} and not small.getexif()
+    assert small.size == (32, 32) and made.info["comment"]
+
+
 @pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
 def test_a_character_that_stands_for_a_picture_is_no_other(family):
     made = tiny_vision.processor(family)
@@ -625,6 +640,21 @@ def test_a_picture_is_read_once_for_all_turns_of_a_batch(zooming, monkeypatch):
     turns.clear()
     turns._read([[5, 6], [7]], [[RED], [BLUE]])
     assert len(read) == 4
+
+
+def test_pictures_of_rollouts_that_are_over_are_forgotten(zooming):
+    """Those of rollouts that wait for a tool are kept."""
+    player = zooming("gemma3")._player
+    read = player.turns.protocol.pictures
+    rollouts = [Rollout([5], images=[shown]) for shown in (RED, BLUE, picture("green"))]
+    writer = player._batches(lambda contexts, *_: ([[7]] * len(contexts), None), rollouts, None)
+    for rows in ([0, 1, 2], [1]):
+        writer.submit(rows, [[5]] * len(rows), [3] * len(rows), 3)
+        writer.collect()
+        assert {*read._known} == {digest(rollout.images) for rollout in rollouts if rollout.stop_reason is None}
+        rollouts[0].stop_reason = StopReason.ANSWERED
+    player.turns.clear()
+    assert not read._known
 
 
 @pytest.mark.parametrize("family", FAMILIES)

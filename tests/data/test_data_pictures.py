@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset, IterableDataset
 from datasets import Image as ImageFeature
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from a2tgpo_trl.data import DataError, load_questions
 
@@ -154,6 +155,45 @@ def test_what_is_refused(folder, row, message, streaming):
         list(load_questions(file, conversational=True, streaming=streaming))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "EPS", "PCX", "PPM"])
+@pytest.mark.parametrize("form", ["a path", "bytes"])
+def test_formats_of_files(tmp_path, kind, form):
+    """The ending of a file says nothing of its format."""
+    file = tmp_path / "picture.png"
+    file.write_bytes(file_of("red", kind))
+    dataset = Dataset.from_list([{**ASKED, "image": str(file) if form == "a path" else file.read_bytes()}])
+    if kind in ("EPS", "PCX", "PPM"):
+        with pytest.raises(DataError, match=r"cannot be read as a picture \(UnidentifiedImageError"):
+            load_questions(dataset, conversational=True)
+    else:
+        assert len(load_questions(dataset, conversational=True)[0]["images"]) == 1
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_paths_of_datasets_are_whole(folder, monkeypatch, streaming):
+    """Files of the working directory are not what a dataset of others may name."""
+    monkeypatch.chdir(folder)
+    for image in ("pics/red.png", {"bytes": None, "path": "pics/red.png"}):
+        dataset = Dataset.from_list([{**ASKED, "image": image}])
+        dataset = dataset.to_iterable_dataset() if streaming else dataset
+        with pytest.raises(
+            DataError, match=r"source, row 0 .* 'pics/red.png', and the set is no file .*give whole paths"
+        ):
+            list(load_questions(dataset, conversational=True, streaming=streaming))
+
+
+def test_png_files_are_checked_by_their_sums(folder, monkeypatch):
+    """Their pixels are computed when they are used."""
+    file = file_of("red")
+    monkeypatch.setattr(PngImageFile, "load", lambda self: pytest.fail("decoded"))
+    assert len(load_questions(write(folder, {**ASKED, "image": "pics/red.png"}), conversational=True)) == 1
+    middle = file.index(b"IDAT") + 8
+    for broken in (file[:middle], file[:middle] + b"?" + file[middle + 1 :]):
+        (folder / "pics" / "red.png").write_bytes(broken)
+        with pytest.raises(DataError, match=r"rows.jsonl:1: 'image' is 'pics/red.png', which cannot be read"):
+            load_questions(folder / "rows.jsonl", conversational=True)
+
+
 def test_pictures_that_are_not_there(folder):
     file = write(folder, {"prompt": user({"type": "image"}, text("?")), "answer": "red"})
     with pytest.raises(DataError, match=r"rows.jsonl:1 has pictures: 0, and places for them in its prompt: 1"):
@@ -166,6 +206,43 @@ def test_pictures_have_no_place_in_text(folder):
     for streaming in (False, True):
         with pytest.raises(DataError, match=r"rows.jsonl:1 has pictures, and its prompt is text.*conversational=True"):
             list(load_questions(write(folder, {**ASKED, "image": "pics/red.png"}), streaming=streaming))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("conversational", [False, True])
+def test_columns_say_where_there_are_pictures(folder, streaming, conversational):
+    how = {"conversational": conversational, "streaming": streaming, "prompt_template": "{question}"}
+    rows = write(folder, {**ASKED, "image": "https://example.org/a.png"}, {**ASKED, "images": 7})
+    with pytest.raises(DataError, match=r"rows.jsonl:1: .* give columns=\{'images': None\}\."):
+        list(load_questions(rows, **how))
+    loaded = list(load_questions(rows, columns={"images": None}, **how))
+    prompt = [{"role": "user", "content": "What is this?"}] if conversational else "What is this?"
+    assert [row["prompt"] for row in loaded] == [prompt] * 2 and "images" not in loaded[0]
+    if conversational:
+        rows = write(folder, {"q": "?", "answer": "red", "photo": {"file": "pics/blue.png"}, "image": 7})
+        columns = {"images": "photo.file", "question": "q", "answer": "answer"}
+        assert [colors(row) for row in load_questions(rows, columns=columns, **how)] == [[BLUE]]
+
+
+def test_pictures_that_are_not_asked_for_are_not_decoded():
+    """Nor is a dataset decoded whose pictures are not read."""
+    broken = {**ASKED, "image": {"bytes": b"no picture", "path": None}}
+    dataset = Dataset.from_list([broken]).cast_column("image", ImageFeature())
+    (row,) = load_questions(dataset, columns={"images": None})
+    assert row["answer"] == ["red"] and "images" not in row
+
+
+def test_what_columns_cannot_say_of_pictures(folder):
+    for images in (7, ["a", "b"]):
+        with pytest.raises(ValueError, match=r"columns has 'images': .*; it must be the name of a column, or None"):
+            load_questions(write(folder, ASKED), columns={"images": images})
+    with pytest.raises(ValueError, match=r"columns is \{\}"):
+        load_questions(write(folder, ASKED), columns={})
+
+
+def test_a_text_set_has_no_pictures_in_text(folder):
+    with pytest.raises(DataError, match=r"its prompt is text.*columns=\{'images': None\}"):
+        load_questions(write(folder, {**ASKED, "image": "pics/red.png"}))
 
 
 def test_a_stream_tells_by_its_first_row(folder):

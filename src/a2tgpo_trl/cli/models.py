@@ -55,7 +55,7 @@ class ModelSource:
         if not isinstance(processor, ProcessorMixin):
             raise ValueError(
                 f"model_name_or_path is {self.name!r}, a model without a processor, and there are pictures: name a model for pictures, "
-                "or leave the columns 'image' and 'images' out of the questions."
+                "or leave them out of the questions: --columns '{\"images\": null}'."
             )
         return processor
 

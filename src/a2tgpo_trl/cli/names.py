@@ -50,7 +50,8 @@ class TaskArguments:
     columns: dict | str | None = field(
         default=None,
         metadata={
-            "help": 'Where the data has its question and answer, as JSON: \'{"question": "q", "answer": "a.text"}\'.'
+            "help": 'Where the data has its question and answer, as JSON: \'{"question": "q", "answer": "a.text"}\'; '
+            'and its pictures, \'{"images": "photo"}\', or null where columns image and images hold none.'
         },
     )
     tools: list[str] = field(

@@ -45,7 +45,7 @@ class Columns:
         """
         unknown = sorted(set(columns) - set(_FIELDS))
         if unknown:
-            raise ValueError(f"columns has the keys {unknown}; the keys there are: {list(_FIELDS)}.")
+            raise ValueError(f"columns has the keys {unknown}; the keys there are: {[*_FIELDS, 'images']}.")
         answer = columns.get("answer") or ()
         paths = {**columns, "answer": (answer,) if isinstance(answer, str) else tuple(answer)}
         texts = [*paths["answer"], *(path for field, path in paths.items() if field != "answer")]

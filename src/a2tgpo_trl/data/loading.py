@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Union
 from .examples import to_example
 from .files import READERS, find_files, read_rows
 from .layouts import Columns
-from .pictures import COLUMNS, has_column, place_pictures, read_pictures
+from .pictures import NO_PICTURES, has_column, picture_columns, place_pictures, read_pictures
 from .prompts import DEFAULT_TEMPLATE, PromptForm
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def load_questions(
     source: Union[str, PathLike, Sequence[str | PathLike], "Dataset", "IterableDataset"],
     split: str = "train",
     *,
-    columns: Mapping[str, str | Sequence[str]] | None = None,
+    columns: Mapping[str, str | Sequence[str] | None] | None = None,
     prompt_template: str | None = None,
     conversational: bool = False,
     data_source: str | None = None,
@@ -40,10 +40,11 @@ def load_questions(
             dataset that is loaded already. `docs/data.md` shows the layouts.
         split (`str`, *optional*, defaults to `"train"`):
             The split of a dataset on the Hub. Of a folder, the files that have this word in their name.
-        columns (`Mapping[str, str | Sequence[str]]`, *optional*):
+        columns (`Mapping[str, str | Sequence[str] | None]`, *optional*):
             Where `"answer"` stands, and `"question"` or a ready `"prompt"` or both, and `"data_source"` if there is one.
             Dots lead into nested columns; several columns of answers are joined, the canonical one first. Without it,
-            the layout is recognised by the columns of each file's first row.
+            the layout is recognised by the columns of each file's first row. `"images"`, with the others or alone, is the
+            column of pictures, or `None` where the columns `images` and `image` hold none.
         prompt_template (`str`, *optional*):
             The prompt; `{question}` stands for the question, and other braces for themselves. Without it, ready prompts
             are kept, and other questions get `default_template`.
@@ -73,15 +74,19 @@ def load_questions(
     """
     from datasets import Dataset, IterableDataset
 
+    layout = {field: path for field, path in (columns or {}).items() if field != "images"}
     arguments = {
         "sets": _find_sets(source, split, subset, streaming),
-        "columns": None if columns is None else Columns.from_option(columns),
+        "columns": Columns.from_option(layout) if layout or columns == {} else None,
+        "images": picture_columns(columns or {}),
         "prompts": PromptForm(default_template if prompt_template is None else prompt_template, conversational),
         "keep_ready": prompt_template is None,
         "data_source": data_source,
     }
     if streaming:
-        pictured = conversational and any(has_column(_first_row(*one)) for one in arguments["sets"])
+        pictured = conversational and any(
+            has_column(_first_row(*one), arguments["images"]) for one in arguments["sets"]
+        )
         features, arguments = _features(conversational, pictured), {**arguments, "pictured": pictured}
         return IterableDataset.from_generator(_examples, features=features, gen_kwargs=arguments)
     examples = list(_examples(**arguments))
@@ -148,18 +153,23 @@ def _examples(pictured: bool | None = None, **arguments) -> Iterator[dict]:
 
 
 def _read_examples(
-    sets: list[tuple], columns: Columns | None, prompts: PromptForm, keep_ready: bool, data_source: str | None
+    sets: list[tuple],
+    columns: Columns | None,
+    images: tuple[str, ...],
+    prompts: PromptForm,
+    keep_ready: bool,
+    data_source: str | None,
 ) -> Iterator[tuple[str, dict]]:
     """Read one set after the other, each in its own layout if `columns` does not give one for all."""
     for name, one in sets:
         read_as, where = columns, None
-        folder = one.parent if isinstance(one, Path) else Path()
+        folder = one.parent if isinstance(one, Path) else None
         for where, row in _rows(name, one):
             if read_as is None and isinstance(row, dict):
                 read_as = Columns.recognise(row, where)
             example = to_example(row, read_as, prompts, keep_ready, where)
             example["data_source"] = data_source or example["data_source"] or name
-            yield where, {**example, "images": read_pictures(row, folder, where)}
+            yield where, {**example, "images": read_pictures(row, images, folder, where)}
         if where is None:
             raise ValueError(f"{one} holds no rows.")
 
@@ -169,7 +179,8 @@ def _in_form(example: dict, pictured: bool, where: str) -> dict:
     images, prompt = example.pop("images"), example["prompt"]
     if images and isinstance(prompt, str):
         raise ValueError(
-            f"{where} has pictures, and its prompt is text, in which they have no place: load it with conversational=True."
+            f"{where} has pictures, and its prompt is text, in which they have no place: load it with conversational=True. "
+            f"{NO_PICTURES}"
         )
     if images and not pictured:
         raise ValueError(
@@ -203,8 +214,7 @@ def _undecoded(dataset: Union["Dataset", "IterableDataset"]) -> Union["Dataset",
     """A dataset whose pictures stay the files that they are; a stream may have to fetch them, which it does by itself."""
     from datasets import Dataset, Image, List
 
-    for column in COLUMNS if isinstance(dataset, Dataset) else ():
-        kind = dataset.features.get(column)
+    for column, kind in dataset.features.items() if isinstance(dataset, Dataset) else ():
         if isinstance(kind, Image):
             dataset = dataset.cast_column(column, Image(decode=False))
         elif isinstance(getattr(kind, "feature", None), Image):

@@ -1,5 +1,6 @@
 """Loads what TRL would load by itself."""
 
+import re
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import Any
@@ -33,18 +34,18 @@ def load_processing_class(model: Any, args: GRPOConfig, pictures: bool) -> PreTr
 @contextmanager
 def naming_torchvision(model: str):
     """
-    Say that torchvision is missing, where transformers says that some file is.
+    Say that torchvision is missing, where transformers says so, or that it finds no video processor, all of which need torchvision.
 
     Args:
         model (`str`): Whose processor is loaded.
 
     Raises:
-        ImportError: If it cannot be loaded, and there is no torchvision.
+        ImportError: If it cannot be loaded for lack of torchvision.
     """
     try:
         yield
     except (OSError, ValueError, TypeError, ImportError) as error:
-        if find_spec("torchvision"):
+        if find_spec("torchvision") or not re.search("torchvision|video.processor", str(error), re.IGNORECASE):
             raise
         reason = str(error).partition("\n")[0]
         raise ImportError(

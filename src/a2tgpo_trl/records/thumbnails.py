@@ -65,6 +65,7 @@ def thumbnail(picture: Picture, longest_side: int) -> bytes:
     from PIL import Image  # Pillow is needed only where there are pictures
 
     small = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    small.info.clear()  # a comment, which the file would get
     small.thumbnail((longest_side, longest_side), reducing_gap=1)
     if small.mode == "RGBA":
         small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small).convert("RGB")

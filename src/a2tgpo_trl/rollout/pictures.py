@@ -89,9 +89,10 @@ class PictureReader:
             self._known[key] = self.for_model(self.processor.image_processor(images=[picture], return_tensors="pt"))
         return self._known[key]
 
-    def forget(self) -> None:
-        """Forget the pictures that were read."""
-        self._known.clear()
+    def forget(self, kept: Iterable[Picture] = ()) -> None:
+        """Forget the pictures that were read, but for some."""
+        names = {digest([picture]) for picture in kept}
+        self._known = {name: read for name, read in self._known.items() if name in names}
 
     def for_model(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Without what an image processor tells the processor alone, such as Gemma 3's number of crops."""
@@ -129,17 +130,19 @@ def rows_with_pictures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     """
     Rows of a batch in the form in which TRL and processors tell what is a picture.
 
-    Blocks lose the empty values that Arrow gives them. Where there are columns for pictures and no picture, each row gets an empty
-    list of them.
+    Blocks lose the empty values that Arrow gives them. TRL looks for columns in the first row alone, so each row gets those that any
+    has, or where there is no picture, an empty list of them.
 
     Args:
         rows (`Sequence[Mapping]`): Of a dataset.
     """
     rows = [{**row, "prompt": _without_empty_values(row["prompt"])} if "prompt" in row else dict(row) for row in rows]
+    columns = {"image", "images"} & set().union(*rows)
     pictures = [picture for row in rows for picture in (row.get("image"), *(row.get("images") or []))]
-    if any(picture is not None for picture in pictures) or not any({"image", "images"} & row.keys() for row in rows):
-        return rows
-    return [{**row, "images": []} for row in rows]
+    if columns and not any(picture is not None for picture in pictures):
+        columns = {"images"}
+    empty = {"image": None, "images": []}
+    return [{**{column: empty[column] for column in columns}, **row} for row in rows]
 
 
 def _without_empty_values(prompt: Any) -> Any:

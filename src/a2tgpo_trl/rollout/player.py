@@ -171,7 +171,8 @@ class RolloutPlayer:
     def _batches(self, generate: Generate, rollouts: list[Rollout], plan: TreePlan | None) -> BatchWriter:
         def write(rows, contexts, max_tokens, batch_size):
             if plan is None:  # of a tree others may go on from what they have read
-                self.turns.forget(row for row, rollout in enumerate(rollouts) if rollout.stop_reason)
+                kept = (picture for rollout in rollouts if not rollout.stop_reason for picture in rollout.all_images)
+                self.turns.forget((row for row, rollout in enumerate(rollouts) if rollout.stop_reason), kept)
             pictures = [rollouts[row].all_images for row in rows]
             return self.turns.write(generate, rows, contexts, pictures, max_tokens, batch_size)
 

@@ -81,8 +81,16 @@ class TurnGenerator:
         if self._history is not None:
             self._history.clear()
 
-    def forget(self, rows: Iterable[int]) -> None:
-        """Forget what was read of rollouts that are over."""
+    def forget(self, rows: Iterable[int], kept: Iterable[Picture]) -> None:
+        """
+        Forget what was read of rollouts that are over.
+
+        Args:
+            rows (`Iterable[int]`): Which ones of the batch.
+            kept (`Iterable[PIL.Image.Image]`): The pictures of the others.
+        """
+        if self.protocol.pictures is not None:
+            self.protocol.pictures.forget(kept)
         if self._history is not None:
             self._history.drop(rows)
 
