@@ -4,15 +4,16 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 VLLM_VENV := .venv-vllm
 DEEPSPEED_VENV := .venv-deepspeed
+OF_TWO_PROCESSES := tests/test_two_processes.py tests/test_sharded.py
 
-.PHONY: demo test test-fsdp test-vllm test-distributed trust coverage lint clean
+.PHONY: demo test test-processes test-vllm test-distributed trust coverage lint clean
 
 # The main job on the embedded model and data: result table, learning curve and rollouts in outputs/demo
 demo: $(INSTALLED)
 	$(BIN)/python -m a2tgpo_trl.cli demo $(DEMO_ARGS)
 
 test: lint
-	CI=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_sharded.py --ignore tests/trust
+	CI=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(OF_TWO_PROCESSES:%=--ignore %) --ignore tests/trust
 
 # What takes long: faults put into the source, properties by many examples, all broken numbers, a soak, hostile requests
 trust: $(INSTALLED)
@@ -20,12 +21,12 @@ trust: $(INSTALLED)
 
 # Lines and branches of the source that `make test` runs
 coverage: $(INSTALLED)
-	CI=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_sharded.py --ignore tests/trust \
+	CI=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(OF_TWO_PROCESSES:%=--ignore %) --ignore tests/trust \
 		--cov a2tgpo_trl --cov-branch --cov-report term:skip-covered
 
-# FSDP2 on two processes, which want both cores
-test-fsdp: $(INSTALLED)
-	CI=1 $(BIN)/python -m pytest tests/test_sharded.py -k fsdp2
+# Two processes, replicated and with FSDP2, which want both cores
+test-processes: $(INSTALLED)
+	CI=1 $(BIN)/python -m pytest $(OF_TWO_PROCESSES) -k "not deepspeed"
 
 # The same tests of generation backends as in `make test`, with a real vLLM engine on the CPU, in an environment of its own
 test-vllm: $(VLLM_VENV)/.installed
