@@ -12,7 +12,15 @@ from tables import HERE, Cells, better_baseline, interval, load, relative_gain
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-DRAWN = ("grpo_token", "grpo_turn", "a2tgpo", "a2tgpo_raw", "outcome_control", "outcome_of_rollouts")
+DRAWN = (
+    "grpo_token",
+    "grpo_turn",
+    "a2tgpo",
+    "a2tgpo_raw",
+    "outcome_control",
+    "outcome_of_rollouts",
+    "belief_of_rollouts",
+)
 """Cells whose curves are drawn; all have a difference."""
 
 
