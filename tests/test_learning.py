@@ -102,6 +102,20 @@ def test_a_run_measures_every_batch_and_the_curve(untrained, asked, method):
     assert json.loads(json.dumps(result)) == result
 
 
+def test_the_summary_of_a_run_has_no_metrics_without_values(untrained, monkeypatch):
+    """`BatchProgress`, which confirmations have, adds up what it is shown."""
+    rows = []
+
+    class Trainer(run.MeasuredTrainer):
+        def log(self, logs, start_time=None):
+            super().log(logs, start_time)
+            rows.append(self.state.log_history[-1])
+
+    monkeypatch.setattr(run, "MeasuredTrainer", Trainer)
+    run.Run(WorldTask(2), run.Size(**SMALL), "a2tgpo", 1001).execute()
+    assert "train_runtime" in rows[-1] and not [name for name, value in rows[-1].items() if value is None]
+
+
 def test_the_same_seed_gives_the_same_run(untrained):
     first, second = (run.Run(WorldTask(2, result_noise=0.3), run.Size(**SMALL), "a2tgpo", 7).execute() for _ in "ab")
     assert first["batches"] == second["batches"] and first["curve"] == second["curve"]

@@ -120,7 +120,7 @@ def assert_kept(recipe, trainer):
 
 
 def test_all_recipes_are_here():
-    assert {*COMPLETE, *METHODS.values(), "vllm-colocate", "vllm-server"} == set(recipes())
+    assert {*COMPLETE, *METHODS.values(), "raw-gains", "vllm-colocate", "vllm-server"} == set(recipes())
 
 
 @pytest.mark.parametrize("method", [None, *METHODS.values()])
@@ -275,6 +275,23 @@ def test_papers_recipes_search_by_chat_calls(recipe, model, train, monkeypatch):
     assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
     log = trainer.state.log_history[0]
     assert log["rewards/exact_match_reward/mean"] == 0.5 and log["turns/tool_mean"] == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "registered", "cell"),
+    [("raw-gains", "grid", "a2tgpo_raw"), ("methods/belief_bonus", "noise", "belief_of_rollouts")],
+)
+def test_what_was_measured_is_what_the_recipe_sets(recipe, registered, cell):
+    text = (Path(__file__).parents[1] / "benchmarks/learning" / f"{registered}.yaml").read_text(encoding="utf-8")
+    measured = yaml.safe_load(text)["cells"][cell]["options"]
+    assert measured.items() <= options_of(recipe).items()
+
+
+def test_raw_gains_go_on_top_of_a_recipe():
+    words = ["--config", "demo", "--config", "raw-gains", "--model_name_or_path", "m", "--use_cpu"]
+    _, config, _ = parse("train", "", (TrainArguments, A2TGPOConfig, ModelConfig), words)
+    for name, value in options_of("raw-gains").items():
+        assert getattr(config, name) == value
 
 
 @pytest.mark.parametrize("option", ["vllm-server", "vllm-colocate"])

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from a2tgpo_trl.credit import Estimator, TurnCredit, Turns
+from a2tgpo_trl.credit import BeliefBonus, Estimator, TurnCredit, Turns
 
 
 class OutcomeCredit(Estimator):
@@ -28,20 +28,9 @@ class OutcomeCreditOfRollouts(Estimator):
         return TurnCredit(turns.outcome + self.scale * turns.rewards)
 
 
-class BeliefCreditOfRollouts(Estimator):
-    """The gains of a rollout together, times `scale`, beside GRPO's advantage on every turn: raw credit that knows no turns."""
-
-    signals = ("beliefs",)
-    defaults = {"importance_sampling_level": "turn"}
-    scale = 2.0
-
-    def credit(self, turns: Turns, options: Any) -> TurnCredit:
-        return TurnCredit(turns.outcome + self.scale * turns.information_gain.nansum(1))
-
-
 CONTROLS = {
     "outcome": OutcomeCredit,
     "outcome_of_rollouts": OutcomeCreditOfRollouts,
-    "belief_of_rollouts": BeliefCreditOfRollouts,
+    "belief_of_rollouts": BeliefBonus,
 }
 """Names of the grid → classes of this file."""

@@ -157,7 +157,7 @@ class MeasuredTrainer(A2TGPOTrainer):
     def log(self, logs, start_time=None):
         metrics = self._metrics["train"]  # TRL empties them here
         for name, ours in (("entropy", "entropy"), ("clip_ratio/region_mean", "clipped")):
-            if self.batches and metrics[name]:
+            if self.batches and metrics.get(name):  # reading would make the key
                 self.batches[-1][ours] = statistics.fmean(metrics[name])
         super().log(logs, start_time)
 

@@ -59,6 +59,7 @@ _TURN_DEFAULTS = {
     "turn_comparison": "prompt",
     "turn_scale": True,
     "turn_outcome": "inside",
+    "belief_measure": "logprob",
 }
 
 # Options that some estimator reads: setting one that the chosen one does not read would be silently without effect
@@ -85,7 +86,7 @@ class A2TGPOConfig(GRPOConfig):
         metadata={
             "help": "Over which tokens the importance ratio is averaged: 'turn' (equation 7), 'token' (GRPO) or "
             "'sequence' (GSPO); 'turn_product' is the ratio of the whole turn, the product over its tokens. Default: 'turn' with "
-            "'a2tgpo', 'a2tgpo_stop', 'igpo' and 'at2po', 'turn_product' with 'turn_ppo', 'token' with the others."
+            "'a2tgpo', 'a2tgpo_stop', 'igpo', 'at2po' and 'belief_bonus', 'turn_product' with 'turn_ppo', 'token' with the others."
         },
     )
     epsilon: float | None = field(
@@ -106,7 +107,7 @@ class A2TGPOConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "TRL's loss type. The paper's is 'grpo', a mean over tokens, then over completions. Default: 'grpo' with "
-            "'a2tgpo', 'a2tgpo_stop', 'igpo' and 'at2po', 'dapo' with the others."
+            "'a2tgpo', 'a2tgpo_stop', 'igpo', 'at2po' and 'belief_bonus', 'dapo' with the others."
         },
     )
     advantage_estimator: str = field(
@@ -117,7 +118,8 @@ class A2TGPOConfig(GRPOConfig):
             "measured, and importance_sampling_level, epsilon, loss_type and skip_empty_updates default to what GRPOTrainer does); "
             "'trace' (log-ratios of beliefs, arXiv 2607.13988); 'a2tgpo_stop' (credit for stopping too, in no paper); 'gtpo' "
             "(arXiv 2511.14846), 'mt_grpo' (arXiv 2505.11821) and their family 'returns'; 'gigpo' (arXiv 2505.10978); 'turn_ppo' "
-            "(generalised advantages from a critic, arXiv 2512.17008); or 'at2po' (outcomes backed up a tree of rollouts, arXiv 2601.04767). "
+            "(generalised advantages from a critic, arXiv 2512.17008); 'at2po' (outcomes backed up a tree of rollouts, arXiv 2601.04767); or "
+            "'belief_bonus' (the gains of a rollout together, for all its turns alike, in no paper). "
             "Or a subclass of a2tgpo_trl.credit.Estimator of your own: its dotted name on the command line, the class or an object of "
             "it in Python."
         },
@@ -127,7 +129,7 @@ class A2TGPOConfig(GRPOConfig):
         metadata={
             "help": "Weight α ≥ 0 of the turn credit that is added to the outcome advantage (equation 5). With "
             "turn_outcome='inside' it is the weight of the turn rewards. Default: 0.3 with 'a2tgpo' and 'a2tgpo_stop', 0.2 with "
-            "'trace', 1 with 'returns', 'gtpo', 'mt_grpo' and 'gigpo'."
+            "'trace', 2 with 'belief_bonus', 1 with 'returns', 'gtpo', 'mt_grpo' and 'gigpo'."
         },
     )
     turn_advantage_schedule: str = field(
@@ -251,11 +253,12 @@ class A2TGPOConfig(GRPOConfig):
             "help": "How far from the value at the time of the rollout a change of the critic lowers its error. None: no limit."
         },
     )
-    belief_measure: str = field(
-        default="logprob",
+    belief_measure: str | None = field(
+        default=None,
         metadata={
             "help": "How belief in the answer is measured: 'logprob', the mean log-probability of its tokens in nats, or "
-            "'prob', the geometric mean of their probabilities (equation 1)."
+            "'prob', the geometric mean of their probabilities (equation 1). Default: 'prob' with 'belief_bonus', 'logprob' with the "
+            "others."
         },
     )
     belief_model: str = field(
@@ -430,7 +433,7 @@ class A2TGPOConfig(GRPOConfig):
         metadata={
             "help": "Whether an optimizer step whose gradient is exactly zero leaves weights and optimizer state alone. "
             "TRL takes such steps: Adam's momentum moves the weights although there was nothing to learn from. Default: True with "
-            "'a2tgpo', 'a2tgpo_stop', 'igpo' and 'at2po', False with the others."
+            "'a2tgpo', 'a2tgpo_stop', 'igpo', 'at2po' and 'belief_bonus', False with the others."
         },
     )
     turn_records: bool = field(
@@ -467,7 +470,6 @@ class A2TGPOConfig(GRPOConfig):
         self._set_defaults()
         self._check_choice("importance_sampling_level", IMPORTANCE_SAMPLING_LEVELS)
         self._check_choice("turn_normalization", TURN_NORMALIZATIONS)
-        self._check_choice("belief_measure", BELIEF_MEASURES)
         self._check_choice("belief_model", BELIEF_MODELS)
         self._check_choice("answer_aliases", ANSWER_ALIASES)
         self._check_choice("gain_from", GAIN_STARTS)
@@ -579,6 +581,7 @@ class A2TGPOConfig(GRPOConfig):
             "turn_aggregation": TURN_AGGREGATIONS,
             "turn_baseline": TURN_BASELINES,
             "turn_outcome": TURN_OUTCOMES,
+            "belief_measure": BELIEF_MEASURES,
         }
         for option, known in choices.items():
             if getattr(self, option) is not None:

@@ -99,7 +99,7 @@ def test_a_method_of_ones_own(name, workplace, capsys):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("best", r"'best' is none of a2tgpo, igpo, .*, at2po, and no dotted name such as my_module\.best\."),
+        ("best", r"'best' is none of a2tgpo, igpo, .*, belief_bonus, and no dotted name such as my_module\.best\."),
         ("mine.number", r"'mine\.number' is a int: name a subclass of a2tgpo_trl\.credit\.Estimator"),
         ("mine.by_index", r"'mine\.by_index' is a function: name a subclass"),
         ("mine.absent", r"'mine\.absent' cannot be imported \(AttributeError"),

@@ -233,6 +233,14 @@ def trace(turns, o, window=3, fill=2.0):
     return added(turns, credit, o.turn_advantage_coef)
 
 
+def belief_bonus(turns, o):
+    bonus = defaultdict(list)
+    for (i, _), gain in gains(turns, o.turn_credit_groups).items():
+        bonus[i].append(gain)
+    outcomes = enumerate(turns.outcome.tolist())
+    return [[outcome + o.turn_advantage_coef * math.fsum(bonus[i])] * turns.max_turns for i, outcome in outcomes]
+
+
 def a2tgpo_stop(turns, o):
     beliefs, rows = numbers(turns.signals["beliefs"]), counted(turns, o.turn_credit_groups)
     gained = gains(turns, o.turn_credit_groups)

@@ -9,7 +9,19 @@ import torch
 from loops import NAN, credited, options_of, random_turns
 from torch.testing import assert_close
 
-from a2tgpo_trl.credit import A2TGPO, GTPO, IGPO, MTGRPO, TRACE, A2TGPOStop, GiGPO, Returns, TurnPPO, Turns
+from a2tgpo_trl.credit import (
+    A2TGPO,
+    GTPO,
+    IGPO,
+    MTGRPO,
+    TRACE,
+    A2TGPOStop,
+    BeliefBonus,
+    GiGPO,
+    Returns,
+    TurnPPO,
+    Turns,
+)
 
 SEEDS = range(12)
 METHODS = [
@@ -27,6 +39,8 @@ METHODS = [
     (GiGPO, loops.gigpo, dict(turn_scale=True, turn_gamma=1.0, turn_credit_groups="mixed")),
     (TurnPPO, loops.turn_ppo, {}),
     (TurnPPO, loops.turn_ppo, dict(whiten_advantages=False, turn_gamma=1.0, gae_lambda=0.5)),
+    (BeliefBonus, loops.belief_bonus, {}),
+    (BeliefBonus, loops.belief_bonus, dict(turn_credit_groups="mixed", turn_advantage_coef=0.5)),
     (GTPO, loops.returns, {}),
     (GTPO, loops.returns, dict(turn_comparison="batch", turn_gamma=0.0, turn_credit_groups="mixed")),
     (MTGRPO, loops.returns, {}),
@@ -74,7 +88,7 @@ def test_it_matches_the_loop(seed, method, loop, options):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("method", [A2TGPO, A2TGPOStop, TRACE, MTGRPO, GiGPO])
+@pytest.mark.parametrize("method", [A2TGPO, A2TGPOStop, TRACE, MTGRPO, GiGPO, BeliefBonus])
 def test_weight_0_is_grpo_to_the_bit(seed, method):
     turns = random_turns(seed)
     turns = replace(turns, outcome=turns.outcome.float())

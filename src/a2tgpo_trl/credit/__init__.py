@@ -5,6 +5,7 @@ from .a2tgpo import A2TGPO
 from .a2tgpo_stop import A2TGPOStop
 from .at2po import AT2PO
 from .base import CREDIT_GROUPS, SIGNALS, Estimator, TurnCredit, Turns, check_credit, options_read
+from .belief_bonus import BeliefBonus
 from .gigpo import GiGPO
 from .grpo import GRPO
 from .gtpo import GTPO
@@ -28,6 +29,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "gigpo": GiGPO,
     "turn_ppo": TurnPPO,
     "at2po": AT2PO,
+    "belief_bonus": BeliefBonus,
 }
 """By the name that `advantage_estimator` takes."""
 
@@ -45,6 +47,7 @@ __all__ = [
     "SIGNALS",
     "TRACE",
     "A2TGPOStop",
+    "BeliefBonus",
     "Estimator",
     "GiGPO",
     "Returns",
