@@ -4,7 +4,6 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 VLLM_VENV := .venv-vllm
 DEEPSPEED_VENV := .venv-deepspeed
-OF_TWO_PROCESSES := tests/test_two_processes.py tests/test_sharded.py
 
 .PHONY: demo test test-processes test-vllm test-distributed trust coverage lint clean
 
@@ -13,7 +12,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m a2tgpo_trl.cli demo $(DEMO_ARGS)
 
 test: lint
-	CI=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(OF_TWO_PROCESSES:%=--ignore %) --ignore tests/trust
+	CI=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not processes" --ignore tests/trust
 
 # What takes long: faults put into the source, properties by many examples, all broken numbers, a soak, hostile requests
 trust: $(INSTALLED)
@@ -21,12 +20,12 @@ trust: $(INSTALLED)
 
 # Lines and branches of the source that `make test` runs
 coverage: $(INSTALLED)
-	CI=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(OF_TWO_PROCESSES:%=--ignore %) --ignore tests/trust \
+	CI=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not processes" --ignore tests/trust \
 		--cov a2tgpo_trl --cov-branch --cov-report term:skip-covered
 
-# Two processes, replicated and with FSDP2, which want both cores
+# What wants both cores: two processes, replicated and with FSDP2, the notebooks' kernels, the parts of the GPU command
 test-processes: $(INSTALLED)
-	CI=1 $(BIN)/python -m pytest $(OF_TWO_PROCESSES) -k "not deepspeed"
+	CI=1 $(BIN)/python -m pytest -m processes -k "not deepspeed" --ignore tests/trust
 
 # The same tests of generation backends as in `make test`, with a real vLLM engine on the CPU, in an environment of its own
 test-vllm: $(VLLM_VENV)/.installed

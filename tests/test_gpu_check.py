@@ -46,6 +46,7 @@ def command(folder, *arguments):
     return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.processes
 def test_the_command_writes_a_part_once(tmp_path):
     done = command(tmp_path, "scaling")
     assert done.returncode == 0, done.stderr
@@ -57,6 +58,7 @@ def test_the_command_writes_a_part_once(tmp_path):
     assert again.returncode == 0 and "===" not in again.stdout and again.stdout.startswith("scaling   done in ")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("part", FIGURES)
 def test_every_part_has_its_figures(part, tmp_path, alone, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a part may go elsewhere

@@ -107,6 +107,7 @@ def test_there_are_five():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 class TestNotebook:
+    @pytest.mark.processes
     def test_runs_at_toy_size(self, path, executed):
         if isinstance(executed[path.stem], BaseException):
             raise executed[path.stem]

@@ -281,6 +281,7 @@ def test_its_size_is_as_told(cut_run):
 # ---- processes
 
 
+@pytest.mark.processes
 def test_two_processes(trainer, tmp_path, warnings):
     launch(2, str(Path(__file__).with_name("resuming_worker.py")), str(tmp_path))
     checkpoint = tmp_path / "cut" / "checkpoint-5"

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import tiny
 from launching import launch
 
+pytestmark = pytest.mark.processes
 WORKER = Path(__file__).with_name("sharded_worker.py")
 LIMIT = 480
 

@@ -11,6 +11,7 @@ from a2tgpo_trl.cli.main import main
 from a2tgpo_trl.credit import ESTIMATORS
 from launching import launch
 
+pytestmark = pytest.mark.processes
 WORKER = Path(__file__).with_name("two_processes_worker.py")
 
 

@@ -266,6 +266,7 @@ def test_a_process_that_waits_for_others_runs_the_vision_part_too(path, monkeypa
     torch.testing.assert_close(beliefs, alone, equal_nan=True, atol=0, rtol=0)
 
 
+@pytest.mark.processes
 def test_pictures_have_the_same_numbers_on_every_process():
     code = """
 import tiny_vision
