@@ -1,0 +1,121 @@
+"""Runs the tests that touch TRL, transformers and peft with the oldest and the newest of them; `make versions`.
+
+python scripts/versions.py [--only WORD]
+
+Each environment of scripts/versions.toml is a folder in .venv-versions with the packages that differ; all others are those of the
+environment that runs this. torch and Python are those that are installed: another torch is gigabytes, another Python another machine.
+
+Exit status: 0 if all supported environments pass, 1 if one fails. Others are told and no more. 2 if one cannot be installed.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FILE = Path(__file__).with_suffix(".toml")
+FOLDER = ROOT / ".venv-versions"
+LATEST = "latest"
+
+
+class NotInstalled(RuntimeError):
+    """pip did not install what an environment asks for."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """
+    Versions to try.
+
+    Args:
+        name (`str`): What is special, in words.
+        supported (`bool`): Whether it has to work.
+        versions (`dict[str, str]`): Package → version, or `"latest"`.
+    """
+
+    name: str
+    supported: bool
+    versions: dict[str, str]
+
+    @property
+    def folder(self) -> Path:
+        """Where its own packages are."""
+        return FOLDER / re.sub(r"\W+", "-", self.name)
+
+    def install(self) -> None:
+        """
+        Put its own packages there, without those that they depend on.
+
+        Raises:
+            NotInstalled: If pip fails.
+        """
+        if not self.versions:
+            return
+        asked = [name if version == LATEST else f"{name}=={version}" for name, version in self.versions.items()]
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        done = subprocess.run([*pip, "--upgrade", "--target", str(self.folder), *asked], capture_output=True, text=True)
+        if done.returncode:
+            raise NotInstalled(f"{self.name}: {done.stderr.strip().splitlines()[-1]}")
+
+    def installed(self) -> dict[str, str]:
+        """Package → version, of its own packages."""
+        found = metadata.distributions(path=[str(self.folder)]) if self.folder.exists() else ()
+        return {distribution.name: distribution.version for distribution in found}
+
+    def run(self, tests: Sequence[str]) -> tuple[bool, str]:
+        """Whether the tests pass, and the last line of what pytest said; failures are printed."""
+        path = os.pathsep.join([str(self.folder), sysconfig.get_path("purelib"), str(ROOT / "src")])
+        command = [sys.executable, "-m", "pytest", "-n", "2", "--tb", "line", *tests]
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )  # fmt: skip
+        lines = done.stdout.strip().splitlines()
+        for line in lines:
+            if line.startswith(("FAILED", "ERROR")):
+                print(f"  {line}", flush=True)
+        return done.returncode == 0, lines[-1].strip("= ") if lines else "nothing was printed"
+
+
+def read(path: Path = FILE) -> tuple[list[str], list[Environment]]:
+    """The tests, and the environments."""
+    read = tomllib.loads(path.read_text(encoding="utf-8"))
+    return read["tests"], [Environment(**entry) for entry in read["environment"]]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="environments whose names have this word")
+    parser.add_argument("--file", type=Path, default=FILE, help="another matrix")
+    options = parser.parse_args(args)
+    tests, environments = read(options.file)
+    chosen = [environment for environment in environments if options.only in environment.name]
+    if not chosen:
+        print(f"error: no environment is named {options.only!r}: {[each.name for each in environments]}", file=sys.stderr)
+        return 2
+    rows, status = [], 0
+    for environment in chosen:
+        print(f"{environment.name}:", flush=True)
+        try:
+            environment.install()
+        except NotInstalled as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        passed, figure = environment.run(tests)
+        said = "passes" if passed else "FAILS" if environment.supported else "warning: fails"
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(environment.installed().items()))
+        rows.append(f"{environment.name} ({versions or 'nothing of its own'}): {said}, {figure}")
+        status |= environment.supported and not passed
+    print("\n".join(rows))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
