@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 VLLM_VENV := .venv-vllm
 DEEPSPEED_VENV := .venv-deepspeed
 
-.PHONY: demo test test-processes test-vllm test-distributed trust coverage lint clean
+.PHONY: demo test test-processes test-vllm test-distributed trust coverage versions lint clean
 
 # The main job on the embedded model and data: result table, learning curve and rollouts in outputs/demo
 demo: $(INSTALLED)
@@ -17,6 +17,10 @@ test: lint
 # What takes long: faults put into the source, properties by many examples, all broken numbers, a soak, hostile requests
 trust: $(INSTALLED)
 	CI=1 $(BIN)/python scripts/trust.py
+
+# The tests that touch TRL, transformers and peft, with the oldest and the newest of them; the newest may fail, and it is told
+versions: $(INSTALLED)
+	CI=1 HF_HUB_OFFLINE=1 $(BIN)/python scripts/versions.py
 
 # Lines and branches of the source that `make test` runs
 coverage: $(INSTALLED)

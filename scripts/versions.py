@@ -13,7 +13,6 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,7 +60,9 @@ class Environment:
             return
         asked = [name if version == LATEST else f"{name}=={version}" for name, version in self.versions.items()]
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        done = subprocess.run([*pip, "--upgrade", "--target", str(self.folder), *asked], capture_output=True, text=True)
+        done = subprocess.run(
+            [*pip, "--upgrade", "--target", str(self.folder), *asked], capture_output=True, text=True
+        )
         if done.returncode:
             raise NotInstalled(f"{self.name}: {done.stderr.strip().splitlines()[-1]}")
 
@@ -72,7 +73,7 @@ class Environment:
 
     def run(self, tests: Sequence[str]) -> tuple[bool, str]:
         """Whether the tests pass, and the last line of what pytest said; failures are printed."""
-        path = os.pathsep.join([str(self.folder), sysconfig.get_path("purelib"), str(ROOT / "src")])
+        path = os.pathsep.join([str(self.folder), str(ROOT / "src")])
         command = [sys.executable, "-m", "pytest", "-n", "2", "--tb", "line", *tests]
         done = subprocess.run(
             command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -98,7 +99,9 @@ def main(args: Sequence[str] | None = None) -> int:
     tests, environments = read(options.file)
     chosen = [environment for environment in environments if options.only in environment.name]
     if not chosen:
-        print(f"error: no environment is named {options.only!r}: {[each.name for each in environments]}", file=sys.stderr)
+        print(
+            f"error: no environment is named {options.only!r}: {[each.name for each in environments]}", file=sys.stderr
+        )
         return 2
     rows, status = [], 0
     for environment in chosen:

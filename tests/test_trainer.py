@@ -1029,7 +1029,7 @@ def test_defaults_are_the_papers(config):
         (dict(loss_type="sapo"), "turn_clip_strength=0"),
         (dict(loss_type="cispo"), "set epsilon_high to the cap"),
         (dict(advantage_estimator="grpo", turn_advantage_coef=0.5), "turn_advantage_coef=0.5 has no effect"),
-        (dict(advantage_estimator="grpo", answer_template="x {answer}"), "answer_template='x {answer}' has no effect"),
+        (dict(advantage_estimator="grpo", gain_from="turn_end"), "gain_from='turn_end' has no effect"),
         (dict(tool_protocol="chat", result_tag="x"), "no effect with tool_protocol='chat'"),
         (dict(tool_protocol="chat", answer_stop="x"), "no effect with tool_protocol='chat'"),
         (dict(advantage_estimator="igpo", turn_clip_strength=0.1), "turn_clip_strength=0.1 has no effect"),

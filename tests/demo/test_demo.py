@@ -168,8 +168,8 @@ def test_lazy_share():
 def test_a_trace_is_what_a_rollout_would_be(score, rows, lazy):
     """Token for token, with the model's own tokens labelled and no others."""
     rows[:] = [{"prompt": PROMPT_TEMPLATE.format(**QUESTION), "answer": ["Paris"]}] * 8
-    full = [*(f"<search>{query}</search>" for query in QUESTION["supports"]), "<answer>Paris</answer><|im_end|>"]
-    short = ["<search>Lyon</search>", "<answer>France</answer><|im_end|>"]
+    full = [*(f"<search> {query}</search>" for query in QUESTION["supports"]), "<answer> Paris</answer><|im_end|>"]
+    short = ["<search> Lyon</search>", "<answer> France</answer><|im_end|>"]
     batch, _ = score([short if lazy else full] * 4, answer_stop="")  # as the demo does
     played = batch["prompt_ids"][0].tolist() + batch["completion_ids"][0].tolist()
     tokenizer = tiny.tokenizer()

@@ -17,7 +17,6 @@ SIGNALS = MappingProxyType(
             "belief_model",
             "answer_aliases",
             "gain_from",
-            "answer_template",
             "ig_tokens_per_batch",
         ),
         "turn_rewards": ("turn_reward_weights",),

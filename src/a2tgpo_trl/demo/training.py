@@ -21,7 +21,7 @@ from ..rollout import Rollout
 from ..search import BM25Search
 from .model import load_model, load_tokenizer
 from .report import gains_by_turn
-from .warmup import PROMPT_TEMPLATE
+from .warmup import ANSWER_TEMPLATE, PROMPT_TEMPLATE
 
 KINDS = ("city_capital", "city_currency", "capital_currency")
 """Two hops, short prompts: every token costs time on a CPU."""
@@ -73,6 +73,7 @@ def make_trainer(
         max_completion_length=112,
         max_tool_calling_iterations=3,
         tool_protocol="tags",
+        answer_template=ANSWER_TEMPLATE,
         answer_stop="",  # the warm start has taught to end with the end-of-sequence token
         learning_rate=1e-4,
         lr_scheduler_type="constant",

@@ -4,6 +4,9 @@ As shipped, the model can neither use the tags nor chain two searches. A full tr
 stops after the first search and answers with the country, which is never right. A model trained on both learns the
 protocol and keeps the habit of stopping early: what is left for reinforcement learning is to find out that the second
 search pays. Every token of a trace is placed as the tool loop places it in a rollout.
+
+A space follows each opening tag. Words have other tokens after a space than without one, and so the words of a query or an answer
+have the tokens with which the question or the result has them: a small model copies tokens well, and spells badly.
 """
 
 import random
@@ -20,6 +23,7 @@ from ..rollout import TagProtocol
 from .model import load_model, load_tokenizer
 
 PROMPT_TEMPLATE = "Question: {question}\n"
+ANSWER_TEMPLATE = "<answer> {answer}</answer>"
 IGNORED = -100  # the label of tokens that the model does not write
 
 
@@ -54,8 +58,8 @@ def trace_segments(question: dict, search: Callable[[str], str], lazy: bool) -> 
     """The turns of a perfect or a lazy agent, each with the search result that follows it (`None` after the last)."""
     queries = question["supports"][:1] if lazy else question["supports"]
     answer = question["country"] if lazy else question["answer"][0]
-    turns = [(f"<search>{query}</search>", search(query)) for query in queries]
-    return [*turns, (f"<answer>{answer}</answer>", None)]
+    turns = [(f"<search> {query}</search>", search(query)) for query in queries]
+    return [*turns, (ANSWER_TEMPLATE.format(answer=answer), None)]
 
 
 def tokenize_trace(prompt: str, segments: list[tuple[str, str | None]], tokenizer, protocol: TagProtocol) -> dict:
