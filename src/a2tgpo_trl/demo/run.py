@@ -49,7 +49,7 @@ class DemoSettings:
     """
 
     seed: int = 0
-    rollout_batches: int = 6
+    rollout_batches: int = 4
     held_out_questions: int = 40
 
 

@@ -41,9 +41,9 @@ class WarmStart:
         seed (`int`): Picks the traces and the adapter's first weights.
     """
 
-    steps: int = 32
+    steps: int = 24
     traces_per_step: int = 8
-    lazy_share: float = 0.6
+    lazy_share: float = 0.7
     learning_rate: float = 5e-4
     lora_rank: int = 16
     seed: int = 0
