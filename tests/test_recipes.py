@@ -184,13 +184,14 @@ class Options(Exception):
 
 def test_the_demo_recipe_has_the_demos_settings(monkeypatch, tmp_path):
     demo = pytest.importorskip("a2tgpo_trl.demo.training")
+    batches = import_module("a2tgpo_trl.demo.run").DemoSettings().rollout_batches
 
     def make_config(**options):
         raise Options(options)
 
     monkeypatch.setattr(demo, "A2TGPOConfig", make_config)
     with pytest.raises(Options) as made:
-        demo.make_trainer(tmp_path, tmp_path, None, tmp_path, rollout_batches=6, seed=0)
+        demo.make_trainer(tmp_path, tmp_path, None, tmp_path, batches, seed=0)
     (options,), chosen = made.value.args, options_of("demo")
     shared = (options.keys() & chosen.keys()) - {"output_dir"}
     assert len(shared) > 10

@@ -264,7 +264,7 @@ def test_what_was_made_is_kept(tmp_path):
 def test_a_kept_run_is_neither_lost_nor_mixed_up(tmp_path, capsys):
     folder = tmp_path / "seed-0" / "training"
     folder.mkdir(parents=True)
-    settings = {"seed": 0, "rollout_batches": 6, "held_out_questions": 40}
+    settings = {"seed": 0, "rollout_batches": 4, "held_out_questions": 40}
     numbers = {m: {"exact_match": 0.5, "searches": 1.0, "gains": []} for m in ("greedy", "sampled")}
     (folder / "settings.json").write_text(json.dumps(settings))
     (folder / "result.json").write_text(json.dumps({"before": numbers, "after": numbers}))
