@@ -18,7 +18,7 @@ test: lint
 trust: $(INSTALLED)
 	CI=1 $(BIN)/python scripts/trust.py
 
-# The tests that touch TRL, transformers and peft, with the oldest and the newest of them; the newest may fail, and it is told
+# The tests that touch TRL, transformers and peft, with the oldest and the newest of them; a failure of the newest is only a warning
 versions: $(INSTALLED)
 	CI=1 HF_HUB_OFFLINE=1 $(BIN)/python scripts/versions.py
 
@@ -66,4 +66,4 @@ $(DEEPSPEED_VENV)/.installed: $(INSTALLED) requirements-deepspeed.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(DEEPSPEED_VENV) outputs
+	rm -rf $(VENV) .venv-versions $(VLLM_VENV) $(DEEPSPEED_VENV) outputs

@@ -5,7 +5,7 @@ The demo's held-out questions, its adapter, its search, greedy. The plain loop i
 batches of the same size, `generate` with stop strings, the search between two turns, and the whole text read again for the
 next turn. Both load the model, and score with the same function. One round is both of them, in turn.
 
-    python benchmarks/eval_cost.py --model outputs/demo/seed-0/training/checkpoint-48
+    python benchmarks/eval_cost.py --model outputs/demo/seed-0/training/checkpoint-32
 
 Writes the figures as JSON beside itself.
 """
@@ -85,7 +85,7 @@ def ours(folder: Path, count: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model", type=Path, default=Path("outputs/demo/seed-0/training/checkpoint-48"), help="the demo's adapter"
+        "--model", type=Path, default=Path("outputs/demo/seed-0/training/checkpoint-32"), help="the demo's adapter"
     )
     parser.add_argument("--questions", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)

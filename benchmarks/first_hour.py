@@ -31,6 +31,7 @@ COMMANDS = {
     "first learning curve": "make demo",
     "own JSONL": ".venv/bin/a2tgpo train --dataset own.jsonl --model_name_or_path outputs/demo/seed-0/warm-start "
     "--tools search --search_index atlas --search_titles false --prompt_template 'Question: {{question}}\n' "
+    "--answer_template '<answer> {{answer}}</answer>' "
     "--max_steps 4 --num_generations 4 --per_device_train_batch_size 4 --max_completion_length 200 --logging_steps 1 "
     "--report_to none --output_dir outputs/own",
 }

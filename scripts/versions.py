@@ -1,6 +1,6 @@
 """Runs the tests that touch TRL, transformers and peft with the oldest and the newest of them; `make versions`.
 
-python scripts/versions.py [--only WORD]
+python scripts/versions.py [--only WORD] [--file MATRIX]
 
 Each environment of scripts/versions.toml is a folder in .venv-versions with the packages that differ; all others are those of the
 environment that runs this. torch and Python are those that are installed: another torch is gigabytes, another Python another machine.
@@ -11,6 +11,7 @@ Exit status: 0 if all supported environments pass, 1 if one fails. Others are to
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -56,6 +57,9 @@ class Environment:
         Raises:
             NotInstalled: If pip fails.
         """
+        shutil.rmtree(
+            self.folder, ignore_errors=True
+        )  # pip leaves what is not asked any more, and the metadata of other versions
         if not self.versions:
             return
         asked = [name if version == LATEST else f"{name}=={version}" for name, version in self.versions.items()]
@@ -74,7 +78,7 @@ class Environment:
     def run(self, tests: Sequence[str]) -> tuple[bool, str]:
         """Whether the tests pass, and the last line of what pytest said; failures are printed."""
         path = os.pathsep.join([str(self.folder), str(ROOT / "src")])
-        command = [sys.executable, "-m", "pytest", "-n", "2", "--tb", "line", *tests]
+        command = [sys.executable, "-m", "pytest", "-n", "2", "-m", "not processes", "--tb", "line", *tests]
         done = subprocess.run(
             command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )  # fmt: skip
@@ -110,12 +114,15 @@ def main(args: Sequence[str] | None = None) -> int:
             environment.install()
         except NotInstalled as error:
             print(f"error: {error}", file=sys.stderr)
-            return 2
+            rows.append(f"{environment.name}: cannot be installed")
+            status = 2
+            continue
         passed, figure = environment.run(tests)
         said = "passes" if passed else "FAILS" if environment.supported else "warning: fails"
         versions = ", ".join(f"{name} {version}" for name, version in sorted(environment.installed().items()))
         rows.append(f"{environment.name} ({versions or 'nothing of its own'}): {said}, {figure}")
-        status |= environment.supported and not passed
+        if environment.supported and not passed:
+            status = status or 1
     print("\n".join(rows))
     return status
 

@@ -27,6 +27,7 @@ from a2tgpo_trl.cli.parser import parse
 from a2tgpo_trl.cli.train import DESCRIPTION, TrainArguments, build
 from a2tgpo_trl.data import to_dataset
 from a2tgpo_trl.demo.model import prepare_model
+from a2tgpo_trl.demo.run import DemoSettings
 from a2tgpo_trl.demo.training import UPDATES_PER_BATCH, load_task, make_trainer, summarize
 from a2tgpo_trl.demo.warmup import PROMPT_TEMPLATE, WarmStart, warm_up
 
@@ -152,7 +153,15 @@ def demo(options: argparse.Namespace) -> Figures:
         adapter = warm_up(model, folder / "warm-start", task.train, task.search.search, settings, use_cpu)
         yield "seconds_of_warm_start", round(time.monotonic() - start, 1)
 
-        trainer = make_trainer(model, adapter, task, folder / "training", 1 if toy else 20, seed=0, use_cpu=use_cpu)
+        trainer = make_trainer(
+            model,
+            adapter,
+            task,
+            folder / "training",
+            1 if toy else DemoSettings().rollout_batches,
+            seed=0,
+            use_cpu=use_cpu,
+        )
         rows = list(to_dataset(random.Random(0).sample(task.held_out, 2 if toy else 40), PROMPT_TEMPLATE))
         trainer.args.per_device_eval_batch_size = len(rows)
         trainer.args.save_strategy = "no"

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from a2tgpo_trl.rewards import exact_match_reward
 
 ANSWER_TEMPLATE = "<answer>{answer}</answer>"
-"""The default of `answer_template`, which methods without beliefs do not take as an option."""
+"""The default of `answer_template`."""
 
 TOKENS_OF_AN_ANSWER = 3
 """Of the answer in its template, which beliefs are measured with."""

@@ -295,7 +295,7 @@ class A2TGPOConfig(GRPOConfig):
         default="<answer>{answer}</answer>",
         metadata={
             "help": "Text that is teacher-forced after a context to measure belief in the answer, with one {answer}. Use the form "
-            "in which your prompt asks for answers."
+            "in which your prompt asks for answers. Its closing tag also ends rollouts (answer_stop), and the command line's own prompts show it."
         },
     )
     ig_tokens_per_batch: int | None = field(
@@ -562,7 +562,7 @@ class A2TGPOConfig(GRPOConfig):
                 "None can."
             )
         if unread := [
-            option for option in estimator.defaults if option in _TURN_DEFAULTS.keys() - {*estimator.options}
+            option for option in estimator.defaults if option in _TURN_DEFAULTS.keys() - {*options_read(estimator)}
         ]:
             raise ValueError(f"{name}.defaults names {unread[0]!r}, which {name}.options does not: add it there.")
         try:

@@ -9,10 +9,10 @@ from a2tgpo_trl.credit import BeliefBonus
 
 def test_every_turn_has_twice_what_the_rollout_added_to_the_belief():
     """Right after two searches, right without one, wrong after one, and wrong after one whose result could not be scored."""
-    beliefs = [[0.125, 0.25, 0.75], [0.125, NAN, NAN], [0.125, 0.0625, NAN], [0.125, NAN, NAN]]
+    beliefs = [[0.125, 0.25, 0.75, NAN], [0.125, NAN, NAN, NAN], [0.125, 0.0625, NAN, NAN], [0.125, NAN, NAN, NAN]]
     turns = group([1.0, 1.0, 0.0, 0.0], [2, 0, 1, 1], beliefs=beliefs)
     advantages = credited(BeliefBonus, turns).advantages
-    assert advantages.tolist() == [[0.5 + 2 * 0.625] * 2, [0.5] * 2, [-0.5 - 2 * 0.0625] * 2, [-0.5] * 2]
+    assert advantages.tolist() == [[0.5 + 2 * 0.625] * 3, [0.5] * 3, [-0.5 - 2 * 0.0625] * 3, [-0.5] * 3]
 
 
 def test_it_is_measured_in_probability_at_the_level_of_turns(tmp_path):

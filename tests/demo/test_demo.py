@@ -25,7 +25,17 @@ from a2tgpo_trl.cli.train import TrainArguments
 from a2tgpo_trl.demo.report import format_table, learning_curve, plot_learning_curve, write_rollouts
 from a2tgpo_trl.demo.run import DemoSettings, OtherSettings, kept, program, run
 from a2tgpo_trl.demo.training import HeldOutPoints, held_out_rows, load_task, make_trainer, measure, summarize
-from a2tgpo_trl.demo.warmup import PROMPT_TEMPLATE, lazy_pattern, tokenize_trace, trace_segments
+from a2tgpo_trl.demo.warmup import (
+    MADE_OF,
+    PROMPT_TEMPLATE,
+    WarmStart,
+    is_kept,
+    lazy_pattern,
+    made_of,
+    tokenize_trace,
+    trace_segments,
+    warm_up,
+)
 from a2tgpo_trl.report import plots
 from a2tgpo_trl.report.charts import looks
 from a2tgpo_trl.rewards import exact_match_reward
@@ -162,6 +172,17 @@ def test_held_out_countries_are_never_trained_on():
 def test_lazy_share():
     assert sum(lazy_pattern(200, 0.6)) == 120
     assert all(4 <= sum(lazy_pattern(200, 0.6)[i : i + 8]) <= 5 for i in range(0, 200, 8))
+
+
+def test_a_warm_start_of_other_settings_is_made_again(tmp_path, monkeypatch):
+    kept = tmp_path / "warm-start"
+    kept.mkdir()
+    (kept / MADE_OF).write_text(json.dumps(made_of(WarmStart(seed=3))))
+    assert warm_up(tmp_path / "no model", kept, [], search, WarmStart(seed=3)) == kept
+    assert not is_kept(kept, WarmStart(seed=4)) and not is_kept(tmp_path / "absent", WarmStart(seed=3))
+    monkeypatch.setattr("a2tgpo_trl.demo.warmup.ANSWER_TEMPLATE", "<answer>{answer}</answer>")
+    with pytest.raises(OSError, match="no model"):  # it is trained again, of traces of another form
+        warm_up(tmp_path / "no model", kept, [], search, WarmStart(seed=3))
 
 
 @pytest.mark.parametrize("lazy", [True, False])

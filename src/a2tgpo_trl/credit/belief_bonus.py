@@ -9,12 +9,12 @@ class BeliefBonus(Estimator):
     """
     The information gains of a rollout together, added to the outcome advantage of each of its turns, the answer too.
 
-    Where every observation was scored, the gains add up to the belief after the last one less that at the prompt. No turn gets
-    credit of its own, and the bonus is compared with no other rollout: it is a control for credit by turns, and a reward that an
-    erring judge does not touch.
+    Where every observation was scored, and with `gain_from="turn_start"`, the gains add up to the belief after the last one less that
+    at the prompt. No turn gets credit of its own, and the bonus is compared with no other rollout: it is a control for credit by
+    turns, and a second reward, which does not depend on errors of the first.
     """
 
-    options = ("turn_advantage_coef", "turn_credit_groups", "belief_measure")
+    options = ("turn_advantage_coef", "turn_credit_groups")
     signals = ("beliefs",)
     defaults = {
         "importance_sampling_level": "turn",

@@ -16,7 +16,7 @@ from ..report import Measures, draw_credit, most_telling, read_runs, write_page
 from .model import prepare_model
 from .report import format_table, learning_curve, plot_learning_curve, write_rollouts
 from .training import UPDATES_PER_BATCH, Task, evaluate, held_out_rows, load_task, make_trainer, train
-from .warmup import WarmStart, warm_up
+from .warmup import WarmStart, is_kept, warm_up
 
 PRODUCTS = {
     "Learning curve": "learning_curve.png",
@@ -121,7 +121,7 @@ def program() -> str:
 def warm_start(settings: DemoSettings, model: Path, folder: Path, task: Task) -> Path:
     """The warm-started adapter."""
     traces = WarmStart(seed=settings.seed)
-    if not folder.is_dir():
+    if not is_kept(folder, traces):
         print(
             f"Warm start: {traces.steps} supervised steps on scripted traces. {traces.lazy_share:.0%} of the traces are "
             "lazy on purpose: they answer after one search, which is never right. That the second search pays is left "

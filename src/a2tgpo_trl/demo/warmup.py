@@ -6,12 +6,14 @@ protocol and keeps the habit of stopping early: what is left for reinforcement l
 search pays. Every token of a trace is placed as the tool loop places it in a rollout.
 
 A space follows each opening tag. Words have other tokens after a space than without one, and so the words of a query or an answer
-have the tokens with which the question or the result has them: a small model copies tokens well, and spells badly.
+have the tokens that they have in the midst of a question or a result: a small model copies tokens well, and spells badly.
 """
 
+import json
 import random
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from datasets import Dataset
@@ -23,7 +25,9 @@ from ..rollout import TagProtocol
 from .model import load_model, load_tokenizer
 
 PROMPT_TEMPLATE = "Question: {question}\n"
+QUERY_TEMPLATE = "<search> {query}</search>"
 ANSWER_TEMPLATE = "<answer> {answer}</answer>"
+MADE_OF = "warm_start.json"  # in the adapter's folder
 IGNORED = -100  # the label of tokens that the model does not write
 
 
@@ -58,7 +62,7 @@ def trace_segments(question: dict, search: Callable[[str], str], lazy: bool) -> 
     """The turns of a perfect or a lazy agent, each with the search result that follows it (`None` after the last)."""
     queries = question["supports"][:1] if lazy else question["supports"]
     answer = question["country"] if lazy else question["answer"][0]
-    turns = [(f"<search> {query}</search>", search(query)) for query in queries]
+    turns = [(QUERY_TEMPLATE.format(query=query), search(query)) for query in queries]
     return [*turns, (ANSWER_TEMPLATE.format(answer=answer), None)]
 
 
@@ -107,8 +111,8 @@ def warm_up(
     settings: WarmStart,
     use_cpu: bool = True,
 ) -> Path:
-    """Train the adapter into `adapter_folder` unless it is already there; return `adapter_folder`."""
-    if adapter_folder.is_dir():
+    """Train the adapter into `adapter_folder` unless one of the same settings and traces is there; return `adapter_folder`."""
+    if is_kept(adapter_folder, settings):
         return adapter_folder
     tokenizer = load_tokenizer(model_folder)
     partial = adapter_folder.with_name(adapter_folder.name + ".partial")
@@ -144,5 +148,18 @@ def warm_up(
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.save_model(str(partial))
+    (partial / MADE_OF).write_text(json.dumps(made_of(settings), indent=1) + "\n")
+    shutil.rmtree(adapter_folder, ignore_errors=True)
     partial.rename(adapter_folder)
     return adapter_folder
+
+
+def is_kept(adapter_folder: Path, settings: WarmStart) -> bool:
+    """Whether a folder holds an adapter of these settings, trained on traces of this form."""
+    file = adapter_folder / MADE_OF
+    return file.is_file() and json.loads(file.read_text()) == made_of(settings)
+
+
+def made_of(settings: WarmStart) -> dict:
+    """What an adapter depends on."""
+    return asdict(settings) | {"query": QUERY_TEMPLATE, "answer": ANSWER_TEMPLATE}
