@@ -5,7 +5,8 @@ python scripts/versions.py [--only WORD] [--file MATRIX]
 Each environment of scripts/versions.toml is a folder in .venv-versions with the packages that differ; all others are those of the
 environment that runs this. torch and Python are those that are installed: another torch is gigabytes, another Python another machine.
 
-Exit status: 0 if all supported environments pass, 1 if one fails. Others are told and no more. 2 if one cannot be installed.
+Exit status: 0 if all supported environments pass, 1 if one of them fails, 2 if any cannot be installed. What fails in the others is
+printed and does not count.
 """
 
 import argparse
@@ -57,9 +58,8 @@ class Environment:
         Raises:
             NotInstalled: If pip fails.
         """
-        shutil.rmtree(
-            self.folder, ignore_errors=True
-        )  # pip leaves what is not asked any more, and the metadata of other versions
+        # pip would leave packages that are not asked any more, and the metadata of other versions
+        shutil.rmtree(self.folder, ignore_errors=True)
         if not self.versions:
             return
         asked = [name if version == LATEST else f"{name}=={version}" for name, version in self.versions.items()]
@@ -91,8 +91,8 @@ class Environment:
 
 def read(path: Path = FILE) -> tuple[list[str], list[Environment]]:
     """The tests, and the environments."""
-    read = tomllib.loads(path.read_text(encoding="utf-8"))
-    return read["tests"], [Environment(**entry) for entry in read["environment"]]
+    matrix = tomllib.loads(path.read_text(encoding="utf-8"))
+    return matrix["tests"], [Environment(**entry) for entry in matrix["environment"]]
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -111,7 +111,9 @@ def warm_up(
     settings: WarmStart,
     use_cpu: bool = True,
 ) -> Path:
-    """Train the adapter into `adapter_folder` unless one of the same settings and traces is there; return `adapter_folder`."""
+    """
+    Train the adapter into `adapter_folder`, and return that. One of the same settings and traces is kept; anything else there is replaced.
+    """
     if is_kept(adapter_folder, settings):
         return adapter_folder
     tokenizer = load_tokenizer(model_folder)
