@@ -50,6 +50,7 @@ def trainer(folder: Path, *callbacks) -> A2TGPOTrainer:
         gradient_checkpointing=False,
         tool_protocol="tags",
         max_tool_calling_iterations=3,
+        lockstep=True,
         advantage_estimator="turn_ppo",
     )
     given = dict(processing_class=tiny.tokenizer(), tools=[search], callbacks=list(callbacks))

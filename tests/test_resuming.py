@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.callbacks.run_state import OF_TRANSFORMERS, WHERE_AND_SHOWN
 from a2tgpo_trl.integrations.checkpoints import damage_of
+from a2tgpo_trl.rollout.loop import INSTANT
+from conftest import search
 from cutting import Cut, assert_same_run, chance, dataset, recorded, write_at_random
 from launching import launch
 
@@ -28,7 +31,7 @@ def trainer(build, tmp_path, monkeypatch):
             monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", write_at_random)
         defaults = dict(dataset=dataset(), reward=chance, max_steps=8, shuffle_dataset=True, tool_protocol="tags")
         defaults |= dict(per_device_train_batch_size=1 if "steps_per_generation" in options else 2)
-        defaults |= dict(max_tool_calling_iterations=3, rollouts=None, output_dir=str(tmp_path / name))
+        defaults |= dict(max_tool_calling_iterations=3, rollouts=None, output_dir=str(tmp_path / name), lockstep=True)
         return build(**defaults | options, callbacks=list(callbacks))
 
     return make
@@ -104,6 +107,29 @@ def test_the_rest_of_a_run_is_the_same(trainer, cut_run, warnings, case):
     rest.train(resume_from_checkpoint=str(checkpoint))
     assert_same_run(rest, whole)
     assert not warnings()
+
+
+def test_the_speed_of_tools_does_not_matter_in_lockstep(trainer, cut_run):
+    sleeps = iter([3 * INSTANT, 0] * 2)
+
+    def slow_at_first(query: str) -> str:
+        """
+        Look something up.
+
+        Args:
+            query: What to look for.
+        """
+        time.sleep(next(sleeps, 0))
+        return search(query)
+
+    slow_at_first.__name__ = "search"
+    options = dict(num_generations=8, steps_per_generation=8, tools=[slow_at_first])
+    whole = trainer("whole", **options)
+    whole.train()
+    assert next(sleeps, None) is None  # or it was never slow
+    rest = trainer("cut", **options)
+    rest.train(resume_from_checkpoint=str(cut_run(5, **options)))
+    assert_same_run(rest, whole)
 
 
 def test_the_loss_that_is_returned_is_that_of_the_steps_since_the_cut(trainer, cut_run):

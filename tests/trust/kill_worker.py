@@ -28,7 +28,7 @@ def trainer(folder: Path, method: str) -> A2TGPOTrainer:
         output_dir=str(folder), num_generations=4, per_device_train_batch_size=4, steps_per_generation=4, num_iterations=1,
         gradient_accumulation_steps=1, max_completion_length=400, max_steps=STEPS, learning_rate=1e-3, logging_steps=2,
         save_strategy="steps", save_steps=2, save_total_limit=2, report_to=[], use_cpu=True, bf16=False,
-        gradient_checkpointing=False, tool_protocol="tags", max_tool_calling_iterations=3, disable_tqdm=True,
+        gradient_checkpointing=False, tool_protocol="tags", max_tool_calling_iterations=3, lockstep=True, disable_tqdm=True,
         advantage_estimator=method, **METHODS[method],
     )  # fmt: skip
     return A2TGPOTrainer(tiny.model(), chance, args, dataset(), processing_class=tiny.tokenizer(), tools=[search])
