@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, 
 from trl import GRPOTrainer
 
 import tiny
+import tiny_vision
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from conftest import CHAT_ROWS, GROUP, QUESTION, chat_correct, chat_rollouts, correct, search
 
@@ -27,8 +29,10 @@ WAYS = {
     "lora": dict(num_iterations=2, beta=0.1, belief_model="reference"),
     "lora_apart": dict(),
     "chat": dict(num_iterations=2),
+    "pictures": dict(num_iterations=2, tool_protocol="tags"),
 }
 """Beliefs in the forward of old or reference log-probabilities, and in forwards of their own."""
+PROCESSING = {"chat": tiny.chat_tokenizer, "pictures": partial(tiny_vision.processor, "qwen2_5_vl")}
 CRITIC = dict(advantage_estimator="turn_ppo")
 
 
@@ -104,7 +108,9 @@ class Script(LogitsProcessor):
         self._num_written = 0
         if not trainer.is_in_train:
             self._turns = None
-        elif prompt_ids == [[trainer._tokenizer.eos_token_id]]:  # a process that takes part, and has nothing to write
+        elif prompt_ids == [
+            trainer._player.turns._companion[0]
+        ]:  # a process that takes part, and has nothing to write
             self._turns = [[7]]
         else:
             script = self.scripts[trainer.state.global_step // trainer.num_iterations]
@@ -148,6 +154,19 @@ def held(model):
     return sum(kept) / sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
 
 
+def look(query: str):
+    """
+    Look closer.
+
+    Args:
+        query: At what.
+    """
+    return tiny_vision.picture("red") if query == "Lyon" else f"No picture of {query}."
+
+
+look.__name__ = "search"  # as the scripts call it
+
+
 def build(name, options, folder, processes):
     args = A2TGPOConfig(
         output_dir=str(folder / f"{name}-{processes}"),
@@ -155,7 +174,7 @@ def build(name, options, folder, processes):
         per_device_train_batch_size=4 // processes,
         per_device_eval_batch_size=2,
         steps_per_generation=1,
-        max_completion_length=100,
+        max_completion_length=200 if name == "pictures" else 100,
         max_steps=3 * options.get("num_iterations", 1),
         save_strategy="steps",
         save_steps=2 * options.get("num_iterations", 1),
@@ -172,14 +191,18 @@ def build(name, options, folder, processes):
         **PLACE,
         **options,
     )
-    chat = name == "chat"
+    chat, rows = name in ("chat", "pictures"), [{"prompt": QUESTION, "answer": ["Paris"]}] * 8
+    if chat:
+        rows = CHAT_ROWS
+    if name == "pictures":
+        rows = [row | {"image": tiny_vision.picture("blue", (32, 24))} for row in rows]
     trainer = A2TGPOTrainer(
-        str(folder / "model"),
+        str(folder / ("vision" if name == "pictures" else "model")),
         chat_correct if chat else correct,
         args,
-        Dataset.from_list(CHAT_ROWS if chat else [{"prompt": QUESTION, "answer": ["Paris"]}] * 8),
-        processing_class=tiny.chat_tokenizer() if chat else tiny.tokenizer(),
-        tools=[search],
+        Dataset.from_list(rows),
+        processing_class=PROCESSING.get(name, tiny.tokenizer)(),
+        tools=[look if name == "pictures" else search],
         peft_config=LoraConfig(target_modules="all-linear", init_lora_weights=False, r=4) if "lora" in name else None,
     )
     trainer.remove_callback(PrinterCallback)

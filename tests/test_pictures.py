@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from peft import LoraConfig
 from PIL import Image, ImageChops, ImageStat
 from PIL.PngImagePlugin import PngInfo
 from trl import GRPOConfig, GRPOTrainer
@@ -80,7 +81,7 @@ def trainers(config):
             model.generation_config.eos_token_id = ends
         arguments = {
             name: options.pop(name)
-            for name in ("turn_reward_funcs", "environment_factory", "rollout_func")
+            for name in ("turn_reward_funcs", "environment_factory", "rollout_func", "peft_config")
             if name in options
         }
         return cls(
@@ -151,6 +152,23 @@ def test_grpo_is_trls_bit_for_bit(trainers, family, rows):
     (losses, after), (our_losses, ours) = trained
     assert our_losses == losses and same(ours, after)
     assert not same(after, dict(tiny_vision.model(family).named_parameters()))
+
+
+@pytest.mark.parametrize("peft", [None, LoraConfig(target_modules=["q_proj", "v_proj"], r=4)], ids=["full", "LoRA"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_of_a_checkpoint_are_read_again(trainers, tmp_path, family, peft):
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    options = dict(family=family, rows=ROWS["image"] * 4, peft_config=peft, save_strategy="steps", save_steps=2)
+    short, whole = (trainers(A2TGPOTrainer, max_steps=steps, **options) for steps in (2, 4))
+    for trainer in (short, whole):
+        torch.manual_seed(0)
+        trainer.train()
+    rest = trainers(A2TGPOTrainer, max_steps=4, **options)
+    rest.train(resume_from_checkpoint=str(checkpoint))
+    assert same(weights(rest), weights(whole)) and not same(weights(rest), weights(short))
+    rest.state.best_model_checkpoint = str(checkpoint)
+    rest._load_best_model()
+    assert same(weights(rest), weights(short))
 
 
 # ---- from tools

@@ -1,4 +1,4 @@
-"""Weights that are spread over processes, by FSDP2 and DeepSpeed, become what they become on one."""
+"""Weights become on two processes what they become on one, with DDP, FSDP2 and DeepSpeed."""
 
 import os
 import re
@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 import tiny
+import tiny_vision
 from launching import launch
 
 pytestmark = pytest.mark.processes
@@ -23,20 +26,20 @@ def folder(tmp_path_factory):
     """With a model whose larger matrices DeepSpeed does not keep whole on every process, as it does with small ones."""
     folder = tmp_path_factory.mktemp("sharded")
     tiny.model(intermediate_size=4096).save_pretrained(folder / "model")
+    tiny_vision.model("qwen2_5_vl").save_pretrained(folder / "vision")
     return folder
 
 
-def run(processes: int, folder: Path, **options) -> list[dict]:
-    launch(processes, str(WORKER), str(folder), seconds=LIMIT, **options)
+def run(processes: int, folder: Path, *ways: str, **options) -> list[dict]:
+    """What each process found out about some ways of training, or about all."""
+    launch(processes, str(WORKER), str(folder), *ways, seconds=LIMIT, **options)
     return [torch.load(folder / f"{processes}-{rank}.pt") for rank in range(processes)]
 
 
 def check(alone: dict, pair: list[dict], folder: Path, held: float) -> None:
     """Rollouts, weights, what is resumed, what is saved, and how much of it a process keeps."""
-    for part in pair:
-        assert "launch without" in part.pop("refusal")  # a critic
-    for name, expected in alone.items():
-        first, second = (part[name] for part in pair)
+    for name in pair[0].keys() - {"refusal"}:
+        expected, first, second = (part[name] for part in (alone, *pair))
         if held < 1:  # generation is collective
             assert first["generations"] == second["generations"]
         assert first["gains"] == second["gains"] == pytest.approx(expected["gains"], abs=1e-4, nan_ok=True)
@@ -52,8 +55,11 @@ def check(alone: dict, pair: list[dict], folder: Path, held: float) -> None:
 
 def saved(folder: Path) -> dict:
     """What was saved of a model, or of its adapter, by the names of the weights in training."""
-    (file,) = folder.glob("*.safetensors")
-    return {re.sub(r"(lora_.)\.weight", r"\1.default.weight", key): weight for key, weight in load_file(file).items()}
+    if (folder / "config.json").exists():
+        (kind,) = AutoConfig.from_pretrained(folder).architectures
+        return dict(getattr(transformers, kind).from_pretrained(folder).state_dict())
+    weights = load_file(folder / "adapter_model.safetensors")
+    return {re.sub(r"(lora_.)\.weight", r"\1.default.weight", key): weight for key, weight in weights.items()}
 
 
 def close(found: dict, expected: dict, tolerance: float) -> None:
@@ -62,8 +68,23 @@ def close(found: dict, expected: dict, tolerance: float) -> None:
         torch.testing.assert_close(found[key], weight, atol=tolerance, rtol=0)
 
 
-def test_fsdp2(folder):
-    (alone,), pair = run(1, folder), run(2, folder, file="fsdp2")
+def refused(pair: list[dict]) -> bool:
+    """Whether a critic was."""
+    return all("launch without" in part["refusal"] for part in pair)
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    return run(1, folder)[0]
+
+
+def test_ddp(folder, alone):
+    check(alone, run(2, folder, "lora", "chat", "pictures"), folder, held=1.0)
+
+
+def test_fsdp2(folder, alone):
+    pair = run(2, folder, file="fsdp2")
+    assert refused(pair) and alone.keys() == pair[0].keys() - {"refusal"}
     check(alone, pair, folder, held=0.5)
     for name, expected in alone.items():
         assert [part[name]["empty"] for part in pair] == [expected["empty"]] * 2
@@ -84,4 +105,5 @@ def test_deepspeed(folder, without_skips, stage, held):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where ninja is, which builds what DeepSpeed runs on a CPU
     on_the_cpu = dict(ACCELERATE_USE_CPU="false", DS_ACCELERATOR="cpu", PATH=path)
     pair = run(2, folder, file="zero3", overrides=("--zero_stage", str(stage)), **on_the_cpu)
-    check(dict(without_skips), pair, folder, held)
+    assert refused(pair) and without_skips.keys() == pair[0].keys() - {"refusal"}
+    check(without_skips, pair, folder, held)

@@ -19,11 +19,12 @@ from . import checks
 from .batch import GenerationBatch
 from .callbacks.recorder import TurnRecorder
 from .callbacks.run_state import RunState
+from .callbacks.sharded_head import GatherHead
 from .callbacks.skip_updates import SkipUpdates
 from .config import A2TGPOConfig
 from .credit import check_credit, scheduled
 from .functional import turn_level_old_logps
-from .integrations.checkpoints import checkpoint_to_resume, mark_incomplete, steps_of
+from .integrations.checkpoints import checkpoint_to_resume, mark_incomplete, reading_saved_names, steps_of
 from .integrations.loading import load_processing_class
 from .integrations.names import distinct
 from .integrations.plain import print_plainly
@@ -109,7 +110,8 @@ class A2TGPOTrainer(GRPOTrainer):
     - `_calculate_rewards`: gives reward functions the turns; NaN and infinite rewards count as missing.
     - `_generate_and_score_completions`: measures signals, and adds the credit of turns.
     - `_compute_loss`: the turn's ratio and clip range, and the loss of signals that are learned.
-    - `create_optimizer`, `_save`, `_load_from_checkpoint`, `_load_best_model`: what is learned beside the policy, such as a critic.
+    - `create_optimizer`, `_save`, `_load_from_checkpoint`, `_load_best_model`: what is learned beside the policy, such as a
+      critic; weights that a checkpoint has under older names.
     - `_save_checkpoint`: one that is written over does not pass for complete meanwhile.
     - `_save_rng_state`, `_load_rng_state`: the rollouts that are being trained on, and what else a cut would lose.
     - `_set_signature_columns_if_needed`: keeps the answer column.
@@ -244,6 +246,8 @@ class A2TGPOTrainer(GRPOTrainer):
             log_metric = lambda name, value: self._metrics["train"][name].append(value)  # noqa: E731
             self.skipped_updates = SkipUpdates(self.accelerator, log_metric, self.args.skip_empty_updates)
             self.add_callback(self.skipped_updates)
+        if self.is_fsdp_enabled:
+            self.add_callback(GatherHead())
         self._recorder = TurnRecorder(self.args, self.accelerator) if self.args.turn_records else None
         if self._recorder is not None:
             self.add_callback(self._recorder)
@@ -503,12 +507,14 @@ class A2TGPOTrainer(GRPOTrainer):
             signal.save(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with reading_saved_names(model or self.model, resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         for signal in self.signals.values():
             signal.load(resume_from_checkpoint)
 
     def _load_best_model(self):
-        super()._load_best_model()
+        with reading_saved_names(self.model, self.state.best_model_checkpoint):
+            super()._load_best_model()
         for signal in self.signals.values():
             signal.load(self.state.best_model_checkpoint)
 

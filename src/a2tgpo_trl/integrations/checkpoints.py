@@ -1,14 +1,19 @@
-"""Tells complete checkpoints, from which a run can be resumed, from others."""
+"""Tells complete checkpoints, from which a run can be resumed, from others, and reads their weights."""
 
 import json
 import re
 import zipfile
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
+
+from .replaced import replaced
 
 logger = logging.get_logger(__name__)
 
@@ -84,6 +89,29 @@ def damage_of(folder: str | Path) -> str | None:
 def steps_of(checkpoint: str | Path) -> int:
     """Optimizer steps that were taken before a complete checkpoint."""
     return json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+
+
+@contextmanager
+def reading_saved_names(model: nn.Module, checkpoint: str | Path):
+    """
+    While a model takes the weights of a checkpoint by `load_state_dict`, under whatever names they were saved.
+
+    transformers saves some models, most of those for pictures, under the names of its older releases, and goes on training as
+    if the names were the model's: what it does not find stays as it was.
+
+    Args:
+        model (`nn.Module`): Whose training goes on.
+        checkpoint (`str` or `Path`): Its folder, as `save_pretrained` writes it.
+    """
+    load = model.load_state_dict
+
+    def load_renamed(state_dict: dict, *args, **kwargs):
+        if state_dict.keys() - model.state_dict().keys():
+            state_dict = type(model).from_pretrained(checkpoint, dtype=model.dtype).state_dict()
+        return load(state_dict, *args, **kwargs)
+
+    with replaced(model, load_state_dict=load_renamed) if isinstance(model, PreTrainedModel) else nullcontext():
+        yield
 
 
 def mark_incomplete(run: str | Path, step: int) -> None:

@@ -51,6 +51,7 @@ class TurnGenerator:
         self.keeps_logprobs = False
         self._history = None
         self._tokens_read_again = 0
+        self._companion = self._without_pictures = [trainer._tokenizer.eos_token_id], []
         protocol.stop_strings = self.backend.stop_at(protocol.stop_strings)
         if self.collective and not trainer.args.lockstep:
             logger.warning(
@@ -76,6 +77,7 @@ class TurnGenerator:
     def clear(self) -> None:
         """Forget what was read: before a batch of rollouts, and after it."""
         self._tokens_read_again = 0
+        self._companion = self._without_pictures
         if self.protocol.pictures is not None:
             self.protocol.pictures.forget()
         if self._history is not None:
@@ -128,8 +130,11 @@ class TurnGenerator:
         size = len(contexts)
         missing = self._missing_rows(size, batch_size)
         rows = [*rows, *[None] * missing]
-        contexts = contexts + [[self.trainer._tokenizer.eos_token_id]] * missing
-        pictures = [*pictures, *[[]] * missing]
+        if not self._companion[1]:
+            pictured = (pair for pair in zip(contexts, pictures, strict=True) if pair[1])
+            self._companion = next(pictured, self._companion)
+        context, shown = self._companion
+        contexts, pictures = contexts + [context] * missing, [*pictures, *[shown] * missing]
         limits = [*max_tokens, *[1] * missing]
         sampled = _SampledLogprobs(self.trainer.temperature) if self._samples else None
         with self._limited_to(limits), self._generating(rows, contexts, limits, sampled):
@@ -163,7 +168,10 @@ class TurnGenerator:
         return self.keeps_logprobs and self.backend.takes_row_options
 
     def _missing_rows(self, size: int, batch_size: int) -> int:
-        """Rows that this process adds to a collective generation, so that it takes part."""
+        """
+        Rows that this process adds to a collective generation, so that it takes part: a context that had pictures, if one
+        had, for the vision part of a model that is sharded runs on all processes or on none.
+        """
         if not self.collective:
             return 0
         return max((batch_size if self.backend.needs_equal_rows else min(batch_size, 1)) - size, 0)
