@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     """With a model whose larger matrices DeepSpeed does not keep whole on every process, as it does with small ones."""
     folder = tmp_path_factory.mktemp("sharded")
     tiny.model(intermediate_size=4096).save_pretrained(folder / "model")
-    tiny_vision.model("qwen2_5_vl").save_pretrained(folder / "vision")
+    tiny_vision.model("qwen2_5_vl", intermediate_size=4096).save_pretrained(folder / "vision")
     return folder
 
 

@@ -105,12 +105,12 @@ def processor(family: str) -> ProcessorMixin:
     return PROCESSORS[family]()
 
 
-def _qwen2_5_vl(ids: dict[str, int]) -> PreTrainedModel:
+def _qwen2_5_vl(ids: dict[str, int], text: dict[str, Any]) -> PreTrainedModel:
     vision = dict(
         depth=2, hidden_size=32, intermediate_size=32, num_heads=2, out_hidden_size=32, patch_size=PATCH,
         spatial_merge_size=2, window_size=16, fullatt_block_indexes=[1],
     )  # fmt: skip
-    text = {**TEXT, "rope_parameters": ROPE}
+    text = {**text, "rope_parameters": ROPE}
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
 
 
@@ -121,31 +121,31 @@ def _qwen3_vision() -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _qwen3_vl(ids: dict[str, int]) -> PreTrainedModel:
-    text = {**TEXT, "rope_parameters": ROPE}
+def _qwen3_vl(ids: dict[str, int], text: dict[str, Any]) -> PreTrainedModel:
+    text = {**text, "rope_parameters": ROPE}
     return Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=_qwen3_vision(), **ids))
 
 
-def _qwen3_5(ids: dict[str, int]) -> PreTrainedModel:
+def _qwen3_5(ids: dict[str, int], text: dict[str, Any]) -> PreTrainedModel:
     linear = dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), 2)
     linear |= dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8)
     rope = {**ROPE, "partial_rotary_factor": 1.0}
-    text = {**TEXT, "layer_types": ["linear_attention", "full_attention"], **linear, "rope_parameters": rope}
+    text = {**text, "layer_types": ["linear_attention", "full_attention"], **linear, "rope_parameters": rope}
     vision = {name: value for name, value in _qwen3_vision().items() if name != "deepstack_visual_indexes"}
     return Qwen3_5ForConditionalGeneration(Qwen3_5Config(text_config=text, vision_config=vision, **ids))
 
 
-def _gemma3(ids: dict[str, int]) -> PreTrainedModel:
+def _gemma3(ids: dict[str, int], text: dict[str, Any]) -> PreTrainedModel:
     vision = dict(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8 * PATCH,
         patch_size=PATCH,
     )  # fmt: skip
-    text = {**TEXT, "sliding_window": 64, "query_pre_attn_scalar": 8}
+    text = {**text, "sliding_window": 64, "query_pre_attn_scalar": 8}
     config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=GEMMA_TOKENS, **ids)
     return Gemma3ForConditionalGeneration(config)
 
 
-MODELS: dict[str, Callable[[dict[str, int]], PreTrainedModel]] = {
+MODELS: dict[str, Callable[[dict[str, int], dict[str, Any]], PreTrainedModel]] = {
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
     "qwen3_5": _qwen3_5,
@@ -161,10 +161,10 @@ def _placeholders(family: str, tokenizer: PreTrainedTokenizerFast) -> dict[str, 
     return dict(zip(names, tokenizer.convert_tokens_to_ids(VISION), strict=True))
 
 
-def model(family: str, seed: int = 0) -> PreTrainedModel:
-    """A random model of a family in float32, the same for the same arguments."""
+def model(family: str, seed: int = 0, **text) -> PreTrainedModel:
+    """A random model of a family in float32, the same for the same arguments; `text` are settings of what reads text."""
     torch.manual_seed(seed)
-    built = MODELS[family](_placeholders(family, processor(family).tokenizer)).float()
+    built = MODELS[family](_placeholders(family, processor(family).tokenizer), {**TEXT, **text}).float()
     with torch.no_grad():
         for parameter in built.parameters():
             if parameter.ndim > 1:
