@@ -108,9 +108,8 @@ class Script(LogitsProcessor):
         self._num_written = 0
         if not trainer.is_in_train:
             self._turns = None
-        elif prompt_ids == [
-            trainer._player.turns._companion[0]
-        ]:  # a process that takes part, and has nothing to write
+        # A process that takes part, and has nothing to write; its own rows begin together, and are two at least
+        elif prompt_ids == [trainer._player.turns._companion[0]]:
             self._turns = [[7]]
         else:
             script = self.scripts[trainer.state.global_step // trainer.num_iterations]

@@ -24,7 +24,7 @@ from .callbacks.skip_updates import SkipUpdates
 from .config import A2TGPOConfig
 from .credit import check_credit, scheduled
 from .functional import turn_level_old_logps
-from .integrations.checkpoints import checkpoint_to_resume, mark_incomplete, reading_saved_names, steps_of
+from .integrations.checkpoints import checkpoint_to_resume, load_renamed, mark_incomplete, steps_of
 from .integrations.loading import load_processing_class
 from .integrations.names import distinct
 from .integrations.plain import print_plainly
@@ -507,13 +507,13 @@ class A2TGPOTrainer(GRPOTrainer):
             signal.save(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        with reading_saved_names(model or self.model, resume_from_checkpoint):
+        if self.backend.sharding or not load_renamed(model or self.model, resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         for signal in self.signals.values():
             signal.load(resume_from_checkpoint)
 
     def _load_best_model(self):
-        with reading_saved_names(self.model, self.state.best_model_checkpoint):
+        if self.backend.sharding or not load_renamed(self.model, self.state.best_model_checkpoint):
             super()._load_best_model()
         for signal in self.signals.values():
             signal.load(self.state.best_model_checkpoint)

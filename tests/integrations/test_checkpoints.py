@@ -4,15 +4,17 @@ import inspect
 import json
 import logging
 import shutil
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import Trainer
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, Trainer
 
 import tiny
+import tiny_vision
 from a2tgpo_trl.cli.main import main
-from a2tgpo_trl.integrations.checkpoints import damage_of, last_checkpoint
+from a2tgpo_trl.integrations.checkpoints import damage_of, last_checkpoint, load_renamed
 
 SAVING = dict(save_strategy="steps", save_steps=1, max_steps=2)
 
@@ -36,6 +38,40 @@ DAMAGES = {
     "optimizer.pt is cut off": cut("optimizer.pt"),
     "rng_state.pth is cut off": cut("rng_state.pth"),
 }
+
+
+def experts():
+    sizes = dict(hidden_size=16, intermediate_size=16, moe_intermediate_size=8, num_hidden_layers=2, vocab_size=50)
+    heads = dict(num_attention_heads=2, num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2)
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **heads))
+
+
+RENAMED = {
+    "experts": experts,
+    "Qwen2.5-VL": partial(tiny_vision.model, "qwen2_5_vl"),
+    "Gemma 3": partial(tiny_vision.model, "gemma3"),
+}
+
+
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "10KB"}], ids=["whole", "shards"])
+@pytest.mark.parametrize("name", RENAMED)
+def test_weights_that_are_saved_under_other_names(tmp_path, name, shards):
+    saved, model = (RENAMED[name]().bfloat16() for _ in range(2))
+    for one in (saved, model):
+        one.get_output_embeddings().float()
+    with torch.no_grad():
+        for parameter in saved.parameters():
+            parameter.normal_()
+    saved.save_pretrained(tmp_path, **shards)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == bool(shards)
+    assert load_renamed(model, tmp_path)
+    for key, weight in saved.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[key], weight, rtol=0, atol=0)
+
+
+def test_weights_that_are_saved_under_their_own_names_are_left_to_transformers(tmp_path):
+    tiny.model().save_pretrained(tmp_path)
+    assert not load_renamed(tiny.model(), tmp_path) and not load_renamed(torch.nn.Linear(1, 1), tmp_path)
 
 
 @pytest.fixture

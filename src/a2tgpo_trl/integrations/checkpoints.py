@@ -3,17 +3,16 @@
 import json
 import re
 import zipfile
-from contextlib import contextmanager, nullcontext
+from functools import reduce
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import logging
-
-from .replaced import replaced
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 logger = logging.get_logger(__name__)
 
@@ -91,27 +90,34 @@ def steps_of(checkpoint: str | Path) -> int:
     return json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
 
 
-@contextmanager
-def reading_saved_names(model: nn.Module, checkpoint: str | Path):
+def load_renamed(model: nn.Module, checkpoint: str | Path) -> bool:
     """
-    While a model takes the weights of a checkpoint by `load_state_dict`, under whatever names they were saved.
+    Read weights that `save_pretrained` wrote under other names than the model's own.
 
-    transformers saves some models, most of those for pictures, under the names of its older releases, and goes on training as
-    if the names were the model's: what it does not find stays as it was.
+    transformers saves some models, such as Qwen2.5-VL, Gemma 3 and Qwen3-MoE, as their older releases are laid out, and reads them so in
+    `from_pretrained`. When it resumes training it looks for the model's own names, and leaves what it does not find as it is.
 
     Args:
         model (`nn.Module`): Whose training goes on.
-        checkpoint (`str` or `Path`): Its folder, as `save_pretrained` writes it.
+        checkpoint (`str` or `Path`): Its folder.
+
+    Returns:
+        `bool`: whether there were such weights; all are read then, and else none.
     """
-    load = model.load_state_dict
+    if not isinstance(model, PreTrainedModel) or _saved_names(Path(checkpoint)) <= model.state_dict().keys():
+        return False
+    dtype = reduce(torch.promote_types, {parameter.dtype for parameter in model.parameters()})  # rounds none of them
+    model.load_state_dict(type(model).from_pretrained(checkpoint, dtype=dtype).state_dict())
+    return True
 
-    def load_renamed(state_dict: dict, *args, **kwargs):
-        if state_dict.keys() - model.state_dict().keys():
-            state_dict = type(model).from_pretrained(checkpoint, dtype=model.dtype).state_dict()
-        return load(state_dict, *args, **kwargs)
 
-    with replaced(model, load_state_dict=load_renamed) if isinstance(model, PreTrainedModel) else nullcontext():
-        yield
+def _saved_names(checkpoint: Path) -> set[str]:
+    if (index := checkpoint / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    if not (file := checkpoint / SAFE_WEIGHTS_NAME).is_file():
+        return set()
+    with safe_open(file, "pt") as weights:
+        return set(weights.keys())
 
 
 def mark_incomplete(run: str | Path, step: int) -> None:

@@ -51,7 +51,8 @@ class TurnGenerator:
         self.keeps_logprobs = False
         self._history = None
         self._tokens_read_again = 0
-        self._companion = self._without_pictures = [trainer._tokenizer.eos_token_id], []
+        self._without_pictures: tuple[list[int], list[Picture]] = [trainer._tokenizer.eos_token_id], []
+        self._companion = self._without_pictures  # the context of rows that only take part, and its pictures
         protocol.stop_strings = self.backend.stop_at(protocol.stop_strings)
         if self.collective and not trainer.args.lockstep:
             logger.warning(
@@ -92,7 +93,7 @@ class TurnGenerator:
             kept (`Iterable[PIL.Image.Image]`): The pictures of the others.
         """
         if self.protocol.pictures is not None:
-            self.protocol.pictures.forget(kept)
+            self.protocol.pictures.forget([*kept, *self._companion[1]])
         if self._history is not None:
             self._history.drop(rows)
 
@@ -130,9 +131,9 @@ class TurnGenerator:
         size = len(contexts)
         missing = self._missing_rows(size, batch_size)
         rows = [*rows, *[None] * missing]
-        if not self._companion[1]:
-            pictured = (pair for pair in zip(contexts, pictures, strict=True) if pair[1])
-            self._companion = next(pictured, self._companion)
+        if self.backend.takes_row_options and not self._companion[1]:
+            # The vision part of a model that is sharded runs on all processes or on none
+            self._companion = next((pair for pair in zip(contexts, pictures, strict=True) if pair[1]), self._companion)
         context, shown = self._companion
         contexts, pictures = contexts + [context] * missing, [*pictures, *[shown] * missing]
         limits = [*max_tokens, *[1] * missing]
@@ -145,7 +146,8 @@ class TurnGenerator:
         ends = [min(self.protocol.cut_turn(turn), limit) for turn, limit in zip(ids, limits, strict=True)]
         ids = [turn[:end] for turn, end in zip(ids, ends, strict=True)]
         if self._history is None:
-            self._tokens_read_again += sum(map(len, contexts)) + sum(max(len(turn) - 1, 0) for turn in ids)
+            self._tokens_read_again += sum(map(len, contexts[:size]))
+            self._tokens_read_again += sum(max(len(turn) - 1, 0) for turn in ids[:size])
         else:
             self._history.keep(ids)
         if logprobs is not None:
@@ -168,10 +170,7 @@ class TurnGenerator:
         return self.keeps_logprobs and self.backend.takes_row_options
 
     def _missing_rows(self, size: int, batch_size: int) -> int:
-        """
-        Rows that this process adds to a collective generation, so that it takes part: a context that had pictures, if one
-        had, for the vision part of a model that is sharded runs on all processes or on none.
-        """
+        """Rows that this process adds to a collective generation, so that it takes part."""
         if not self.collective:
             return 0
         return max((batch_size if self.backend.needs_equal_rows else min(batch_size, 1)) - size, 0)
