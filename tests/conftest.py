@@ -131,6 +131,13 @@ def config(tmp_path):
     return make
 
 
+@pytest.fixture(autouse=True)
+def tools_are_instant(request, monkeypatch):
+    """Rollouts that call tools together go on together, whatever else the machine has to do: a test's script and draws go by it."""
+    if request.module.__name__ != "test_loop":  # which asks who waits for whom
+        monkeypatch.setattr("a2tgpo_trl.rollout.loop.INSTANT", 60.0)
+
+
 OF_THE_TRAINER = (
     "peft_config", "eval_dataset", "callbacks", "tools", "rollout_func", "environment_factory", "turn_reward_funcs",
 )  # fmt: skip

@@ -103,6 +103,7 @@ class ToolLoop:
                 elif (left := self._time_to_wait(ready_since, late)) > 0:
                     self._observe(left)
                 else:
+                    self._observe(0.0)  # what was done while this thread slept is not late
                     late = set(self._calling)
                     if self._ready:
                         self._submit(len(self._ready))
