@@ -100,15 +100,16 @@ def stuck(options):
     time.sleep(60)
 
 sys.modules["parts"], check.described = types.SimpleNamespace(history=stuck), lambda options: {{}}
+check.BEFORE_THE_END = 4
 check.main()
 """
 
 
 def test_a_part_that_is_stuck_says_where(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["-c", STUCK, "--device", "cpu", "--output-dir", str(tmp_path)])
-    check.run("history", options(tmp_path), limit=5)
+    check.run("history", options(tmp_path), limit=6)
     written = json.loads((tmp_path / "history.json").read_text())
-    assert written["first"] == 1 and written["error"][-1] == "ended after 5 seconds"
+    assert written["first"] == 1 and written["error"][-1] == "ended after 6 seconds"
     assert "in stuck" in written["error"][0] and not any(str(ROOT) in line for line in written["error"])
     assert [path.name for path in tmp_path.iterdir()] == ["history.json"]
 

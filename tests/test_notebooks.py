@@ -85,8 +85,8 @@ def run(path, folder):
     if any("prepare_model" in cell.source for cell in code(notebook)):
         notebook.cells.insert(0, nbformat.v4.new_code_cell(TOY_MODEL))
     folder.mkdir()
-    client = nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}})
-    return client.execute()
+    resources = {"metadata": {"path": str(folder)}}
+    return nbclient.NotebookClient(notebook, timeout=600, startup_timeout=300, resources=resources).execute()
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def test_a_terminal_sees_rollouts_and_beliefs(build, monkeypatch, at_once):
 def test_a_log_file_sees_a_line(build, monkeypatch, at_once, caplog):
     with caplog.at_level(logging.INFO, "a2tgpo_trl"):
         assert train(build, monkeypatch, is_terminal=False) == ""
-    assert "Rollouts: 4 rollouts in 0." in caplog.text and "Beliefs: " in caplog.text
+    assert re.search(r"Rollouts: 4 rollouts in \d+\.\d s", caplog.text) and "Beliefs: " in caplog.text
 
 
 def test_a_library_for_notebooks_is_no_notebook(build, monkeypatch, at_once):
@@ -65,7 +65,7 @@ def test_the_time_that_is_left(monkeypatch, at_once):
         for _ in range(2):
             time.sleep(0.15)
             bar.update()
-    assert re.search(r"50%\|.* 2/4 \[00:00<00:00, .*part/s\]", screen.getvalue())
+    assert re.search(r"50%\|.* 2/4 \[\d\d:\d\d<\d\d:\d\d, .*(part/s|s/part)\]", screen.getvalue())
 
 
 def test_short_work_has_no_bar(monkeypatch):

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from functools import partial
 
 import pytest
@@ -573,13 +574,21 @@ def test_a_short_rollout_is_over_while_the_first_turn_of_another_is_written():
         called.set()
         return at.upper()
 
-    play = PlayJoined(["a?", "b?", "x."], ["y" * 100_000 + "."])
+    play = PlayJoined(["a?", "b?", "x."], ["y" * 1000 + "."])
     play.toolboxes[0] = Toolbox({"look": wait}, [])
-    play.run(max_completion_length=200_000, max_model_length=300_000)
+    collect = play.joined.collect
+
+    def collect_slowly():
+        is_calling = play.joined.pending == 1 and len(play.joined.ends) < 3
+        time.sleep(0.01 * is_calling)
+        return collect()
+
+    play.joined.collect = collect_slowly
+    play.run(max_completion_length=2000, max_model_length=3000)
     assert called.is_set()
     assert play.contexts == [["p", "p"], ["pa?[A]"], ["pa?[A]b?[B]"]]
     assert [index for _, index in play.joined.ends] == [0, 0, 0, 1]
-    assert play.joined.ends[2][0] < play.joined.ends[3][0] == 100_001
+    assert play.joined.ends[2][0] < play.joined.ends[3][0] == 1001
 
 
 def test_a_slow_tool_holds_up_nobody_where_rollouts_join():

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -199,10 +200,10 @@ def test_a_body_without_a_length_is_bounded_too(port):
 
 def test_hostile_requests_take_little_memory_and_leave_the_server_responsive(tmp_path):
     """Ten clients send what took gigabytes; /health answers meanwhile."""
-    corpus, port = write_corpus(tmp_path), free_port()
+    corpus = write_corpus(tmp_path)
     hostile = [b'{"queries": [' + b"1," * 2_000_000 + b"1]}", b'{"queries": ["' + b"x " * 25_000_000 + b'"]}']
     hostile += [json.dumps({"queries": ["city"] * 1024, "topk": 100}).encode()]
-    with retriever(corpus=str(corpus), port=port) as process, ThreadPoolExecutor(6) as pool:
+    with retriever(corpus=str(corpus), port=0) as (process, port), ThreadPoolExecutor(6) as pool:
         before = peak_mb(process)
         sent = [pool.submit(ask_by_hand, port, body) for body in hostile * 2]
         while not all(request.done() for request in sent):
@@ -240,10 +241,11 @@ def test_health_is_told_while_all_threads_search():
 )
 def test_half_a_request_times_out(local, part):
     limits = Limits(request_timeout=0.5)
-    with serving(make_app(local), limits) as port, socket.create_connection(("127.0.0.1", port), timeout=10) as half:
+    with serving(make_app(local), limits) as port:
         start = time.monotonic()
-        half.sendall(part)
-        received = b"".join(iter(lambda: half.recv(65536), b""))
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as half:
+            half.sendall(part)
+            received = b"".join(iter(lambda: half.recv(65536), b""))
         assert 0.4 < time.monotonic() - start < 5
         assert received.count(b"200 OK") == part.count(b"\r\n\r\nGET")
         assert b"408 Request Timeout" in received
@@ -266,17 +268,17 @@ def test_unused_connections_and_long_searches_outlast_the_timeout(local):
         top_k = 1
 
         def retrieve(self, queries, top_k=None):
-            time.sleep(0.6)
+            time.sleep(1.1)
             return [[] for _ in queries]
 
     body = json.dumps({"queries": ["x"]})
-    with serving(make_app(Slow()), Limits(request_timeout=0.2)) as port:
+    with serving(make_app(Slow()), Limits(request_timeout=1.0)) as port:
         connection, sockets = http.client.HTTPConnection("127.0.0.1", port, timeout=10), set()
-        for _ in range(2):
+        for pause in (1.1, 0):
             connection.request("POST", "/retrieve", body, {"Content-Type": "application/json"})
             sockets.add(connection.sock)
             assert connection.getresponse().read() == b'{"result": [[]]}'
-            time.sleep(0.5)
+            time.sleep(pause)
         assert len(sockets) == 1
         connection.close()
 
@@ -304,28 +306,16 @@ def test_requests_are_answered_at_once():
             assert (status, answer) == (200, {"result": [[]]})
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
-def wait_until_up(port, process):
-    for _ in range(300):
-        assert process.poll() is None, process.communicate()
-        try:
-            return requests.get(f"http://127.0.0.1:{port}/health", timeout=10)
-        except requests.ConnectionError:
-            time.sleep(0.05)
-    raise AssertionError("the retriever did not start")
-
-
 @contextmanager
 def retriever(**options):
+    """A process that answers, and its port."""
     code = f"from a2tgpo_trl.search.retriever import run_retriever\nrun_retriever(**{options!r})"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         try:
-            wait_until_up(options["port"], process)
-            yield process
+            url = next((line.split()[-1] for line in process.stdout if " passages at " in line), None)
+            assert url, "the retriever did not start"
+            assert requests.get(url.replace("/retrieve", "/health"), timeout=120).ok
+            yield process, urlsplit(url).port
         finally:
             process.send_signal(signal.SIGTERM)
 
@@ -337,9 +327,9 @@ def write_corpus(folder):
 
 
 def test_a_corpus_is_served_and_its_index_built_once(tmp_path):
-    corpus, port = write_corpus(tmp_path), free_port()
-    search = HTTPSearch(f"http://127.0.0.1:{port}/retrieve", top_k=1)
-    with retriever(corpus=str(corpus), port=port):
+    corpus = write_corpus(tmp_path)
+    with retriever(corpus=str(corpus), port=0) as (_, port):
+        search = HTTPSearch(f"http://127.0.0.1:{port}/retrieve", top_k=1)
         assert search.search("capital of France") == "(1) Capital of France: The capital of France is Paris."
     built = os.stat(f"{corpus}.bm25/index.json").st_mtime_ns
     with retriever(corpus=str(corpus), port=port, top_k=4):
@@ -415,18 +405,22 @@ def test_a_bad_place_is_named_before_anything_is_built(tmp_path, options, messag
 
 
 def test_connections_are_refused_until_the_index_is_there(tmp_path, monkeypatch):
-    opened = []
+    bound, opened, served = [], [], []
+
+    def bind_and_tell(*place):
+        bound.append(bind(*place))
+        return bound[0]
 
     def open_slowly(*args):
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port), timeout=10)
+            socket.create_connection(bound[0].getsockname(), timeout=10)
         opened.append(args)
         return open_or_build(*args)
 
+    monkeypatch.setattr("a2tgpo_trl.search.retriever.bind", bind_and_tell)
     monkeypatch.setattr("a2tgpo_trl.search.retriever.open_or_build", open_slowly)
     monkeypatch.setattr("a2tgpo_trl.search.retriever.serve", lambda app, listener, limits: served.append(listener))
-    served, port = [], free_port()
-    run_retriever(write_corpus(tmp_path), port=port)
+    run_retriever(write_corpus(tmp_path), port=0)
     assert len(opened) == len(served) == 1
 
 

@@ -97,10 +97,10 @@ TRIM = "{side}(replace(hex(zeroblob({length})), '0', 'a'), replace(hex(zeroblob(
     + ["instr(a, b), " * 98 + "instr(a, b)", "replace(a, b, ''), " * 98 + "1", f"{GLOB}, " * 98 + GLOB],
 )
 def test_queries_without_a_loop_are_short(file, columns, length):
-    start = time.monotonic()
+    start = time.thread_time()
     with suppress(QueryError):
         Database(file, seconds=0.1).query(f"SELECT {columns} {TEXTS}".format(length=length, half=length // 2))
-    assert time.monotonic() - start < 2
+    assert time.thread_time() - start < 2
 
 
 def test_one_argument_is_enough_to_trim(file):

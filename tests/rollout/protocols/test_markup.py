@@ -1,7 +1,7 @@
 """Markup: what is quoted and how, names that models make up, how templates write calls."""
 
 import random
-from time import perf_counter
+from time import thread_time
 
 import pytest
 from tokenizers import AddedToken
@@ -63,9 +63,9 @@ def test_nothing_is_left_of_any_mixture():
 def test_many_tokens_and_long_texts_are_fast():
     markup = Markup([f"<unused{i}>" for i in range(6000)] + ["<<x>>", "STOP"], ["<f=1>"])
     text = "<p>a paragraph of <b>a page</b></p>\n" * 30_000 + "[unclosed <unclosed " * 1000
-    start = perf_counter()
+    start = thread_time()
     assert markup.defuse(text + "<unused5999> STOP <f=2>") == text + "[unused5999] S TOP [f=2]"
-    assert perf_counter() - start < 5  # 0.4 seconds; alternatives of one pattern would take 20
+    assert thread_time() - start < 5  # 0.4 seconds; alternatives of one pattern would take 20
 
 
 def test_without_brackets():

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -475,13 +476,14 @@ def test_synchronous_calls_of_all_rollouts_run_at_once():
 
 
 def test_no_more_synchronous_calls_at_once_than_the_concurrency():
-    lock, inside, most = threading.Lock(), [], []
+    lock, three, inside, most = threading.Lock(), threading.Barrier(3), [], []
 
     def enter():
         with lock:
             inside.append(1)
             most.append(len(inside))
-        time.sleep(0.01)
+        three.wait(10)
+        time.sleep(0.01)  # for a fourth
         with lock:
             inside.pop()
 
@@ -744,22 +746,27 @@ def test_a_call_that_took_too_long_has_failed_though_nobody_watched():
     assert result.seconds >= 0.3
 
 
-def test_waiting_for_a_thread_does_not_count():
+@pytest.fixture
+def nap(monkeypatch):
+    """A tool whose calls take 20 seconds each, as the executor sees it."""
+    now = [0.0]
+    monkeypatch.setattr(executor, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
     def nap():
-        time.sleep(0.25)
+        now[0] += 20
         return "rested"
 
-    rows = run(*[[call("nap")]] * 3, tools=by_name(nap), concurrency=1, timeout=0.6)
+    return nap
+
+
+def test_waiting_for_a_thread_does_not_count(nap):
+    rows = run(*[[call("nap")]] * 3, tools=by_name(nap), concurrency=1, timeout=LONG)
     assert [contents(row) for row in rows] == [["rested"]] * 3
 
 
 @pytest.mark.parametrize("kind", [lambda tool: tool, as_async], ids=["sync", "async"])
-def test_waiting_in_a_lane_does_not_count(kind):
-    def nap():
-        time.sleep(0.25)
-        return "rested"
-
-    rows = run(*[[call("nap")]] * 3, tools={"nap": not_thread_safe(kind(nap))}, timeout=0.6)
+def test_waiting_in_a_lane_does_not_count(kind, nap):
+    rows = run(*[[call("nap")]] * 3, tools={"nap": not_thread_safe(kind(nap))}, timeout=LONG)
     assert [contents(row) for row in rows] == [["rested"]] * 3
 
 
@@ -933,7 +940,9 @@ def test_a_task_that_times_out_is_cancelled_and_not_counted():
     assert executor.num_abandoned == 0
 
 
-def test_a_task_that_swallows_its_cancellation_is_abandoned_until_it_is_done(gate, impatient):
+def test_a_task_that_swallows_its_cancellation_is_abandoned_until_it_is_done(gate, monkeypatch):
+    monkeypatch.setattr(EventLoop, "PATIENCE", LONG)
+
     async def stubborn():
         while not gate.is_set():
             with contextlib.suppress(asyncio.CancelledError):
@@ -941,7 +950,10 @@ def test_a_task_that_swallows_its_cancellation_is_abandoned_until_it_is_done(gat
 
     executor = ToolExecutor(timeout=SHORT)
     assert run_turn(executor, [call("stubborn")], by_name(stubborn))[0].failed
-    assert eventually(lambda: executor.num_abandoned == 1)
+    assert executor.num_abandoned == 0
+    (execution,) = executor._running
+    execution.cancelled -= LONG
+    assert executor.num_abandoned == 1
     # The event loop is as good as before
     loop = executor._loop
     assert contents(run_turn(executor, [call("later", text="a")], TOOLS)) == ["async a"]
@@ -969,22 +981,24 @@ def test_an_environment_goes_on_when_a_cancelled_task_has_left_it():
 
 
 def test_calls_behind_a_blocked_event_loop_are_moved_to_a_new_one(gate, impatient):
-    begun = []
+    begun, blocked = [], threading.Event()
 
     async def block():
+        blocked.set()
         gate.wait(LONG)
 
     async def begin():
         begun.append(1)
         return "unharmed"
 
-    executor = ToolExecutor(timeout=SHORT)
-    row = run_turn(
-        executor,
-        [call("block"), call("begin"), call("hand_out"), call("begin")],
-        {"block": block, "begin": begin, "hand_out": lambda: begin()},
-    )
-    assert contents(row) == [error("block timed out after 0.2 s."), "unharmed", "unharmed", "unharmed"]
+    executor = ToolExecutor(timeout=LONG)
+    calls = [call("block"), call("begin"), call("hand_out"), call("begin")]
+    executor.submit("turn", calls, {"block": block, "begin": begin, "hand_out": lambda: begin()})
+    assert blocked.wait(10) and eventually(lambda: len(executor._handed_over) == 3)
+    (execution,) = executor._running
+    execution.started -= LONG
+    ((_, row),) = executor.collect()
+    assert contents(row) == [error("block timed out after 30 s."), "unharmed", "unharmed", "unharmed"]
     assert executor.num_abandoned == 1
     (lost,) = executor._lost_loops
     gate.set()
