@@ -414,6 +414,13 @@ class TestRollouts:
         page.wait_for_selector("#detail .why", state="detached")
         assert page.locator("#detail article").count() > 0
 
+    def test_a_row_that_is_pressed_stays_when_the_window_changes(self, open_page, two_runs_page):
+        page = open_page(two_runs_page, "#/rollouts")
+        row = page.query_selector(".row[aria-selected=false]")
+        page.evaluate("byId('list').dispatchEvent(new Event('scroll'))")
+        page.evaluate("() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))")
+        assert row.evaluate("(row) => row.isConnected")
+
     def test_turns_have_the_colour_of_their_advantage(self, open_page, two_runs_page):
         page = open_page(two_runs_page, "#/rollouts/0.0.0.0")
         for card in page.locator("#detail article").all():

@@ -6,6 +6,7 @@ const BEYOND = 6; // rows above and below those in view
 const list = {
   found: [], // places, in order
   selected: null, // a place, or none
+  shown: [], // what the rows in the document are made of
 };
 
 function initList(onOpen) {
@@ -40,6 +41,9 @@ function showRows() {
   const box = byId("list");
   const start = Math.max(0, Math.floor(box.scrollTop / ROW) - BEYOND);
   const end = Math.min(list.found.length, Math.ceil((box.scrollTop + box.clientHeight) / ROW) + BEYOND);
+  const made = [list.found, list.selected, start, end];
+  if (made.every((part, i) => part === list.shown[i])) return; // or a click on a row that is being pressed would be lost
+  list.shown = made;
   byId("rows").replaceChildren(...list.found.slice(start, end).map((place, i) => row(place, start + i)));
   const active = list.selected !== null && byId(`row-${list.selected}`);
   if (active) box.setAttribute("aria-activedescendant", active.id);

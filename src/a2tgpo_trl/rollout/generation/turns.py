@@ -131,7 +131,7 @@ class TurnGenerator:
         size = len(contexts)
         missing = self._missing_rows(size, batch_size)
         rows = [*rows, *[None] * missing]
-        if self.backend.takes_row_options and not self._companion[1]:
+        if self.collective and self.backend.takes_row_options and not self._companion[1]:
             # The vision part of a model that is sharded runs on all processes or on none
             self._companion = next((pair for pair in zip(contexts, pictures, strict=True) if pair[1]), self._companion)
         context, shown = self._companion
