@@ -12,10 +12,12 @@ import warnings
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import LlamaConfig
 
 import tiny
 from a2tgpo_trl.signals.beliefs.attention import why_no_flex
+from conftest import CHAT_ROWS, chat_correct
 from histories import Player, same_turns
 from scoring import agree, make_rows, make_scorer, measured, naive, with_shared_forward
 from test_loss_cost import batch_of, grpo_loss
@@ -84,7 +86,17 @@ def test_flex_attention_compiles(heads, kv_heads, size, dtype, cuda):
 
 
 # Beliefs that share the forward of the old log-probabilities, and those that take forwards of their own
-UPDATES = {"shared": {}, "trees": dict(per_device_train_batch_size=4, steps_per_generation=1)}
+UPDATES = {"shared": {}, "trees": dict(per_device_train_batch_size=4, steps_per_generation=1), "pictures": {}}
+
+
+def pictured():
+    """A model for pictures, and questions about one."""
+    tiny_vision = pytest.importorskip(
+        "tiny_vision", reason="older transformers lack some of its models", exc_type=ImportError
+    )
+    rows = [row | {"image": tiny_vision.picture("blue", (32, 24))} for row in CHAT_ROWS]
+    given = dict(processing_class=tiny_vision.processor("qwen2_5_vl"), reward=chat_correct, tool_protocol="tags")
+    return dict(model=tiny_vision.model("qwen2_5_vl"), dataset=Dataset.from_list(rows), **given)
 
 
 def untimed(trainer):
@@ -104,12 +116,13 @@ def test_training_is_that_of_the_cpu(updates, build, device):
     def train(use_cpu):
         # With Adam, a gradient of zero plus rounding would be a step as large as any
         options = dict(use_cpu=use_cpu, optim="sgd", learning_rate=0.03, **UPDATES[updates])
-        trainer = build(model=wide_model(), **options)
+        trainer = build(**made(), **options)
         trainer.train()
         assert trainer.model.device.type == ("cpu" if use_cpu else device.type)
         return trainer
 
-    before = wide_model().state_dict()
+    made = pictured if updates == "pictures" else lambda: {"model": wide_model()}
+    before = made()["model"].state_dict()
     expected, actual = train(use_cpu=True), train(use_cpu=device.type == "cpu")
     assert expected.state.log_history[0]["information_gain/std"] > 0.1
     for ours, theirs in zip(untimed(actual), untimed(expected), strict=True):
