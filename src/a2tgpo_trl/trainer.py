@@ -507,16 +507,21 @@ class A2TGPOTrainer(GRPOTrainer):
             signal.save(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        if self.backend.sharding or not load_renamed(model or self.model, resume_from_checkpoint):
+        if not self._reads_renamed(model or self.model, resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         for signal in self.signals.values():
             signal.load(resume_from_checkpoint)
 
     def _load_best_model(self):
-        if self.backend.sharding or not load_renamed(self.model, self.state.best_model_checkpoint):
+        if not self._reads_renamed(self.model, self.state.best_model_checkpoint):
             super()._load_best_model()
         for signal in self.signals.values():
             signal.load(self.state.best_model_checkpoint)
+
+    def _reads_renamed(self, model, checkpoint) -> bool:
+        """Whether weights had other names, and are read. FSDP and DeepSpeed keep checkpoints of their own, under the model's names."""
+        keep_their_own = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return not keep_their_own and load_renamed(model, checkpoint)
 
     # ---- checkpoints -------------------------------------------------------------------------------------------
 
