@@ -20,7 +20,7 @@ trust: $(INSTALLED)
 
 # The tests that touch TRL, transformers and peft, with the oldest and the newest of them; a failure of the newest is only a warning
 versions: $(INSTALLED)
-	CI=1 HF_HUB_OFFLINE=1 $(BIN)/python scripts/versions.py
+	CI=1 HF_HUB_OFFLINE=1 $(BIN)/python scripts/versions.py $(VERSIONS_ARGS)
 
 # Lines and branches of the source that `make test` runs
 coverage: $(INSTALLED)

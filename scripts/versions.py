@@ -1,9 +1,9 @@
 """Runs the tests that touch TRL, transformers and peft with the oldest and the newest of them; `make versions`.
 
-python scripts/versions.py [--only WORD] [--file MATRIX]
+python scripts/versions.py [--only WORD] [--large] [--file MATRIX]
 
 Each environment of scripts/versions.toml is a folder in .venv-versions with the packages that differ; all others are those of the
-environment that runs this. torch and Python are those that are installed: another torch is gigabytes, another Python another machine.
+environment that runs this. Another torch is 5 GB with what it depends on, and is tried with `--large`. Python is the one that runs this.
 
 Exit status: 0 if all supported environments pass, 1 if one of them fails, 2 if any cannot be installed. What fails in the others is
 printed and does not count.
@@ -40,11 +40,13 @@ class Environment:
         name (`str`): What is special, in words.
         supported (`bool`): Whether it has to work.
         versions (`dict[str, str]`): Package → version, or `"latest"`.
+        large (`bool`): Whether what they depend on comes with them, however large.
     """
 
     name: str
     supported: bool
     versions: dict[str, str]
+    large: bool = False
 
     @property
     def folder(self) -> Path:
@@ -53,7 +55,7 @@ class Environment:
 
     def install(self) -> None:
         """
-        Put its own packages there, without those that they depend on.
+        Put its own packages there, without those that they depend on unless it is large.
 
         Raises:
             NotInstalled: If pip fails.
@@ -63,17 +65,18 @@ class Environment:
         if not self.versions:
             return
         asked = [name if version == LATEST else f"{name}=={version}" for name, version in self.versions.items()]
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        alone = [] if self.large else ["--no-deps"]
         done = subprocess.run(
-            [*pip, "--upgrade", "--target", str(self.folder), *asked], capture_output=True, text=True
+            [*pip, *alone, "--upgrade", "--target", str(self.folder), *asked], capture_output=True, text=True
         )
         if done.returncode:
             raise NotInstalled(f"{self.name}: {done.stderr.strip().splitlines()[-1]}")
 
     def installed(self) -> dict[str, str]:
-        """Package → version, of its own packages."""
+        """Package → version, of those that it asks for."""
         found = metadata.distributions(path=[str(self.folder)]) if self.folder.exists() else ()
-        return {distribution.name: distribution.version for distribution in found}
+        return {each.name: each.version for each in found if each.name in self.versions}
 
     def run(self, tests: Sequence[str]) -> tuple[bool, str]:
         """Whether the tests pass, and the last line of what pytest said; failures are printed."""
@@ -98,14 +101,14 @@ def read(path: Path = FILE) -> tuple[list[str], list[Environment]]:
 def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="environments whose names have this word")
+    parser.add_argument("--large", action="store_true", help="also those of gigabytes")
     parser.add_argument("--file", type=Path, default=FILE, help="another matrix")
     options = parser.parse_args(args)
     tests, environments = read(options.file)
-    chosen = [environment for environment in environments if options.only in environment.name]
+    tried = [environment for environment in environments if options.large or not environment.large]
+    chosen = [environment for environment in tried if options.only in environment.name]
     if not chosen:
-        print(
-            f"error: no environment is named {options.only!r}: {[each.name for each in environments]}", file=sys.stderr
-        )
+        print(f"error: no environment is named {options.only!r}: {[each.name for each in tried]}", file=sys.stderr)
         return 2
     rows, status = [], 0
     for environment in chosen:

@@ -37,6 +37,22 @@ def test_tests_of_the_matrix_exist():
     assert environments[0].supported and not environments[-1].supported
 
 
+def test_the_large_are_tried_if_asked(folder, monkeypatch):
+    asked = []
+
+    def run(command, **options):
+        asked.append(command)
+        raise versions.NotInstalled("no more than this")
+
+    monkeypatch.setattr(versions.subprocess, "run", run)
+    path = matrix(folder, ("small", True, '{ a = "1" }'), ("large", True, '{ b = "1" }\nlarge = true'))
+    assert versions.main(["--file", path]) == versions.main(["--file", path, "--large"]) == 2
+    assert [(command[-1], "--no-deps" in command) for command in asked] == [
+        ("a==1", True), ("a==1", True), ("b==1", False)
+    ]  # fmt: skip
+    assert versions.main(["--file", path, "--only", "large"]) == 2 and len(asked) == 3
+
+
 def matrix(folder, *environments):
     test = folder / "test_sum.py"
     test.write_text("import packaging\n\ndef test_sum():\n    assert packaging.__version__ == '24.1'\n")
