@@ -218,6 +218,23 @@ def test_what_is_no_picture_is_refused(config):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("key", ["url", "path", "base64"])
+@pytest.mark.parametrize("first", [True, False], ids=["first row", "later row"])
+def test_no_picture_is_fetched_or_opened(config, key, first):
+    block, plain = {"type": "image", key: "http://127.0.0.1:9/a.png"}, {"type": "image"}
+    rows = [
+        {"prompt": [{"role": "user", "content": [one, {"type": "text", "text": "?"}]}],
+         "images": [tiny_vision.picture("red")], "answer": "red"}
+        for one in ([block] * 4 if first else [plain, *[block] * 3])
+    ]  # fmt: skip
+    stream = IterableDataset.from_generator(lambda: iter(rows))
+    with pytest.raises(ValueError, match=rf"a picture with the key '{key}'.*nothing is fetched.*column 'images'"):
+        A2TGPOTrainer(
+            tiny_vision.model("gemma3"), correct, config(advantage_estimator="grpo", max_completion_length=8, max_steps=4), stream,
+            processing_class=tiny_vision.processor("gemma3"),
+        ).train()  # fmt: skip
+
+
 def test_a_tool_without_a_processor_returns_no_picture():
     message = {"role": "tool", "name": "crop", "content": [{"type": "image", "image": tiny_vision.picture("red")}]}
     for protocol in (

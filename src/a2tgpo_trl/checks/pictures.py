@@ -12,6 +12,9 @@ from ..integrations.processors import PLACEHOLDERS, placeholder_of
 COLUMNS = ("image", "images")
 """Of datasets, from which TRL takes pictures."""
 
+ADDRESSES = ("url", "path", "base64")
+"""Keys of a block of an image from which transformers loads one: from the network, from a file, or from text."""
+
 
 def check_processor(processing_class: Any) -> None:
     """
@@ -49,7 +52,8 @@ def check_row(row: dict[str, Any], dataset: str, processing_class: Any) -> None:
 
     Raises:
         TypeError: If there is no processor for them, or they are no PIL images.
-        ValueError: If there is something else than text and pictures in the prompt, or pictures beside a prompt that is text.
+        ValueError: If there is something else than text and pictures in the prompt, pictures beside a prompt that is text, or an
+            address in place of a picture.
     """
     columns, where = picture_columns(row), f"The first row of {dataset}"
     if columns and not isinstance(processing_class, ProcessorMixin):
@@ -78,7 +82,7 @@ def check_prompts(prompts: Sequence[str | list[dict[str, Any]]], processing_clas
 
     Raises:
         TypeError: If there is no processor for pictures, or they are no PIL images.
-        ValueError: If there is something else.
+        ValueError: If there is something else, or an address in place of a picture.
     """
     for prompt in prompts:
         _check_messages(prompt if isinstance(prompt, list) else [], "A prompt", processing_class)
@@ -113,8 +117,19 @@ def _check_messages(messages: list[dict[str, Any]], where: str, processing_class
                 f"{where} has a picture in its prompt, and processing_class is a tokenizer: pass the processor of a model for "
                 "pictures, AutoProcessor.from_pretrained(...), or give text alone."
             )
-        if kind == "image" and block.get("image") is not None:
-            _check_picture(block["image"], where)
+        if kind == "image":
+            _check_place(block, where)
+
+
+def _check_place(block: dict[str, Any], where: str) -> None:
+    for key in ADDRESSES:
+        if block.get(key) is not None:
+            raise ValueError(
+                f"{where} has a picture with the key {key!r}, and nothing is fetched or opened for a prompt: give PIL images in a column "
+                "'images', with a block {'type': 'image'} in the prompt for each."
+            )
+    if block.get("image") is not None:
+        _check_picture(block["image"], where)
 
 
 def _check_picture(picture: Any, where: str) -> None:
