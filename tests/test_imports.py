@@ -131,6 +131,12 @@ def test_other_versions_of_trl_are_refused(version):
         a2tgpo_trl._check_trl_version(version)
 
 
+def test_another_trl_is_tried_where_that_is_asked_for(monkeypatch):
+    monkeypatch.setenv("A2TGPO_ANY_TRL", "1")
+    with pytest.warns(UserWarning, match=r"trl 1.17.0 is installed. It is tried all the same, as A2TGPO_ANY_TRL says"):
+        a2tgpo_trl._check_trl_version("1.17.0")
+
+
 @pytest.mark.parametrize("version", ["1.16", "1.16.0", "1.16.3", "1.16.0.dev0"])
 def test_supported_versions_of_trl(version):
     a2tgpo_trl._check_trl_version(version)

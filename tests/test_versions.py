@@ -78,6 +78,23 @@ def test_what_fails_is_told(folder, capsys, supported, status, said):
     assert f"as it is (nothing of its own): {said}, 1 failed" in out and "FAILED" in out and "test_sum" in out
 
 
+def test_a_run_that_ends_before_its_tests_says_why(folder, capsys):
+    path = matrix(folder, ("broken", False, "{}"))
+    (folder / "conftest.py").write_text("raise ImportError('no such name in this version')\n")
+    assert versions.main(["--file", path]) == 0
+    assert "no such name in this version" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_another_trl_may_be_tried_where_it_is_not_supported(folder, capsys, supported):
+    path = matrix(folder, ("another", supported, "{}"))
+    (folder / "test_sum.py").write_text(
+        f"import os\n\ndef test_it():\n    assert ('A2TGPO_ANY_TRL' in os.environ) is {not supported}\n"
+    )
+    assert versions.main(["--file", path]) == 0
+    assert "passes, 1 passed" in capsys.readouterr().out
+
+
 def test_what_cannot_be_installed_is_an_error(folder, capsys):
     asked = '{ packaging = "0.0.0.dev12345" }'
     assert versions.main(["--file", matrix(folder, ("no such", True, asked))]) == 2

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from huggingface_hub import constants
@@ -76,6 +78,11 @@ def test_this_environment(doctor, monkeypatch):
                 map(str, requirement.specifier)
             )
     assert rows["trl"]["note"] == "needs >=1.16,<1.17"
+    free, everything = re.fullmatch(
+        r"([\d.]+) of ([\d.]+) GB free", found["sections"]["machine"]["memory"]["value"]
+    ).groups()
+    assert float(everything) == pytest.approx(psutil.virtual_memory().total / 1e9, abs=0.1)
+    assert 0 < float(free) <= float(everything)
     assert found["sections"]["tools"]["calls"]["ok"] and not connected
 
 
@@ -125,6 +132,25 @@ def test_a_required_package_is_missing(doctor, monkeypatch):
     status, found = doctor()
     assert status == 1 and "not-there-at-all: not installed" in found["verdict"]
     assert found["verdict"].endswith("Run: pip install 'not-there-at-all'")
+
+
+def test_what_is_missing_comes_with_the_command_that_installs_it(doctor, monkeypatch):
+    absent = {"not-there": "", "nor-this": "search"}
+    monkeypatch.setattr(packages, "OPTIONAL", packages.OPTIONAL | absent)
+    rows = doctor()[1]["sections"]["packages"]
+    assert {name: rows[name]["mend"] for name in absent} == {
+        "not-there": "pip install 'not-there'",
+        "nor-this": "pip install 'a2tgpo-trl[search]'",
+    }
+    assert rows["nor-this"]["note"] == "the extra search brings it" and rows["nor-this"]["ok"] is None
+
+
+def test_the_extras_of_optional_packages_bring_them():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    brought = {extra: {Requirement(line).name for line in lines} for extra, lines in extras.items()}
+    of_trl = {"vllm": "vllm", "torchvision": "vision"}  # whose extras bring them
+    for name, extra in packages.OPTIONAL.items():
+        assert not extra or name in brought[extra] or (of_trl.get(name) == extra and "trl" in brought[extra]), name
 
 
 def test_python_is_too_old(doctor, monkeypatch):
@@ -203,12 +229,20 @@ def test_a_folder_of_runs_is_no_package(install, doctor):
 
 def test_the_commit(install, doctor, monkeypatch, tmp_path):
     assert re.match(r"commit [0-9a-f]{12}(-dirty)? of a clone", packages._origin()) or not (ROOT / ".git").exists()
+    assert packages._source() == f"-e {shlex.quote(str(ROOT))}"
     monkeypatch.setattr(packages, "CLONE", tmp_path)
     install("a2tgpo-trl", "0.1.0", direct_url=json.dumps({"url": "https://x", "vcs_info": {"commit_id": "ab" * 20}}))
     assert packages._origin() == "commit abababababab, installed from git"
     (tmp_path / "a2tgpo_trl-0.1.0.dist-info" / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: a2tgpo-trl\nVersion: 0.1.0\nRequires-Python: >=3.99\nRequires-Dist: torch>=99\n"
     )
+    assert packages._source() == "https://x"
+    (tmp_path / "a2tgpo_trl-0.1.0.dist-info" / "direct_url.json").write_text(
+        '{"url": "https://x", "vcs_info": {"vcs": "git"}}'
+    )
+    assert packages._source() == "git+https://x"
+    (tmp_path / "a2tgpo_trl-0.1.0.dist-info" / "direct_url.json").unlink()
+    assert packages._source() == "a2tgpo-trl"
     status, found = doctor()  # without a clone, what the installed package declares
     assert status == 1 and found["sections"]["packages"]["torch"]["note"] == "needs >=99"
     assert found["sections"]["packages"]["python"]["note"] == "needs >=3.99"

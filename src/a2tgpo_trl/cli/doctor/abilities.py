@@ -86,7 +86,6 @@ def _attention() -> list[Finding]:
     no_cuda = "" if cuda else "it takes CUDA, and torch finds none"
     no_triton = "" if is_triton_available() and is_torch_flex_attn_available() else "it takes triton"
     no_flash = "" if is_flash_attn_2_available() else "flash-attn is not installed"
-    install = f"{install_command('flash-attn')} --no-build-isolation"
     return [
         Finding("eager, sdpa", "work", True, "histories are kept between turns"),
         _unless("flex_attention", no_cuda or no_triton, "scores beliefs, whichever attention the model has"),
@@ -94,7 +93,7 @@ def _attention() -> list[Finding]:
             "flash_attention_2",
             no_cuda or no_flash,
             "each turn reads its whole history again",
-            "" if no_cuda else install,
+            "" if no_cuda else install_command("flash-attn"),
         ),
     ]
 

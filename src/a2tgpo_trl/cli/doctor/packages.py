@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,12 @@ REQUIRED = ("torch", "accelerate", "datasets", "transformers", "trl")
 """In the order in which they import each other."""
 OPTIONAL = {
     "peft": "peft",
+    "bm25s": "search",
+    "fastapi": "retriever",
+    "sentence-transformers": "dense",
+    "matplotlib": "report",
+    "gguf": "demo",
+    "torchvision": "vision",
     "bitsandbytes": "qlora",
     "vllm": "vllm",
     "wandb": "tracking",
@@ -42,6 +49,7 @@ OPTIONAL = {
     "liger-kernel": "",
 }
 """By the extra of this library that brings each, if one does."""
+NEED_TORCH_TO_BUILD = ("flash-attn",)
 TRAINING = "a2tgpo_trl.cli.train"
 """The module that imports all that a run needs."""
 
@@ -77,7 +85,10 @@ def supported(name: str) -> SpecifierSet:
 def install_command(name: str) -> str:
     """What installs a package, in a version that is supported."""
     extra = OPTIONAL.get(name)
-    return f"pip install '{OURS}[{extra}]'" if extra else f"pip install '{name}{_range(supported(name))}'"
+    if extra:
+        return f"pip install '{OURS}[{extra}]'"
+    builds = " --no-build-isolation" if name in NEED_TORCH_TO_BUILD else ""
+    return f"pip install '{name}{_range(supported(name))}'{builds}"
 
 
 def _range(wanted: SpecifierSet) -> str:
@@ -116,7 +127,8 @@ def _absent(name: str, needs: str, required: bool) -> Finding:
     if required:
         return Finding(name, "not installed", False, needs, install_command(name), required)
     extra = OPTIONAL[name]
-    return Finding(name, "not installed", note=f"the extra {extra} brings it" if extra else needs)
+    note = f"the extra {extra} brings it" if extra else needs
+    return Finding(name, "not installed", note=note, mend=install_command(name))
 
 
 def _training(optional: list[Finding]) -> Finding:
@@ -129,7 +141,7 @@ def _training(optional: list[Finding]) -> Finding:
     if culprit:
         mend = f"{broken[culprit]}   # or: pip uninstall -y {culprit}, which training can do without"
     else:
-        mend = f"pip install --force-reinstall '{OURS}'"
+        mend = f"pip install --force-reinstall {_source()}"
     return Finding("training", "does not import", False, in_words(error), mend, required=True)
 
 
@@ -216,7 +228,20 @@ def _origin() -> str:
         command = [git, "-C", str(CLONE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
         done = subprocess.run(command, capture_output=True, text=True)
         return f"commit {done.stdout.strip()} of a clone" if done.returncode == 0 else "a clone"
-    ours = _distribution(OURS, "a2tgpo_trl")
-    recorded = json.loads((ours and ours.read_text("direct_url.json")) or "{}")
-    commit = recorded.get("vcs_info", {}).get("commit_id")
+    commit = _recorded().get("vcs_info", {}).get("commit_id")
     return f"commit {commit[:12]}, installed from git" if commit else ""
+
+
+def _source() -> str:
+    """What pip installs this library from again: the clone, where it was installed from, or an index."""
+    if (CLONE / "pyproject.toml").is_file():
+        return f"-e {shlex.quote(str(CLONE))}"
+    recorded = _recorded()
+    scheme = f"{vcs}+" if (vcs := recorded.get("vcs_info", {}).get("vcs")) else ""
+    return shlex.quote(f"{scheme}{recorded['url']}" if "url" in recorded else OURS)
+
+
+def _recorded() -> dict:
+    """What pip wrote down of where it installed this library from."""
+    ours = _distribution(OURS, "a2tgpo_trl")
+    return json.loads((ours and ours.read_text("direct_url.json")) or "{}")
