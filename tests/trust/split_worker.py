@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.records import read_turns
 from conftest import GROUP, QUESTION, correct, search
 
 # Two groups of four rollouts: 0 to 3 tool turns in one, none or one in the other. Of four processes one calls no tool
@@ -31,8 +32,20 @@ def lengths(turns, **columns):
     return [[len(turn.ids) / 10 if k != 1 else None for k, turn in enumerate(own)] for own in turns]
 
 
+LOSSES = ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo")
+CREDIT = [
+    "group",
+    "generation",
+    "turn",
+    "information_gain",
+    "normalized_gain",
+    "advantage",
+    "outcome_advantage",
+    "clip_scale",
+]
+"""Columns of turn records: where a turn stands, and what it got."""
 CASES = {
-    **{f"a2tgpo, {loss}": dict(loss_type=loss) for loss in ("grpo", "dapo", "dr_grpo", "bnpo")},
+    **{f"a2tgpo, {loss}": dict(loss_type=loss) for loss in LOSSES},
     "a2tgpo, ratios of tokens": dict(importance_sampling_level="token", epsilon=0.01, epsilon_high=0.01),
     "igpo": dict(advantage_estimator="igpo"),
     "gtpo": dict(advantage_estimator="gtpo"),
@@ -53,12 +66,13 @@ class Gradients(TrainerCallback):
         self.steps.append({name.removeprefix("module."): p.grad.clone() for name, p in named if p.grad is not None})
 
 
-def trained(folder: Path, processes: int, rank: int, options: dict) -> dict:
+def trained(folder: Path, processes: int, rank: int, case: str) -> dict:
+    options = CASES[case]
     share = len(ROLLOUTS) // processes
     accumulation = share // PER_DEVICE
     tiny.Script(ROLLOUTS[rank * share : (rank + 1) * share]).install(Patch())
     args = A2TGPOConfig(
-        output_dir=str(folder / f"run-{processes}"), num_generations=4, per_device_train_batch_size=PER_DEVICE,
+        output_dir=str(folder / f"{processes}-{case}"), num_generations=4, per_device_train_batch_size=PER_DEVICE,
         gradient_accumulation_steps=accumulation, steps_per_generation=accumulation, num_iterations=2, max_steps=2,
         max_completion_length=400, optim="sgd", learning_rate=0.5, lr_scheduler_type="constant", max_grad_norm=0.0,
         logging_steps=1, save_strategy="no", report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False,
@@ -73,6 +87,7 @@ def trained(folder: Path, processes: int, rank: int, options: dict) -> dict:
     logs = [log for log in trainer.state.log_history if "loss" in log]
     return {
         "gradients": gradients.steps,
+        "credit": read_turns(args.output_dir, CREDIT).to_pylist() if rank == 0 else None,
         "logs": logs,
         "weights": dict(trainer.accelerator.unwrap_model(trainer.model).state_dict()),
     }
@@ -87,7 +102,7 @@ class Patch:
 def main(folder: Path) -> None:
     processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     torch.set_num_threads(1)
-    runs = {case: trained(folder, processes, rank, options) for case, options in CASES.items()}
+    runs = {case: trained(folder, processes, rank, case) for case in CASES}
     torch.save(runs, folder / f"{processes}-{rank}.pt")
 
 

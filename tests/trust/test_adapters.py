@@ -100,22 +100,29 @@ def test_an_adapter_that_was_trained_before(build, tmp_path, beta):
     trained = peft.get_peft_model(tiny.model(), lora(init_lora_weights=False))
     trained.save_pretrained(tmp_path / "adapter")
     model = peft.PeftModel.from_pretrained(tiny.model(), tmp_path / "adapter", is_trainable=True)
-    before = base_weights(model)
+    before, model_given = base_weights(model), copy.deepcopy(model)
     trainer = build(model=model, max_steps=3, learning_rate=0.01, beta=beta)
     trainer.train()
     assert same({n: p for n, p in base_weights(trainer.model).items() if n in before}, before)
     if beta:
         first, _, last = [log["kl"] for log in trainer.state.log_history if "kl" in log]
         assert first == 0 and last > 0
+        of_reference = {name: p for name, p in trainer.model.named_parameters() if ".ref." in name}
+        given = {name: p for name, p in model_given.named_parameters() if "lora" in name}
+        assert len(of_reference) == len(given) > 10
+        assert all(torch.equal(p, given[name.replace(".ref.", ".default.")]) for name, p in of_reference.items())
 
 
 def test_a_quantised_base(build, rows, tmp_path):
-    """QLoRA: the four-bit base stays, and beliefs are those of the adapted model, forward by forward."""
+    """QLoRA: the four-bit base stays, beliefs are those of the adapted model, and an adapter that is read again answers alike."""
     tiny.model().save_pretrained(tmp_path / "model")
-    quantised = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "model", quantization_config=BitsAndBytesConfig(load_in_4bit=True), dtype=torch.float32
-    )
-    trainer = build(model=quantised, peft_config=lora(), max_steps=3, learning_rate=0.02)
+
+    def quantised():
+        return AutoModelForCausalLM.from_pretrained(
+            tmp_path / "model", quantization_config=BitsAndBytesConfig(load_in_4bit=True), dtype=torch.float32
+        )
+
+    trainer = build(model=quantised(), peft_config=lora(), max_steps=3, learning_rate=0.02)
     before = base_weights(trainer.model)
     trainer.train()
     assert len(before) >= 10 and same(base_weights(trainer.model), before)
@@ -129,3 +136,9 @@ def test_a_quantised_base(build, rows, tmp_path):
                 of_base = naive_beliefs(model, rollout, probe)
         assert beliefs[: len(expected)] == pytest.approx(expected, abs=1e-3)
         assert of_base[0] != pytest.approx(expected[0], abs=1e-2)
+    trainer.save_model(str(tmp_path / "adapter"))
+    reloaded = peft.PeftModel.from_pretrained(quantised(), tmp_path / "adapter")
+    answers = [greedy(model, prompt) for prompt in PROMPTS]
+    assert [greedy(reloaded, prompt) for prompt in PROMPTS] == answers
+    with model.disable_adapter():
+        assert [greedy(model, prompt) for prompt in PROMPTS] != answers

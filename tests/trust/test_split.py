@@ -43,6 +43,19 @@ def test_gradients(runs, processes):
 
 
 @pytest.mark.parametrize("processes", [2, 4])
+def test_credit(runs, processes):
+    """Gains, advantages and clip scales of every turn, of all processes."""
+    (alone,), (first, *_) = runs[1], runs[processes]
+    for case, run in alone.items():
+        assert len(run["credit"]) > 12 and any(turn["advantage"] for turn in run["credit"]), case
+        if case.startswith("a2tgpo"):
+            assert any(turn["information_gain"] for turn in run["credit"])
+            assert len({turn["clip_scale"] for turn in run["credit"]}) > 2
+        for turn, other in zip(run["credit"], first[case]["credit"], strict=True):
+            assert other == pytest.approx(turn, rel=1e-5, abs=1e-6, nan_ok=True), case
+
+
+@pytest.mark.parametrize("processes", [2, 4])
 def test_metrics(runs, processes):
     (alone,), (first, *_) = runs[1], runs[processes]
     for case, run in alone.items():

@@ -1,1 +1,1 @@
-"""A tiny model learns to check its SQL: a task without true answers, with rewards of turns and by execution."""
+"""A tiny model learns to check its SQL: a task without beliefs, with rewards of turns and of queries that are executed beside a reference."""
