@@ -1,6 +1,8 @@
 """What holds of every method for any group: hypothesis draws rewards, turns, cut-off rollouts, and signals with gaps."""
 
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from test_methods import CHOICES, METHODS, in_words, rows_of, shown
 from torch.testing import assert_close
 
 import strategies as drawn
-from a2tgpo_trl.credit import A2TGPO, GRPO, GTPO, IGPO, MTGRPO, TRACE, A2TGPOStop, Returns, TurnPPO, Turns
+from a2tgpo_trl.credit import A2TGPO, GRPO, GTPO, IGPO, MTGRPO, TRACE, A2TGPOStop, Returns, TurnPPO, Turns, scheduled
+from a2tgpo_trl.credit.outcome import without_rounding
+from a2tgpo_trl.credit.schedule import SCHEDULES
 from a2tgpo_trl.functional import information_gain, with_outcome
 
 FILL = {"beliefs": NAN, "turn_rewards": NAN, "values": NAN, "states": -1}
@@ -144,3 +148,37 @@ def test_a_critic_that_expects_nothing_leaves_returns(drawn_turns, gamma):
         for k in range(len(row)):
             ahead = sum(gamma**j * reward for j, reward in enumerate(row[k:].tolist()) if reward == reward)
             close(credit.advantages[i, k], torch.tensor(0.0 if row[k].isnan() else ahead, dtype=torch.float64))
+
+
+# ---- what estimators start from
+
+
+def in_groups(values, size):
+    return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+@given(turns(), st.sampled_from(SCHEDULES), st.floats(0, 1), st.floats(0, 4))
+def test_the_weight_of_turn_credit_is_that_of_the_schedule(drawn_turns, schedule, progress, weight):
+    options = SimpleNamespace(turn_advantage_coef=weight, other=1)
+    groups = in_groups(drawn_turns.rewards.tolist(), drawn_turns.num_generations)
+    mixed = [len({reward for reward in group if not math.isnan(reward)}) > 1 for group in groups]
+    factor = {"constant": 1.0, "linear": 1 - progress, "mixed_share": sum(mixed) / len(mixed)}[schedule]
+    after = scheduled(options, schedule, progress, drawn_turns)
+    assert after.turn_advantage_coef == pytest.approx(factor * weight, rel=1e-6) and after.other == 1
+    assert options.turn_advantage_coef == weight
+    assert vars(scheduled(SimpleNamespace(other=1), schedule, progress, drawn_turns)) == {"other": 1}
+
+
+@given(
+    st.integers(1, 5),
+    st.lists(st.lists(st.sampled_from([0.3, 0.3 + 1e-9, 1.0, NAN]), min_size=5, max_size=5), min_size=1),
+)
+def test_outcomes_of_equal_rewards_are_zero_and_others_stay(size, rewards):
+    outcomes = [reward - 0.1 for group in rewards for reward in group[:size]]
+    unscored = [math.isnan(outcome) for outcome in outcomes]
+    outcome = torch.tensor(outcomes, dtype=torch.float64).nan_to_num()
+    expected = []
+    for group in in_groups(outcomes, size):
+        is_equal = len({value for value in group if not math.isnan(value)}) == 1
+        expected += [0.0 if is_equal or math.isnan(value) else value for value in group]
+    assert without_rounding(outcome, torch.tensor(unscored), size).tolist() == expected

@@ -1,6 +1,8 @@
 """What holds of every pure function, whatever masks, counts and values: hypothesis looks for what breaks it."""
 
+import ast
 import math
+from pathlib import Path
 
 import pytest
 import reference
@@ -368,3 +370,8 @@ def test_without_shared_turns_a_value_is_the_outcome(tree):
     expected = outcomes.unsqueeze(1).expand(nodes.shape).where(nodes >= 0, NAN)
     values = F.tree_values(alone, surprisals, outcomes, size)[:, 1:]
     assert torch.equal(values.nan_to_num(99), expected.nan_to_num(99))
+
+
+def test_all_functions_are_tried():
+    tried = {word.attr for word in ast.walk(ast.parse(Path(__file__).read_text())) if isinstance(word, ast.Attribute)}
+    assert {name for name in F.__all__ if callable(getattr(F, name))} <= tried
