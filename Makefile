@@ -18,14 +18,15 @@ test: lint
 trust: $(INSTALLED)
 	CI=1 $(BIN)/python scripts/trust.py
 
-# The tests that touch TRL, transformers and peft, with the oldest and the newest of them; a failure of the newest is only a warning
+# The tests that touch TRL, transformers and peft, with the oldest and the newest of them; a failure of the newest is only a warning.
+# VERSIONS_ARGS=--large tries the oldest and the newest torch too, 5 GB each
 versions: $(INSTALLED)
 	CI=1 HF_HUB_OFFLINE=1 $(BIN)/python scripts/versions.py $(VERSIONS_ARGS)
 
 # Lines and branches of the source that `make test` runs
 coverage: $(INSTALLED)
 	CI=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not processes" --ignore tests/trust \
-		--cov a2tgpo_trl --cov-branch --cov-report term:skip-covered
+		--cov a2tgpo_trl --cov-branch --cov-report term-missing:skip-covered
 
 # What wants both cores: two processes, replicated and with FSDP2, the notebooks' kernels, the parts of the GPU command
 test-processes: $(INSTALLED)
