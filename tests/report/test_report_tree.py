@@ -66,7 +66,7 @@ class TestValues:
         assert written == ["+0.25", "+1.25", "+0.75"]
         labels.clear()
         draw_credit([record(belief_before=-1.0, clip_low=0.9, clip_high=1.1, clip_scale=1.0)], tmp_path / "credit.png")
-        assert labels == ["belief in the answer", "advantage", "clip range of\nthe ratio, − 1"]
+        assert labels == ["belief in the answer", "advantage", "clip range\nof ratio − 1"]
 
     def test_texts_under_many_turns_stay_apart(self, tmp_path, monkeypatch):
         labels = []
@@ -77,6 +77,16 @@ class TestValues:
         draw_credit([record(text="one two three " * 9)] * 8, tmp_path / "credit.png")
         assert len(labels) == 8
         assert max(len(line) for label in labels for line in label.splitlines()) * 8 <= 80
+
+    @pytest.mark.parametrize("end", ["<|im_end|>", "</s>", "<end_of_turn>", ""])
+    def test_the_token_that_ends_a_turn_is_not_drawn(self, tmp_path, monkeypatch, end):
+        labels = []
+        set_xticks = Axes.set_xticks
+        monkeypatch.setattr(
+            Axes, "set_xticks", lambda self, at, names, **kw: labels.extend(names) or set_xticks(self, at, names, **kw)
+        )
+        draw_credit([record(text=f"<answer> Euro</answer>{end}")], tmp_path / "credit.png")
+        assert labels == ["turn 0\n<answer> Euro</answer>"]
 
     def test_the_page_shows_them(self, tree_page, official):
         _, turns = official

@@ -1,5 +1,6 @@
 """A rollout's credit as a picture."""
 
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from .palette import LIGHT
 from .plots import figure, tidy
 from .rollouts import question
 
+END = re.compile(r"(<\|\w+\|>|</s>|<eos>|<end_of_turn>)$")
 TURN, OUTCOME, CLIP, VALUE = LIGHT[0], LIGHT[-1], LIGHT[2], LIGHT[3]
 
 
@@ -59,12 +61,17 @@ def draw_credit(turns: Sequence[dict[str, Any]], file: Path) -> None:
         for axis, panel in zip(axes, panels, strict=True):
             _draw(axis, panel, rollout.turns)
         width = max(8, 78 // len(rollout.turns))  # characters
-        labels = ["\n".join(textwrap.wrap(plain(turn.text).strip(), width)[:4]) for turn in rollout.turns]
+        labels = [_in_lines(turn.text, width) for turn in rollout.turns]
         axes[-1].set_xticks(range(len(labels)), [f"turn {k}\n{label}" for k, label in enumerate(labels)], fontsize=8)
         axes[-1].set_xlim(-0.6, len(labels) - 0.4)
         asked = textwrap.shorten(plain(rollout.question), 105, placeholder=" …")
         title = f"{asked}\nTrue answer: {plain(rollout.shared.get('true answer', MISSING))}"
         axes[0].figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+
+
+def _in_lines(text: str, width: int) -> str:
+    """The first lines of a turn, without the special token that ends it."""
+    return "\n".join(textwrap.wrap(END.sub("", plain(text).strip()), width)[:4])
 
 
 def _draw(axis, panel: Panel, turns: Sequence[Turn]) -> None:
@@ -136,5 +143,5 @@ PANELS = (
     Panel("belief in the answer", 1.4, "belief_before", _beliefs),
     Panel("value", 1, "value", _values),
     Panel("advantage", 1, "advantage", _advantages),
-    Panel("clip range of\nthe ratio, − 1", 0.8, "clip_low", _clip_ranges),
+    Panel("clip range\nof ratio − 1", 0.8, "clip_low", _clip_ranges),
 )
