@@ -53,7 +53,8 @@ class DemoRun:
         with tempfile.TemporaryDirectory() as folder:
             trainer = make_trainer(
                 model, adapter, self.task, Path(folder), self.size.batches, self.seed, trainer_class=MeasuredTrainer,
-                advantage_estimator=CONTROLS.get(self.method, self.method), save_strategy="no", turn_records=False, **self.options,
+                advantage_estimator=CONTROLS.get(self.method, self.method), save_strategy="no", turn_records=False,
+                lr_scheduler_type="linear", **self.options,
             )  # fmt: skip
             questions = random.Random(0).sample(self.task.held_out, self.size.questions)
             trainer.tokens_of_an_answer = self._tokens_of_an_answer(trainer)

@@ -261,7 +261,7 @@ def test_the_demo_without_its_libraries(monkeypatch, capsys):
     ]
 
 
-@pytest.mark.parametrize("options", [["--foo"], ["--held-out", "0"]])
+@pytest.mark.parametrize("options", [["--foo"], ["--held-out", "0"], ["--samples", "0"]])
 def test_bad_options_of_the_demo_are_one_line(options, capsys):
     pytest.importorskip("peft")
     from a2tgpo_trl.cli.main import main

@@ -158,6 +158,23 @@ def test_answers_along_the_way_leave_training_as_it_is(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_question_may_be_answered_several_times(monkeypatch, capsys):
+    played = []
+
+    class Trainer:
+        def play(self, rows, greedy, num_generations):
+            played.append((len(rows), greedy, num_generations))
+            return []
+
+    monkeypatch.setattr("a2tgpo_trl.demo.training.summarize", lambda rollouts: {"exact_match": 0.5, "searches": 2.0})
+    measure(Trainer(), [{}, {}], "sampled", 3)
+    measure(Trainer(), [{}, {}], "greedy")
+    assert played == [(2, False, 3), (2, True, 1)]
+    several, once = capsys.readouterr().out.splitlines()
+    assert several.startswith("  2 held-out questions, sampled 3 times: exact match 0.50")
+    assert once.startswith("  2 held-out questions, greedy: exact match 0.50")
+
+
 @pytest.mark.parametrize("batches, after", [(1, set()), (2, {1}), (3, {1, 2}), (6, {2, 4}), (100, {33, 67})])
 def test_points_along_the_way_are_few(batches, after):
     assert HeldOutPoints(None, [])._steps(batches) == {8 * batch for batch in after}
@@ -285,7 +302,7 @@ def test_what_was_made_is_kept(tmp_path):
 def test_a_kept_run_is_neither_lost_nor_mixed_up(tmp_path, capsys):
     folder = tmp_path / "seed-0" / "training"
     folder.mkdir(parents=True)
-    settings = {"seed": 0, "rollout_batches": 4, "held_out_questions": 40}
+    settings = {"seed": 0, "rollout_batches": 4, "held_out_questions": 40, "samples": 1}
     numbers = {m: {"exact_match": 0.5, "searches": 1.0, "gains": []} for m in ("greedy", "sampled")}
     (folder / "settings.json").write_text(json.dumps(settings))
     (folder / "result.json").write_text(json.dumps({"before": numbers, "after": numbers}))

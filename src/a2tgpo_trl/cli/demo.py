@@ -29,7 +29,8 @@ def run(options: list[str]) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         with as_bad_usage(OtherSettings, ImportError):
-            run(DemoSettings(chosen.seed, chosen.rollout_batches, chosen.held_out), chosen.output_dir, chosen.restart)
+            settings = DemoSettings(chosen.seed, chosen.rollout_batches, chosen.held_out, chosen.samples)
+            run(settings, chosen.output_dir, chosen.restart)
     except KeyboardInterrupt:
         print("\nInterrupted. Run the same command to go on from here.", file=sys.stderr)
         return INTERRUPTED
@@ -46,8 +47,9 @@ def _parse(options: list[str], defaults) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of traces, adapter, questions and sampling")
     add("rollout-batches", type=int, default=defaults.rollout_batches, help="length of training")
     add("held-out", type=int, default=defaults.held_out_questions, help="questions to evaluate on")
+    parser.add_argument("--samples", type=int, default=defaults.samples, help="sampled answers to each of them")
     parser.add_argument("--restart", action="store_true", help="train again from the warm start")
     chosen = parser.parse_args(options)
-    if not 1 <= chosen.held_out <= MOST_HELD_OUT or chosen.rollout_batches < 1:
-        parser.error(f"--rollout-batches is at least 1, and --held-out from 1 to {MOST_HELD_OUT}")
+    if not 1 <= chosen.held_out <= MOST_HELD_OUT or chosen.rollout_batches < 1 or chosen.samples < 1:
+        parser.error(f"--rollout-batches and --samples are at least 1, and --held-out from 1 to {MOST_HELD_OUT}")
     return chosen

@@ -46,11 +46,13 @@ class DemoSettings:
         seed (`int`): Of traces, adapter, order of questions and sampling. The split by country is always the same.
         rollout_batches (`int`): Batches of 32 rollouts to train on.
         held_out_questions (`int`): Questions to evaluate on.
+        samples (`int`): Sampled answers to each of them, before and after training.
     """
 
     seed: int = 0
     rollout_batches: int = 4
     held_out_questions: int = 40
+    samples: int = 1
 
 
 def run(settings: DemoSettings, output_dir: Path, restart: bool = False) -> dict:
@@ -137,14 +139,16 @@ def train_and_evaluate(settings: DemoSettings, model: Path, adapter: Path, folde
     trainer = make_trainer(model, adapter, task, folder, settings.rollout_batches, settings.seed)
     if not (folder / "before.json").is_file():
         print("Evaluation of the warm start:", flush=True)
-    before = kept(folder / "before.json", lambda: evaluate(trainer, task, settings.held_out_questions))
+    before = kept(
+        folder / "before.json", lambda: evaluate(trainer, task, settings.held_out_questions, settings.samples)
+    )
     print(
         f"Training: {settings.rollout_batches} batches of 32 rollouts, {UPDATES_PER_BATCH} updates on each:",
         flush=True,
     )
     train(trainer, held_out_rows(task, settings.held_out_questions))
     print("Evaluation after training:", flush=True)
-    after = kept(folder / "after.json", lambda: evaluate(trainer, task, settings.held_out_questions))
+    after = kept(folder / "after.json", lambda: evaluate(trainer, task, settings.held_out_questions, settings.samples))
     curve = learning_curve(trainer.state.log_history)
     plot_learning_curve(curve, before, after, folder / "learning_curve.png")
     sections = [

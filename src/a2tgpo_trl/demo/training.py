@@ -61,8 +61,8 @@ def make_trainer(
     trainer_class: type[A2TGPOTrainer] = A2TGPOTrainer,
     **options,
 ) -> A2TGPOTrainer:
-    """The trainer, with the adapter in `adapter_folder` as its policy; `options` of [`A2TGPOConfig`] are added."""
-    args = A2TGPOConfig(
+    """The trainer, with the adapter in `adapter_folder` as its policy; `options` of [`A2TGPOConfig`] replace the demo's."""
+    chosen = dict(
         output_dir=str(output_folder),
         num_generations=GROUP_SIZE,
         per_device_train_batch_size=ROLLOUTS_PER_UPDATE,
@@ -76,7 +76,7 @@ def make_trainer(
         answer_template=ANSWER_TEMPLATE,
         answer_stop="",  # the warm start has taught to end with the end-of-sequence token
         learning_rate=1e-4,
-        lr_scheduler_type="linear",
+        lr_scheduler_type="constant",  # one that falls to zero wastes the last of few batches
         epsilon=EPSILON,
         epsilon_high=EPSILON_HIGH,
         gradient_checkpointing=False,
@@ -89,8 +89,8 @@ def make_trainer(
         report_to="none",
         disable_tqdm=True,
         seed=seed,
-        **options,
     )
+    args = A2TGPOConfig(**chosen | options)
     policy = PeftModel.from_pretrained(load_model(model_folder), adapter_folder, is_trainable=True)
     trainer = trainer_class(
         model=policy,
@@ -183,19 +183,20 @@ def held_out_rows(task: Task, number: int) -> list[dict]:
     return list(to_dataset(random.Random(0).sample(task.held_out, number), PROMPT_TEMPLATE))
 
 
-def measure(trainer: A2TGPOTrainer, rows: Sequence[dict], mode: str) -> dict:
-    """What [`summarize`] says of answers to these rows, `"greedy"` or `"sampled"`; prints a line."""
+def measure(trainer: A2TGPOTrainer, rows: Sequence[dict], mode: str, samples: int = 1) -> dict:
+    """What [`summarize`] says of so many answers to each of these rows, `"greedy"` or `"sampled"`; prints a line."""
     start = time.monotonic()
-    measured = summarize(trainer.play(rows, greedy=mode == "greedy"))
+    measured = summarize(trainer.play(rows, greedy=mode == "greedy", num_generations=samples))
+    times = f" {samples} times" if samples > 1 else ""
     print(
-        f"  {len(rows)} held-out questions, {mode}: exact match {measured['exact_match']:.2f}, searches "
+        f"  {len(rows)} held-out questions, {mode}{times}: exact match {measured['exact_match']:.2f}, searches "
         f"{measured['searches']:.2f} ({time.monotonic() - start:.0f} s)",
         flush=True,
     )
     return measured
 
 
-def evaluate(trainer: A2TGPOTrainer, task: Task, number: int) -> dict:
+def evaluate(trainer: A2TGPOTrainer, task: Task, number: int, samples: int = 1) -> dict:
     """
     Held-out measurements, the same questions at every call.
 
@@ -203,6 +204,7 @@ def evaluate(trainer: A2TGPOTrainer, task: Task, number: int) -> dict:
         trainer ([`A2TGPOTrainer`]): Whose policy plays.
         task ([`Task`]): Its `held_out` questions are used.
         number (`int`): Questions.
+        samples (`int`, *optional*, defaults to 1): Sampled answers to each of them, beside the greedy one.
 
     Returns:
         `dict`: `"greedy"` and `"sampled"`, each with `exact_match`, `searches` and `gains` (by turn); and `"rollouts"`,
@@ -210,7 +212,7 @@ def evaluate(trainer: A2TGPOTrainer, task: Task, number: int) -> dict:
     """
     torch.manual_seed(trainer.args.seed)
     rows = held_out_rows(task, number)
-    result = {mode: measure(trainer, rows, mode) for mode in ("greedy", "sampled")}
+    result = {"greedy": measure(trainer, rows, "greedy"), "sampled": measure(trainer, rows, "sampled", samples)}
     group = trainer.play(rows[:1], num_generations=GROUP_SIZE)
     decode = trainer._tokenizer.batch_decode
     return result | {"rollouts": [turn_rows([rollout], i, GROUP_SIZE, decode) for i, rollout in enumerate(group)]}
