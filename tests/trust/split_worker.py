@@ -1,10 +1,12 @@
 """Trains on the same eight rollouts, two optimizer steps, on however many processes it is launched with."""
 
+import functools
 import os
 import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from datasets import Dataset
 from transformers import TrainerCallback
 
@@ -12,6 +14,27 @@ import tiny
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.records import read_turns
 from conftest import GROUP, QUESTION, correct, search
+
+COLLECTIVES = []
+"""What this process called so far, by name."""
+
+
+def heard(name):
+    call = getattr(dist, name)
+
+    @functools.wraps(call)
+    def hear(*args, **options):
+        COLLECTIVES.append(name)
+        return call(*args, **options)
+
+    return hear
+
+
+for _name in (
+    "all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "barrier", "broadcast", "broadcast_object_list",
+    "gather", "gather_object", "reduce", "reduce_scatter_tensor", "scatter",
+):  # fmt: skip
+    setattr(dist, _name, heard(_name))
 
 # Two groups of four rollouts: 0 to 3 tool turns in one, none or one in the other. Of four processes one calls no tool
 ROLLOUTS = [
@@ -32,7 +55,11 @@ def lengths(turns, **columns):
     return [[len(turn.ids) / 10 if k != 1 else None for k, turn in enumerate(own)] for own in turns]
 
 
-LOSSES = ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo")
+LOSSES = {
+    **{loss: {} for loss in ("grpo", "dapo", "dr_grpo", "bnpo")},
+    "cispo": dict(epsilon_high=5.0),  # where it is a cap
+    **{loss: dict(turn_clip_strength=0) for loss in ("sapo", "vespo")},  # which clip nothing
+}
 CREDIT = [
     "group",
     "generation",
@@ -45,7 +72,8 @@ CREDIT = [
 ]
 """Columns of turn records: where a turn stands, and what it got."""
 CASES = {
-    **{f"a2tgpo, {loss}": dict(loss_type=loss) for loss in LOSSES},
+    **{f"a2tgpo, {loss}": dict(loss_type=loss, **options) for loss, options in LOSSES.items()},
+    "grpo, luspo": dict(advantage_estimator="grpo", loss_type="luspo", importance_sampling_level="sequence"),
     "a2tgpo, ratios of tokens": dict(importance_sampling_level="token", epsilon=0.01, epsilon_high=0.01),
     "igpo": dict(advantage_estimator="igpo"),
     "gtpo": dict(advantage_estimator="gtpo"),
@@ -83,10 +111,12 @@ def trained(folder: Path, processes: int, rank: int, case: str) -> dict:
         tiny.model(), correct, args, Dataset.from_list(ROWS), processing_class=tiny.tokenizer(), tools=[search],
         turn_reward_funcs=[lengths] if options.get("advantage_estimator") == "gtpo" else None, callbacks=[gradients],
     )  # fmt: skip
+    before = len(COLLECTIVES)
     trainer.train()
     logs = [log for log in trainer.state.log_history if "loss" in log]
     return {
         "gradients": gradients.steps,
+        "collectives": COLLECTIVES[before:],
         "credit": read_turns(args.output_dir, CREDIT).to_pylist() if rank == 0 else None,
         "logs": logs,
         "weights": dict(trainer.accelerator.unwrap_model(trainer.model).state_dict()),

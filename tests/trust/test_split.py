@@ -10,7 +10,7 @@ import torch
 from launching import launch
 
 WORKER = Path(__file__).with_name("split_worker.py")
-OF_MICRO_BATCHES = ("clip_ratio/", "entropy")
+OF_MICRO_BATCHES = ("clip_ratio/", "entropy", "vespo/")
 """Metrics that TRL takes the mean of in each micro-batch, over its tokens, and then over micro-batches of any length."""
 
 
@@ -34,12 +34,25 @@ def test_gradients(runs, processes):
     (alone,), together = runs[1], runs[processes]
     assert len(alone) >= 10
     for case, run in alone.items():
-        assert [max(g.abs().max() for g in step.values()) > 1e-4 for step in run["gradients"]] == [True, True], case
+        largest = [max(g.abs().max().item() for g in step.values()) for step in run["gradients"]]
+        assert min(largest) > 1e-4, case
+        bound = 1e-6 * max(1, 2 * max(largest))  # of numbers above 1, as those of "luspo", float32 has fewer digits
         for part in together:
             difference = largest_difference(run["gradients"], part[case]["gradients"])
             # "bnpo" divides by the tokens of a micro-batch on its process, as TRL's does: docs/scaling.md says so
-            assert (difference > 1e-3) if case == "a2tgpo, bnpo" else (difference < 1e-6), (case, difference)
+            assert (difference > 1e-3) if case == "a2tgpo, bnpo" else (difference < bound), (case, difference)
             assert largest_difference([part[case]["weights"]], [together[0][case]["weights"]]) == 0
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_every_process_makes_the_same_collectives(runs, processes):
+    """In the same order, a process without tool calls too."""
+    first, *others = runs[processes]
+    for case, run in first.items():
+        assert {"all_gather_object", "all_gather_into_tensor"} & {*run["collectives"]} and len(
+            run["collectives"]
+        ) > 10, case
+        assert all(other[case]["collectives"] == run["collectives"] for other in others), case
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -50,9 +63,13 @@ def test_credit(runs, processes):
         assert len(run["credit"]) > 12 and any(turn["advantage"] for turn in run["credit"]), case
         if case.startswith("a2tgpo"):
             assert any(turn["information_gain"] for turn in run["credit"])
-            assert len({turn["clip_scale"] for turn in run["credit"]}) > 2
+            assert (len({turn["clip_scale"] for turn in run["credit"]}) > 2) is (
+                "sapo" not in case and "vespo" not in case
+            )
         for turn, other in zip(run["credit"], first[case]["credit"], strict=True):
-            assert other == pytest.approx(turn, rel=1e-5, abs=1e-6, nan_ok=True), case
+            known = {name: value for name, value in turn.items() if value is not None}
+            assert {name for name, value in other.items() if value is not None} == known.keys()
+            assert {name: other[name] for name in known} == pytest.approx(known, rel=1e-5, abs=1e-6), case
 
 
 @pytest.mark.parametrize("processes", [2, 4])
