@@ -11,8 +11,10 @@ import pytest
 import torch
 from datasets import IterableDataset
 from peft import LoraConfig
+from transformers import AutoModelForCausalLM
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+import tiny
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.callbacks.run_state import OF_TRANSFORMERS, WHERE_AND_SHOWN
 from a2tgpo_trl.integrations.checkpoints import damage_of
@@ -65,7 +67,6 @@ CASES = {
     "inside an iteration": (5, dict(num_iterations=2)),
     "accumulation": (3, dict(steps_per_generation=4, gradient_accumulation_steps=2)),
     "LoRA": (5, dict(steps_per_generation=4, peft_config=LoraConfig(**DROPOUT))),
-    "a reference": (5, dict(steps_per_generation=4, beta=0.1)),
     "LoRA and a reference": (5, dict(steps_per_generation=4, beta=0.1, peft_config=LoraConfig(**DROPOUT))),
     "beliefs": (5, dict(steps_per_generation=4, advantage_estimator="a2tgpo", turn_advantage_schedule="linear")),
     "a critic": (5, dict(steps_per_generation=4, **CRITIC, lr_scheduler_type="linear")),
@@ -109,6 +110,21 @@ def test_the_rest_of_a_run_is_the_same(trainer, cut_run, warnings, case):
     rest.train(resume_from_checkpoint=str(checkpoint))
     assert_same_run(rest, whole)
     assert not warnings()
+
+
+def test_a_reference(trainer, cut_run, tmp_path):
+    tiny.model().save_pretrained(tmp_path / "model")
+
+    def options():
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+        return dict(steps_per_generation=4, beta=0.1, model=model)
+
+    whole = trainer("whole", **options())
+    whole.train()
+    assert whole.state.log_history[-2]["kl"] > 0
+    rest = trainer("cut", **options())
+    rest.train(resume_from_checkpoint=str(cut_run(5, **options())))
+    assert_same_run(rest, whole)
 
 
 def test_the_speed_of_tools_does_not_matter_in_lockstep(trainer, cut_run):
