@@ -28,6 +28,7 @@ def test_points_of_a_run():
         "greedy": [0.025, 0.5, 0.975, 0.95],
         "sampled": [0.2, 0.8],
         "fall": pytest.approx(0.025),
+        "fall_at_the_end": pytest.approx(0.025),
         "seconds": 300,
     }
 
@@ -41,6 +42,8 @@ def test_points_of_a_run():
         ({"after": 0.875, "between": (0.875,)}, ["greedy"]),
         ({"sampled": 0.79}, ["sampled"]),
         ({"between": (1.0,), "after": 0.925}, ["fall"]),
+        ({"between": (1.0, 0.9), "after": 1.0}, ["fall"]),
+        ({"between": (0.5, 0.45), "after": 1.0}, []),
     ],
 )
 def test_what_is_missed(values, missed):
