@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m a2tgpo_trl.cli demo $(DEMO_ARGS)
 
 test: lint
-	CI=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not processes" --ignore tests/trust
+	CI=1 PINNED=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not processes" --ignore tests/trust
 
 # What takes long: faults put into the source, properties by many examples, all broken numbers, a soak, hostile requests
 trust: $(INSTALLED)
@@ -25,7 +25,7 @@ versions: $(INSTALLED)
 
 # Lines and branches of the source that `make test` runs
 coverage: $(INSTALLED)
-	CI=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not processes" --ignore tests/trust \
+	CI=1 PINNED=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not processes" --ignore tests/trust \
 		--cov a2tgpo_trl --cov-branch --cov-report term-missing:skip-covered
 
 # What wants both cores: two processes, replicated and with FSDP2, the notebooks' kernels, the parts of the GPU command

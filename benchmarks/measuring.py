@@ -127,7 +127,7 @@ def report(script: str | Path, claim: str, options: object, figures: dict) -> No
     chosen = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
     content = {"claim": claim, "options": chosen, "versions": versions(), "machine": _machine(), **figures}
     Path(script).with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    print(json.dumps({name: value for name, value in figures.items() if name != "seconds"}, indent=1))
+    print(json.dumps({name: value for name, value in figures.items() if name not in ("seconds", "runs")}, indent=1))
 
 
 def _machine() -> dict[str, str | int]:

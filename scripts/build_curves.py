@@ -14,7 +14,7 @@ METHODS = ("grpo_turn", "a2tgpo")
 
 
 def curves() -> dict[str, dict[str, dict]]:
-    """By task and method: `batch`, where was measured, and `exact_match`, on held-out questions at each of them, a list for each seed."""
+    """By task and method: `batch`, those after which was measured, and `exact_match` on held-out questions, a list for each seed."""
     return {task: {method: _of_runs(RESULTS / task / method) for method in METHODS} for task in TASKS}
 
 

@@ -40,7 +40,7 @@ class Environment:
         name (`str`): What is special, in words.
         supported (`bool`): Whether it has to work.
         versions (`dict[str, str]`): Package → version, or `"latest"`.
-        large (`bool`): Whether what they depend on comes with them, however large.
+        large (`bool`): Whether what they depend on comes with them, in any version that they take, however large.
     """
 
     name: str
@@ -82,9 +82,9 @@ class Environment:
         """Whether the tests pass, and the last line of what pytest said; failures are printed, or the end of what was said."""
         path = os.pathsep.join([str(self.folder), str(ROOT / "src")])
         command = [sys.executable, "-m", "pytest", "-n", "2", "-m", "not processes", "--tb", "line", *tests]
-        variables = {"PYTHONPATH": path} | ({} if self.supported else {"A2TGPO_ANY_TRL": "1"})
+        variables = os.environ | {"PYTHONPATH": path, "A2TGPO_ANY_TRL": "" if self.supported else "1"}
         done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )  # fmt: skip
         lines = done.stdout.strip().splitlines()
         if done.returncode:
@@ -109,7 +109,10 @@ def main(args: Sequence[str] | None = None) -> int:
     tried = [environment for environment in environments if options.large or not environment.large]
     chosen = [environment for environment in tried if options.only in environment.name]
     if not chosen:
-        print(f"error: no environment is named {options.only!r}: {[each.name for each in tried]}", file=sys.stderr)
+        hint = "" if options.large else ", and with --large others"
+        print(
+            f"error: no environment is named {options.only!r}: {[each.name for each in tried]}{hint}", file=sys.stderr
+        )
         return 2
     rows, status = [], 0
     for environment in chosen:

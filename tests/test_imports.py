@@ -126,7 +126,8 @@ def test_functional_imports_torch_and_nothing_else(module):
 
 
 @pytest.mark.parametrize("version", ["1.15.2", "1.17.0", "0.24.0", "2.0", "1.1.16"])
-def test_other_versions_of_trl_are_refused(version):
+def test_other_versions_of_trl_are_refused(monkeypatch, version):
+    monkeypatch.delenv("A2TGPO_ANY_TRL", raising=False)
     with pytest.raises(ImportError, match=rf"supports trl>=1.16,<1.17; trl {version} is installed.*pip install"):
         a2tgpo_trl._check_trl_version(version)
 

@@ -231,16 +231,18 @@ def test_the_commit(install, doctor, monkeypatch, tmp_path):
     assert re.match(r"commit [0-9a-f]{12}(-dirty)? of a clone", packages._origin()) or not (ROOT / ".git").exists()
     assert packages._source() == f"-e {shlex.quote(str(ROOT))}"
     monkeypatch.setattr(packages, "CLONE", tmp_path)
-    install("a2tgpo-trl", "0.1.0", direct_url=json.dumps({"url": "https://x", "vcs_info": {"commit_id": "ab" * 20}}))
+    install(
+        "a2tgpo-trl",
+        "0.1.0",
+        direct_url=json.dumps({"url": "https://x", "vcs_info": {"vcs": "git", "commit_id": "ab" * 20}}),
+    )
     assert packages._origin() == "commit abababababab, installed from git"
     (tmp_path / "a2tgpo_trl-0.1.0.dist-info" / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: a2tgpo-trl\nVersion: 0.1.0\nRequires-Python: >=3.99\nRequires-Dist: torch>=99\n"
     )
-    assert packages._source() == "https://x"
-    (tmp_path / "a2tgpo_trl-0.1.0.dist-info" / "direct_url.json").write_text(
-        '{"url": "https://x", "vcs_info": {"vcs": "git"}}'
-    )
-    assert packages._source() == "git+https://x"
+    assert packages._source() == f"git+https://x@{'ab' * 20}"
+    (tmp_path / "a2tgpo_trl-0.1.0.dist-info" / "direct_url.json").write_text('{"url": "file:///x", "dir_info": {}}')
+    assert packages._source() == "file:///x"
     (tmp_path / "a2tgpo_trl-0.1.0.dist-info" / "direct_url.json").unlink()
     assert packages._source() == "a2tgpo-trl"
     status, found = doctor()  # without a clone, what the installed package declares

@@ -16,5 +16,5 @@ def test_sixty_kills(tmp_path):
     told = json.loads((tmp_path / "told.json").read_text())
     print(told)
     assert told["kills"] == 60
-    assert told["torn"] >= 8  # checkpoints that were being written
+    assert told["torn"] >= 3  # checkpoints that were being written
     assert set(told["finished"]) == {"a2tgpo", "turn_ppo"}

@@ -46,7 +46,7 @@ def test_gradients(runs, processes):
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_every_process_makes_the_same_collectives(runs, processes):
-    """In the same order, a process without tool calls too."""
+    """Of those that are called from Python, in the same order, a process without tool calls too."""
     first, *others = runs[processes]
     for case, run in first.items():
         assert {"all_gather_object", "all_gather_into_tensor"} & {*run["collectives"]} and len(

@@ -118,10 +118,10 @@ def _check_messages(messages: list[dict[str, Any]], where: str, processing_class
                 "pictures, AutoProcessor.from_pretrained(...), or give text alone."
             )
         if kind == "image":
-            _check_place(block, where)
+            _check_block(block, where)
 
 
-def _check_place(block: dict[str, Any], where: str) -> None:
+def _check_block(block: dict[str, Any], where: str) -> None:
     for key in ADDRESSES:
         if block.get(key) is not None:
             raise ValueError(

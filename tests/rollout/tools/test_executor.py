@@ -20,6 +20,7 @@ from a2tgpo_trl.rollout.tools import executor
 from a2tgpo_trl.rollout.tools.calls import EndRollout, ToolCall
 from a2tgpo_trl.rollout.tools.event_loop import EventLoop
 from a2tgpo_trl.rollout.tools.executor import ToolExecutor, not_thread_safe
+from a2tgpo_trl.rollout.tools.results import returned
 
 SHORT = 0.2
 """Time limit of calls that hang for good."""
@@ -221,6 +222,13 @@ def test_each_rollout_has_its_own_tools():
     assert {key: contents(row) for key, row in collected} == {"one": ["1", "2"], "other": ["1"]}
 
 
+@pytest.mark.parametrize("key", ["url", "path", "base64", "image"])
+def test_blocks_that_name_a_picture_are_text(key):
+    block = {"type": "image", key: "http://127.0.0.1:9/a.png"}
+    content = returned("see", [block, {"type": "text", "text": "x\ud800", "url": "y"}]).content
+    assert content == [{"type": "text", "text": str(block)}, {"type": "text", "text": "x\ufffd"}]
+
+
 def test_pictures_in_a_list_or_a_tuple_are_blocks():
     picture = Image.new("RGB", (2, 2))
     executor = ToolExecutor()
@@ -245,7 +253,10 @@ def test_pictures_in_a_list_or_a_tuple_are_blocks():
         ("Ünï 😀".encode(), "Ünï 😀"),
         (b"a\xffb", "a\ufffdb"),
         ([{"type": "text", "text": "block"}], [{"type": "text", "text": "block"}]),
-        ([{"type": "image", "image": 1}, {"type": "text"}], [{"type": "image", "image": 1}, {"type": "text"}]),
+        (
+            [{"type": "image", "image": 1}, {"type": "text"}],
+            [{"type": "text", "text": "{'type': 'image', 'image': 1}"}, {"type": "text", "text": "{'type': 'text'}"}],
+        ),
         ([], "[]"),
         ([{"type": "text"}, "loose"], "[{'type': 'text'}, 'loose']"),
         ([{"title": "a result"}], "[{'title': 'a result'}]"),

@@ -237,8 +237,10 @@ def _source() -> str:
     if (CLONE / "pyproject.toml").is_file():
         return f"-e {shlex.quote(str(CLONE))}"
     recorded = _recorded()
-    scheme = f"{vcs}+" if (vcs := recorded.get("vcs_info", {}).get("vcs")) else ""
-    return shlex.quote(f"{scheme}{recorded['url']}" if "url" in recorded else OURS)
+    from_vcs = recorded.get("vcs_info")
+    if from_vcs:
+        return shlex.quote(f"{from_vcs['vcs']}+{recorded['url']}@{from_vcs['commit_id']}")
+    return shlex.quote(recorded.get("url", OURS))
 
 
 def _recorded() -> dict:

@@ -51,9 +51,12 @@ def _text_block(item: Any) -> dict:
 
 
 def _valid_block(block: dict) -> dict:
+    """Pictures and texts as they are; others as text, for processors fetch and open what such blocks name."""
     if is_picture_block(block):
         return picture_block(block["image"])
-    return {**block, "text": valid_text(block["text"])} if isinstance(block.get("text"), str) else block
+    if block["type"] == "text" and isinstance(block.get("text"), str):
+        return _text_block(block["text"])
+    return _text_block(block)
 
 
 def valid_text(text: str) -> str:
