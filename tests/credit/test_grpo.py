@@ -86,8 +86,10 @@ def test_grpo_by_itself_is_trls_bit_for_bit(build):
             return [float(len(c[0]["content"])) if len(calls) == 1 else 1.0 for c in completions]
 
         estimator = {} if classes else dict(advantage_estimator="grpo")
-        trainer = build(None, model=tiny.model(), reward=reward, **estimator, **classes, **options)
-        trainer.model.generation_config.eos_token_id = [2, *range(300, 400)]
+        model = tiny.model()
+        with torch.no_grad():
+            model.get_output_embeddings().weight[model.config.eos_token_id] *= 4  # ends some completions early
+        trainer = build(None, model=model, reward=reward, **estimator, **classes, **options)
         torch.manual_seed(0)
         trainer.train()
         trained.append(trainer)
