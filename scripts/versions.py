@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILE = Path(__file__).with_suffix(".toml")
 FOLDER = ROOT / ".venv-versions"
 LATEST = "latest"
+SUM = re.compile(r"\b\d+ (passed|failed|errors?|skipped)\b.* in [\d.]+s")
 
 
 class NotInstalled(RuntimeError):
@@ -79,7 +80,7 @@ class Environment:
         return {each.name: each.version for each in found if each.name in self.versions}
 
     def run(self, tests: Sequence[str]) -> tuple[bool, str]:
-        """Whether the tests pass, and the last line of what pytest said; failures are printed, or the end of what was said."""
+        """Whether the tests pass, and the sum that pytest said; failures are printed, or the end of what was said."""
         path = os.pathsep.join([str(self.folder), str(ROOT / "src")])
         command = [sys.executable, "-m", "pytest", "-n", "2", "-m", "not processes", "--tb", "line", *tests]
         variables = os.environ | {"PYTHONPATH": path, "A2TGPO_ANY_TRL": "" if self.supported else "1"}
@@ -90,7 +91,8 @@ class Environment:
         if done.returncode:
             told = [line for line in lines if line.startswith(("FAILED", "ERROR"))] or lines[-10:]
             print("\n".join(f"  {line}" for line in told), flush=True)
-        return done.returncode == 0, lines[-1].strip("= ") if lines else "nothing was printed"
+        sums = [line for line in lines if SUM.search(line)]  # libraries may print more while they end
+        return done.returncode == 0, sums[-1].strip("= ") if sums else "no test was run"
 
 
 def read(path: Path = FILE) -> tuple[list[str], list[Environment]]:

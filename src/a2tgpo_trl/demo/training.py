@@ -76,7 +76,7 @@ def make_trainer(
         answer_template=ANSWER_TEMPLATE,
         answer_stop="",  # the warm start has taught to end with the end-of-sequence token
         learning_rate=1e-4,
-        lr_scheduler_type="constant",  # one that falls to zero wastes the last of few batches
+        lr_scheduler_type="linear",
         epsilon=EPSILON,
         epsilon_high=EPSILON_HIGH,
         gradient_checkpointing=False,

@@ -45,7 +45,7 @@ class WarmStart:
         seed (`int`): Picks the traces and the adapter's first weights.
     """
 
-    steps: int = 24
+    steps: int = 48
     traces_per_step: int = 8
     lazy_share: float = 0.7
     learning_rate: float = 5e-4
