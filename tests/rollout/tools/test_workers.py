@@ -1,6 +1,7 @@
 """The pool: threads on demand, reused, never more than its size, and never lost to what a task does."""
 
 import ctypes
+import sys
 import threading
 import time
 
@@ -143,6 +144,9 @@ def test_a_task_that_raises_does_not_end_its_worker(pool, exception):
     assert workers(one) == [before]
 
 
+@pytest.mark.skipif(
+    sys.gettrace() is not None, reason="traced, CPython 3.11 waits for an exception of another thread for ever"
+)
 def test_an_exception_thrown_into_an_idle_worker_costs_no_task(pool):
     one = pool(1)
     thread_id = run_one(one, threading.get_ident)
