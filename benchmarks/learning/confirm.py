@@ -48,7 +48,9 @@ class DemoRun:
     def execute(self) -> dict:
         """Train, and return what was measured."""
         model, adapter = prepare_model(self.models / "model"), self.models / f"seed-{self.seed}" / "warm-start"
-        adapter = warm_up(model, adapter, self.task.train, self.task.search.search, WarmStart(steps=24, seed=self.seed))
+        adapter = warm_up(
+            model, adapter, self.task.train, self.task.search.search, WarmStart(steps=24, seed=self.seed)
+        )
         start, cpu = time.monotonic(), time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             trainer = make_trainer(
