@@ -1,5 +1,6 @@
 """What options come to: files, recipes, names of tools and searches, default prompts."""
 
+import subprocess
 import sys
 import types
 
@@ -259,6 +260,13 @@ def test_the_demo_without_its_libraries(monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines() == [
         "a2tgpo demo: error: No module named 'peft': pip install 'a2tgpo-trl[demo]'"
     ]
+
+
+def test_the_demo_begins_without_warnings_of_libraries():
+    for library in ("peft", "matplotlib", "bm25s"):
+        pytest.importorskip(library)
+    command = [sys.executable, "-m", "a2tgpo_trl.cli", "demo", "--help"]  # what the demo imports is imported first
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == ""
 
 
 @pytest.mark.parametrize("options", [["--foo"], ["--held-out", "0"], ["--samples", "0"]])

@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything comes from installed packages
 
 import argparse
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ MOST_HELD_OUT = 400
 
 def run(options: list[str]) -> int:
     """Run the demo; returns the exit status."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; it warns of a kernel that the demo does not use
     try:
         import transformers
 
