@@ -17,7 +17,7 @@ MOST_HELD_OUT = 400
 
 def run(options: list[str]) -> int:
     """Run the demo; returns the exit status."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; it warns of a kernel that the demo does not use
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which peft imports; it warns of a kernel not used here
     try:
         import transformers
 
