@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "options.md"
 INTRODUCTION = """\
 # Options
 
-After this page you can set every option that `A2TGPOConfig` adds to TRL's `GRPOConfig` or gives another default.
+After this page you can set every option that `A2TGPOConfig` adds to TRL's `GRPOConfig`, or whose default it changes.
 
 All other options are TRL's. Each option is an argument of `A2TGPOConfig`, a flag of [the command line](command_line.md), and a line of
 YAML for its `--config`. [algorithm.md](algorithm.md) lists the equations that are cited here.

@@ -52,9 +52,9 @@ PROMISES = [
         parallel=False,
     ),
     Promise("adapters are what is trained, measured and exported", ("tests/trust/test_adapters.py",)),
-    Promise("a long run gathers nothing", ("tests/trust/test_soak.py",), parallel=False),
+    Promise("a long run leaks nothing", ("tests/trust/test_soak.py",), parallel=False),
     Promise("a retriever withstands hostile requests", ("tests/trust/test_retriever_under_fire.py",), parallel=False),
-    Promise("survivors are told", ("tests/trust/test_faults_are_tried.py",), parallel=False),
+    Promise("surviving faults are reported", ("tests/trust/test_faults_are_tried.py",), parallel=False),
 ]
 
 

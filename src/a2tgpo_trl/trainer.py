@@ -91,7 +91,7 @@ class A2TGPOTrainer(GRPOTrainer):
             Typed, documented functions, which return text or pictures, called by the chat template's tool calls or by text tags, see
             `args.tool_protocol`.
         turn_reward_funcs (`Callable`, model, name of a model, or list of them, *optional*):
-            Rewards of turns, for the estimators that read them: functions `(turns, **columns)`, coroutine functions too, that
+            Turn rewards, for the estimators that read them: functions `(turns, **columns)`, coroutine functions too, that
             return for each rollout a list with a number, or `None`, for each turn; and process reward models.
 
     Raises:
@@ -108,7 +108,7 @@ class A2TGPOTrainer(GRPOTrainer):
     - `_get_per_token_logps_and_entropies`: without what an image processor returns for the processor alone, and
       without pictures for a micro-batch that has none.
     - `_calculate_rewards`: gives reward functions the turns; NaN and infinite rewards count as missing.
-    - `_generate_and_score_completions`: measures signals, and adds the credit of turns.
+    - `_generate_and_score_completions`: measures signals, and adds turn credit.
     - `_compute_loss`: the turn's ratio and clip range, and the loss of signals that are learned.
     - `create_optimizer`, `_save`, `_load_from_checkpoint`, `_load_best_model`: what is learned beside the policy, such as a
       critic; weights that a checkpoint has under older names.

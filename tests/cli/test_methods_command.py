@@ -1,4 +1,4 @@
-"""`a2tgpo methods`, and what the command line names beside it: estimators and rewards of turns."""
+"""`a2tgpo methods`, and what the command line names beside it: estimators and turn rewards."""
 
 import re
 import sys
@@ -121,7 +121,7 @@ def test_names_of_the_package_stay_names():
     assert load_estimator("a2tgpo_trl.credit.Returns") is Returns
 
 
-# ---- rewards of turns ----------------------------------------------------------------------------------------------
+# ---- turn rewards ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("load", [load_rewards, load_turn_rewards])
@@ -206,7 +206,7 @@ def test_a_model_rewards_turns(train):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--advantage_estimator mt_grpo", "'mt_grpo' compares the rewards of turns, and there are none"),
+        ("--advantage_estimator mt_grpo", "'mt_grpo' compares turn rewards, and there are none"),
         ("--turn_reward_funcs format_penalty", "turn_reward_funcs have no effect with advantage_estimator='a2tgpo'"),
         ("--advantage_estimator best", "advantage_estimator: 'best' is none of a2tgpo"),
         ("--advantage_estimator mine.number", "advantage_estimator: 'mine.number' is a int"),

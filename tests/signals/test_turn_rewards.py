@@ -237,7 +237,7 @@ def test_what_is_no_list_of_numbers_is_refused(build, given, message):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (dict(advantage_estimator="mt_grpo"), ValueError, "'mt_grpo' compares the rewards of turns, and there are none: give"),
+        (dict(advantage_estimator="mt_grpo"), ValueError, "'mt_grpo' compares turn rewards, and there are none: give"),
         (dict(turn_reward_funcs=[by_index]), ValueError, "no effect with advantage_estimator='a2tgpo', which reads no turn"),
         (dict(advantage_estimator="gtpo", turn_reward_funcs=[3]), TypeError, "must be functions, models or names of models, got int"),
         (

@@ -68,7 +68,7 @@ def check_turn_rewards(args: A2TGPOConfig, turn_reward_funcs: list) -> None:
     name = f"advantage_estimator={args.advantage_estimator!r}"
     if "turn_rewards" in args.signals and not turn_reward_funcs:
         raise ValueError(
-            f"{name} compares the rewards of turns, and there are none: give the trainer turn_reward_funcs, functions "
+            f"{name} compares turn rewards, and there are none: give the trainer turn_reward_funcs, functions "
             "(turns, **columns) that return a list of one number per turn for each rollout."
         )
     if turn_reward_funcs and "turn_rewards" not in (*estimator.signals, *estimator.optional_signals):

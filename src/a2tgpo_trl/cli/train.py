@@ -48,7 +48,7 @@ class TrainArguments(TaskArguments):
     turn_reward_funcs: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Rewards of turns: format_penalty, tool_reward, dotted names of functions, or process reward models, folders or "
+            "help": "Turn rewards: format_penalty, tool_reward, dotted names of functions, or process reward models, folders or "
             "names on the Hub. Weights: turn_reward_weights."
         },
     )

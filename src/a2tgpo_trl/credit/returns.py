@@ -10,7 +10,7 @@ from .base import Estimator, TurnCredit, Turns
 
 
 class Returns(Estimator):
-    """Rewards of turns, summed and standardised in either order; the outcome is one of them, or added to the result."""
+    """Turn rewards, summed and standardised in either order; the outcome is one of them, or added to the result."""
 
     options = (
         "turn_advantage_coef",

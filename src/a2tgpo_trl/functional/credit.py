@@ -114,7 +114,7 @@ def with_outcome(turn_rewards: Tensor, rewards: Tensor, num_turns: Tensor) -> Te
 
     Args:
         turn_rewards (`Tensor`, shape `(N, K)`):
-            Rewards of turns, NaN where a turn has none.
+            Turn rewards, NaN where a turn has none.
         rewards (`Tensor`, shape `(N,)`):
             Reward of each completion, NaN where it has none.
         num_turns (`Tensor`, shape `(N,)`, long):
