@@ -2,19 +2,15 @@
 
 import re
 import socket
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
+from a2tgpo_trl.integrations.workspace import LAYOUT, STEPS, build, pattern
+from test_docs import documented_metrics
 
-from wandb_workspace import LAYOUT, STEPS, build, pattern  # noqa: E402
-
-from test_docs import documented_metrics  # noqa: E402
-
-PAGE = (ROOT / "docs" / "tracking.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "tracking.md").read_text(encoding="utf-8")
 SECTIONS = {part.partition("\n")[0]: part for part in PAGE.split("\n## ")[1:]}
 METRICS = {
     question: [metric for metrics in panels.values() for metric in metrics] for question, panels in LAYOUT.items()
@@ -46,7 +42,7 @@ def test_the_filter_finds_what_is_logged():
 
 def test_the_pictures_are_there():
     pictures = re.findall(r"!\[.+\]\((.+?)\)", PAGE)
-    assert len(pictures) >= 2 and all((ROOT / "docs" / picture).is_file() for picture in pictures)
+    assert len(pictures) >= 2 and all((DOCS / picture).is_file() for picture in pictures)
 
 
 def test_the_workspace_is_built_without_network(monkeypatch):

@@ -1,1 +1,1 @@
-"""What this library asks of TRL, transformers and the terminal: attributes, checkpoints, architectures, progress."""
+"""What this library asks of TRL, transformers, wandb and the terminal: attributes, checkpoints, architectures, a workspace, progress."""

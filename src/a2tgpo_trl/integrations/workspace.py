@@ -1,6 +1,6 @@
 """Saves a workspace to a project on wandb: the panels of docs/tracking.md, in its order. Needs wandb-workspaces.
 
-python scripts/wandb_workspace.py ENTITY PROJECT
+python -m a2tgpo_trl.integrations.workspace ENTITY PROJECT
 """
 
 import argparse
@@ -83,7 +83,9 @@ def _plot(title: str, metrics: list[str]):
 
 def main() -> None:
     """Build and save; wandb prints the address."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m a2tgpo_trl.integrations.workspace", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("entity", help="user or team on wandb")
     parser.add_argument("project")
     build(**vars(parser.parse_args())).save()
