@@ -49,7 +49,11 @@ class DemoRun:
         """Train, and return what was measured."""
         model, adapter = prepare_model(self.models / "model"), self.models / f"seed-{self.seed}" / "warm-start"
         adapter = warm_up(
-            model, adapter, self.task.train, self.task.search.search, WarmStart(steps=24, seed=self.seed)
+            model,
+            adapter,
+            self.task.train,
+            self.task.search.search,
+            WarmStart(steps=24, learning_rate=5e-4, seed=self.seed),
         )
         start, cpu = time.monotonic(), time.process_time()
         with tempfile.TemporaryDirectory() as folder:

@@ -48,7 +48,7 @@ class WarmStart:
     steps: int = 48
     traces_per_step: int = 8
     lazy_share: float = 0.7
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     lora_rank: int = 16
     seed: int = 0
 
