@@ -192,6 +192,12 @@ class TestInstallation:
         assert (metadata.accelerator, metadata.colab.gpuType, metadata.kernelspec.name) == ("GPU", "T4", "python3")
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS[:4], ids=lambda path: path.stem)
+def test_the_warm_start_is_the_demos(path):
+    """Whatever its settings are: notebooks share what they leave in one folder."""
+    assert "WarmStart()" in "".join(cell.source for cell in code(read(path)))
+
+
 def test_the_curves_of_the_package_are_those_of_the_runs(monkeypatch):
     monkeypatch.syspath_prepend(TESTS.parent / "scripts")
     script = importlib.import_module("build_curves")
