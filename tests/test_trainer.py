@@ -3,13 +3,14 @@
 import copy
 import logging
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import transformers
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import LlamaForSequenceClassification, LlamaModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -654,6 +655,25 @@ def test_an_environment_gives_the_answer(config, monkeypatch, estimator, updates
     assert played.rewards == {"exact_match_reward": 0.0} and played.answer == "Paris"
 
 
+def test_an_environment_may_own_all_data(config, monkeypatch):
+    tiny.Script(chat_rollouts()).install(monkeypatch)
+    trainer = A2TGPOTrainer(
+        tiny.model(),
+        exact_match_reward,
+        config(max_steps=1),
+        processing_class=tiny.chat_tokenizer(),
+        environment_factory=Capitals,
+    )
+    trainer.train()
+    assert set(read_turns(trainer.args.output_dir)["answer"].to_pylist()) == {"Paris"}
+
+
+def test_several_splits_are_no_dataset(config):
+    splits = DatasetDict(train=Dataset.from_list([{"prompt": QUESTION, "answer": "Paris"}]))
+    with pytest.raises(TypeError, match="train_dataset is of type DatasetDict"):
+        A2TGPOTrainer(tiny.model(), exact_match_reward, config(), splits, processing_class=tiny.tokenizer())
+
+
 def test_a_row_keeps_its_own_answer(config, monkeypatch):
     class Open(Capitals):
         def reset(self, **row):
@@ -887,9 +907,30 @@ def test_gradients_may_be_anywhere(build, skip_empty):
         ([1.0, 1.0, 1.0], 0.0, 0.0),
     ):
         module[0].grad, module[2].grad = torch.zeros(0), torch.tensor(gradient)
-        callback.on_pre_optimizer_step(None, trainer.state, None, model=module)
+        callback.on_pre_optimizer_step(trainer.args, trainer.state, None, model=module)
         assert metrics == {"updates/non_finite": non_finite} | ({"updates/empty": empty} if skip_empty else {})
         assert (module[2].grad is None) == bool(non_finite or (empty and skip_empty))
+
+
+def test_an_overflow_in_half_precision_without_clipping_is_skipped(build):
+    """Without clipping nobody has unscaled the gradients yet, and a step of none finds nothing to unscale."""
+    trainer = build(max_grad_norm=0.0)
+    module = torch.nn.Linear(2, 1)
+    optimizer, scaler = torch.optim.SGD(module.parameters(), lr=1.0), torch.amp.GradScaler("cpu")
+    accelerator = SimpleNamespace(
+        scaler=scaler,
+        device=torch.device("cpu"),
+        gather=lambda it: it,
+        unscale_gradients=lambda: scaler.unscale_(optimizer),
+    )
+    metrics = {}
+    callback, before = SkipUpdates(accelerator, metrics.__setitem__, True), module.weight.clone()
+    scaler.scale(module(torch.full((1, 2), 1e38)).sum() * torch.tensor(1e38)).backward()
+    callback.on_pre_optimizer_step(trainer.args, trainer.state, None, model=module)
+    scaler.step(optimizer)
+    scaler.update()
+    assert metrics["updates/non_finite"] == 1.0 and torch.equal(module.weight, before)
+    assert scaler.get_scale() < 65536
 
 
 @pytest.mark.parametrize("skip_empty", [True, False])

@@ -154,15 +154,16 @@ def _weighted(values: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _is_answered(rollout: Rollout, last_tokens: Collection[int]) -> bool:
-    """Whether the model itself ended a rollout: the loop says so, or its last token."""
+    """Whether the model itself ended a rollout: the loop says so, or its last token, unless that ends a call."""
     if rollout.stop_reason is not None:
         return rollout.stop_reason == StopReason.ANSWERED
-    return bool(rollout.turns) and rollout.turns[-1].ids[-1] in last_tokens
+    last = rollout.turns[-1] if rollout.turns else None
+    return last is not None and not last.calls and last.ids[-1] in last_tokens
 
 
 def is_cut_off(rollout: Rollout, last_tokens: Collection[int]) -> bool:
     """
-    Whether a limit ended a rollout, and neither its answer nor a tool: the loop says so, or its last token.
+    Whether a limit ended a rollout, and neither its answer nor a tool: the loop says so, or what the rollout ends with.
 
     Args:
         rollout (`Rollout`): What was played.

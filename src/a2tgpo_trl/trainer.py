@@ -171,22 +171,25 @@ class A2TGPOTrainer(GRPOTrainer):
         hides_tools = protocol == "tags" and environment_factory is None
         self.estimator = args.estimator
         self._batch: GenerationBatch | None = None
-        super().__init__(
-            model=model,
-            reward_funcs=reward_funcs,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            reward_processing_classes=reward_processing_classes,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-            tools=None if hides_tools else tools,
-            rollout_func=rollout_func,
-            environment_factory=with_named_resets(environment_factory),
-        )
+        # Calls by tags are not parsed by the chat template, which TRL need not know then
+        unparsed = {"add_response_schema": lambda it: it, "is_chat_template_prefix_preserving": lambda it: True}
+        with replaced(grpo_trainer, **unparsed if protocol == "tags" else {}):
+            super().__init__(
+                model=model,
+                reward_funcs=reward_funcs,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                reward_processing_classes=reward_processing_classes,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+                tools=None if hides_tools else tools,
+                rollout_func=rollout_func,
+                environment_factory=with_named_resets(environment_factory),
+            )
         if hides_tools:
             self.tools = self._standalone_tools = list(tools)
         self.reward_func_names = distinct(self.reward_func_names, self._table_columns)
@@ -296,11 +299,19 @@ class A2TGPOTrainer(GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         self.backend.check_prompts(prompt_ids)
-        generate = super()._generate_single_turn
+        generate = self._generate_in_mode
         if self._player is None:
             return generate(prompt_ids, images, multimodal_fields, num_generations, has_tool_images)
         pictures = _by_row(images, len(prompt_ids))
         return self._player.first_turns(generate, prompt_ids, pictures, num_generations, self._tree_plan())
+
+    def _generate_in_mode(self, *args):
+        """TRL's generation, where continuous batching would leave the model in training mode."""
+        is_training = self.model.training
+        output = super()._generate_single_turn(*args)
+        if self.model.training != is_training:
+            self.model.train(is_training)
+        return output
 
     def _tool_call_loop(self, prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields):
         if self._player is None:
@@ -309,7 +320,7 @@ class A2TGPOTrainer(GRPOTrainer):
             )
         plan = self._tree_plan()
         pictures = [pictures_in(prompt if isinstance(prompt, list) else []) for prompt in prompts]
-        loop = self._player.play(super()._generate_single_turn, prompt_ids, completion_ids, logprobs, pictures, plan)
+        loop = self._player.play(self._generate_in_mode, prompt_ids, completion_ids, logprobs, pictures, plan)
         record = RolloutRecord.of(loop, self._player.executor.num_abandoned, self._player.turns.tokens_fed)
         for name, value in rollout_metrics(gather_object([record]), plan is not None).items():
             self._metrics[self._batch.mode][name].append(value)
@@ -354,6 +365,7 @@ class A2TGPOTrainer(GRPOTrainer):
         }  # which rollouts hold
         logs |= {"rewards": defaultdict(list), "extra": defaultdict(list)}
         played, is_training = [], self.model.training
+        self.model.eval()
         try:
             with (
                 replaced(self, _logs=logs, _metrics={"eval": defaultdict(list)}, num_generations_eval=num_generations),
@@ -363,7 +375,6 @@ class A2TGPOTrainer(GRPOTrainer):
             ):
                 size = max(self.args.per_device_eval_batch_size // num_generations, 1)
                 for start in range(0, len(rows), size):
-                    self.model.eval()  # continuous batching leaves it in training mode
                     batch = self._roll_out([row for row in rows[start : start + size] for _ in range(num_generations)])
                     played += gather_object(batch.rollouts)
         finally:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, get_constant_
 import tiny
 from a2tgpo_trl import A2TGPOTrainer
 from a2tgpo_trl.batch import is_cut_off
-from a2tgpo_trl.rollout import Rollout, StopReason, Turn
+from a2tgpo_trl.rollout import Rollout, StopReason, ToolCall, Turn
 from a2tgpo_trl.signals.values import Critic, Values, value_places
 from a2tgpo_trl.signals.values.critic import first_blocks
 from conftest import ANSWER_ONLY, GROUP, correct, search, weights
@@ -94,6 +94,12 @@ def test_a_value_does_not_depend_on_the_turn_that_follows(build, rows, layers):
         values.append(roll_out(trainer, rows).turns.signals["values"][3])
     assert_close(values[0][:2], values[1][:2])
     assert not torch.isclose(values[0][2], values[1][2])
+
+
+def test_a_rollout_that_ends_with_a_call_was_cut_off():
+    """TRL's loop says no reason, and a call ends with the end-of-sequence token as an answer does."""
+    turn = Turn([5, 2], {}, calls=[ToolCall("search", {"query": "Lyon"})])
+    assert is_cut_off(Rollout([1], [turn]), {2})
 
 
 @pytest.mark.parametrize("reason", [None, *StopReason])

@@ -1,11 +1,10 @@
 """What is refused of datasets."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from trl.data_utils import is_conversational
-
 from ..signals.beliefs import scored_answers
-from .pictures import block_types, check_row, picture_columns
+from .pictures import block_types, check_row, is_chat, picture_columns
 
 
 def check_datasets(train_dataset: Any, eval_dataset: Any, processing_class: Any) -> None:
@@ -64,7 +63,7 @@ def check_answer_columns(column: str, train_dataset: Any, eval_dataset: Any, env
     Raises:
         ValueError: If the column is missing, or its first cell is no answer.
     """
-    if train_dataset is None:
+    if train_dataset is None and environment_factory is None:
         raise ValueError(
             f"Information gain needs the true answers: give a train_dataset with the column {column!r}, or choose an "
             "advantage_estimator that needs none, such as 'grpo'."
@@ -84,14 +83,19 @@ def check_answer_columns(column: str, train_dataset: Any, eval_dataset: Any, env
 def prompts_are_conversational(dataset: Any) -> bool:
     """Whether prompts are lists of messages, by the first row."""
     row = {} if dataset is None else first_row(dataset, "train_dataset")
-    return "prompt" not in row or is_conversational(row)  # without a prompt, an environment writes the conversation
+    return "prompt" not in row or is_chat(row)  # without a prompt, an environment writes the conversation
 
 
 def first_row(dataset: Any, name: str) -> dict[str, Any]:
-    """The first row of a dataset; raises a ValueError if it is empty."""
+    """The first row of a dataset; raises a ValueError if it is empty, and a TypeError if it holds something else."""
     row = next(iter(dataset), None)
     if row is None:
         raise ValueError(f"{name} is empty.")
+    if not isinstance(row, Mapping):
+        raise TypeError(
+            f"{name} is of type {type(dataset).__name__}, and what it begins with is no row: give one Dataset, for example "
+            "load_dataset(..., split='train')."
+        )
     return row
 
 

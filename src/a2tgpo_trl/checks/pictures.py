@@ -61,7 +61,7 @@ def check_row(row: dict[str, Any], dataset: str, processing_class: Any) -> None:
             f"{dataset} has the column {columns[0]!r}, and processing_class is a tokenizer: pass the processor of a model for pictures, "
             f"AutoProcessor.from_pretrained(...). Where the text is enough, remove it: dataset.remove_columns({columns[0]!r})."
         )
-    if columns and not is_conversational(row):
+    if columns and not is_chat(row):
         raise ValueError(
             f"{dataset} has the column {columns[0]!r}, and its prompts are plain text, in which pictures have no place: give prompts as "
             "messages."
@@ -69,7 +69,7 @@ def check_row(row: dict[str, Any], dataset: str, processing_class: Any) -> None:
     for picture in [row.get("image"), *(row.get("images") or [])]:
         if picture is not None:
             _check_picture(picture, where)
-    _check_messages(row["prompt"] if is_conversational(row) else [], where, processing_class)
+    _check_messages(row["prompt"] if is_chat(row) else [], where, processing_class)
 
 
 def check_prompts(prompts: Sequence[str | list[dict[str, Any]]], processing_class: Any) -> None:
@@ -88,6 +88,11 @@ def check_prompts(prompts: Sequence[str | list[dict[str, Any]]], processing_clas
         _check_messages(prompt if isinstance(prompt, list) else [], "A prompt", processing_class)
 
 
+def is_chat(row: dict[str, Any]) -> bool:
+    """Whether the prompt of a row is a list of messages, whatever its other columns hold."""
+    return "prompt" in row and is_conversational({"prompt": row["prompt"]})
+
+
 def picture_columns(row: dict[str, Any]) -> list[str]:
     """The columns of a row from which TRL takes pictures."""
     return [column for column in COLUMNS if column in row]
@@ -95,7 +100,7 @@ def picture_columns(row: dict[str, Any]) -> list[str]:
 
 def block_types(row: dict[str, Any]) -> list[Any]:
     """The types of the blocks in a prompt."""
-    messages = row["prompt"] if is_conversational(row) else []
+    messages = row["prompt"] if is_chat(row) else []
     return [block.get("type") for block in _blocks(messages)]
 
 

@@ -1,5 +1,6 @@
 """What is refused of tools, protocols and loops."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -80,18 +81,20 @@ def checked_protocol(
             "tags: give conversational prompts and a chat template whose calls TRL knows, or choose tool_loop='a2tgpo'."
         )
     if args.tool_protocol == "auto":
-        _check_tags_are_told(args, processing_class, train_dataset, tools)
+        _check_tags_are_told(args, processing_class, train_dataset, tools, environment_factory)
     if environment_factory is None:
         TagProtocol(processing_class, tools, args.tool_tags, args.result_tag)  # refuses what it cannot call
     return protocol
 
 
-def _check_tags_are_told(args: A2TGPOConfig, processing_class: Any, train_dataset: Any, tools: list[Callable]) -> None:
+def _check_tags_are_told(
+    args: A2TGPOConfig, processing_class: Any, train_dataset: Any, tools: list[Callable], environment_factory: Any
+) -> None:
     """
     Check that the prompt mentions the text tags that `tool_protocol="auto"` chose: nothing else tells the model about them.
 
     Args:
-        args, processing_class, train_dataset, tools: As the trainer has them.
+        args, processing_class, train_dataset, tools, environment_factory: As the trainer has them.
 
     Raises:
         ValueError: If prompts are conversational, and the first one mentions no tag. Of plain text it warns: a model that
@@ -101,7 +104,9 @@ def _check_tags_are_told(args: A2TGPOConfig, processing_class: Any, train_datase
     conversational = prompts_are_conversational(train_dataset)
     tags = [(args.tool_tags or {}).get(tool.__name__, tool.__name__) for tool in tools]
     choice = f"tool_protocol='auto' calls tools by text tags, because {why_no_chat_calls(processing_class, conversational)}."
-    if any(f"<{tag}>" in str(row.get("prompt")) for tag in tags):
+    # Which methods an environment has is not known yet: with one, any tag will do
+    told = [f"<{re.escape(tag)}>" for tag in tags] + ([] if environment_factory is None else [r"<\w+>"])
+    if any(re.search(tag, str(row.get("prompt"))) for tag in told):
         logger.info(choice)
         return
     calls = ", ".join(f"<{tag}>…</{tag}>" for tag in tags) or "<name>…</name> with the name of a method"

@@ -9,6 +9,7 @@ from test_protocol import UNKNOWN_TOOL_TEMPLATE
 
 import tiny
 from a2tgpo_trl import A2TGPOTrainer
+from a2tgpo_trl.checks.data import prompts_are_conversational
 from a2tgpo_trl.rollout import ChatProtocol, TagProtocol
 from conftest import search
 
@@ -201,6 +202,42 @@ def test_plain_text_that_does_not_tell_of_tags_is_warned_of(config, warnings):
     build(config, QUESTION, tiny.tokenizer())
     (warning,) = [warning for warning in warnings() if "auto" in warning]
     assert re.fullmatch(NOBODY_TELLS.format("prompts are plain text, which no chat template renders"), warning)
+
+
+@pytest.mark.parametrize("column", ["completion", "messages", "chosen", "rejected"])
+def test_other_columns_do_not_choose_the_protocol(column):
+    """TRL's own question whether a row is conversational asks any of these columns."""
+    assert prompts_are_conversational(Dataset.from_list([{"prompt": chat(QUESTION), column: "Paris"}]))
+    assert not prompts_are_conversational(Dataset.from_list([{"prompt": QUESTION, column: chat(QUESTION)}]))
+
+
+class House:
+    """An environment whose method is called by a tag."""
+
+    def reset(self, **row) -> None:
+        self.place = "hall"
+
+    def walk(self, place: str) -> str:
+        """
+        Go somewhere.
+
+        Args:
+            place: Where to go.
+        """
+        return f"You are in the {place}."
+
+
+def test_tags_of_an_environment_whose_template_trl_does_not_know(config, warnings):
+    """Such a template renders calls, which is all that an environment needs."""
+    options = dict(tools=None, environment_factory=House)
+    with pytest.raises(ValueError, match="the first one mentions no tag"):
+        build(config, chat(QUESTION), UNKNOWN, **options)
+    told = chat("Write <walk>door</walk> to go to the door.")
+    for protocol in ("auto", "tags"):
+        trainer = build(config, told, UNKNOWN, tool_protocol=protocol, **options)
+        assert isinstance(trainer._player.protocol, TagProtocol)
+        (rollout,) = trainer.play([{"prompt": told}])
+        assert "door</walk>" in trainer._tokenizer.decode(rollout.prompt_ids)
 
 
 def test_a_template_that_trl_knows_is_used_in_silence(config, warnings):
