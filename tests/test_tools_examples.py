@@ -87,3 +87,4 @@ def test_what_is_finished_with_is_the_answer(build, rows, turn, options):
     )
     played = trainer.play(asked[:1], num_generations=4)
     assert [rollout.rewards["exact_match_reward"] for rollout in played] == [1.0, 0.0, 1.0, 0.0]
+    assert [rollout.rewards["format_reward"] for rollout in played] == [1.0] * 4

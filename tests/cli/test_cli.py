@@ -21,6 +21,7 @@ from trl import ModelConfig
 
 import tiny
 from a2tgpo_trl import A2TGPOConfig
+from a2tgpo_trl.cli.eval import EvalArguments, open_answers
 from a2tgpo_trl.cli.main import main
 from a2tgpo_trl.cli.memory import estimate, key_value_bytes
 from a2tgpo_trl.cli.models import find_model
@@ -322,6 +323,31 @@ def test_eval_of_other_answers_to_the_same_questions(shared, tmp_path, capsys):
     assert "an answer with another answer at rows 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("sets", [["atlas", "rows.jsonl"], ["rows.jsonl", "atlas"]])
+def test_eval_of_sets_with_other_columns(sets, shared, tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "Where?", "answer": "Here"}) + "\n")
+    assert main(["eval", "--datasets", *sets, "--limit", "1", *shared]) == 0
+    assert "2 of 2 questions" in capsys.readouterr().out
+
+
+def test_an_answer_that_was_cut_within_a_character_is_dropped(tmp_path):
+    file, settings = tmp_path / "eval.jsonl", {"model": "m"}
+    whole = json.dumps(settings) + "\n" + json.dumps({"dataset": "a", "index": 0}) + "\n"
+    file.write_bytes(whole.encode() + '{"dataset": "a", "answer": "é'.encode()[:-1])
+    assert open_answers(file, settings).keys() == {("a", 0)}
+    assert file.read_text(encoding="utf-8") == whole
+
+
+def test_paths_of_sets_may_have_a_sign_of_equality(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("split=dev").mkdir()
+    Path("split=dev/a.jsonl").touch()
+    places = ["runs/lr=1e-5/dev.jsonl", "split=dev/a.jsonl", "easy=runs/lr=1/dev.jsonl", "other=atlas"]
+    assert [found[:2] for found in EvalArguments(datasets=places).sets()] == [
+        ("dev", "runs/lr=1e-5/dev.jsonl"), ("a", "split=dev/a.jsonl"), ("easy", "runs/lr=1/dev.jsonl"), ("other", "atlas"),
+    ]  # fmt: skip
+
+
 def test_samples_of_another_seed(shared, capsys):
     command = ["eval", "--datasets", "atlas", "--limit", "1", *shared]
     assert (
@@ -344,7 +370,10 @@ def test_eval_counts_what_is_asked_and_leaves_nothing_behind(shared, tmp_path, c
 
 
 def test_eval_takes_what_train_was_told(shared, tmp_path, capsys):
-    (tmp_path / "train.yaml").write_text("dataset: atlas\nrewards: f1\nuse_peft: true\nlora_r: 4\nmax_steps: 9\n")
+    (tmp_path / "train.yaml").write_text(
+        "dataset: atlas\nrewards: f1\nuse_peft: true\nlora_r: 4\nmax_steps: 9\neval_strategy: steps\nbeta: 0.1\n"
+        "belief_model: reference\nreward_weights: [1, 2, 3]\n"
+    )
     command = ["eval", "--datasets", "atlas", "--limit", "1", *shared, "--config"]
     assert main([*command, "train.yaml"]) == 0
     (tmp_path / "train.yaml").write_text("dataset: atlas\nlimitt: 1\n")

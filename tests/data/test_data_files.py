@@ -9,7 +9,7 @@ import datasets
 import pytest
 from datasets import Dataset, IterableDataset
 
-from a2tgpo_trl.data import load_questions
+from a2tgpo_trl.data import DataError, load_questions
 
 DOCS = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 ROWS = [{"id": i, "question": f"Where is {i}?", "golden_answers": [f"a{i}", f"b{i}"]} for i in range(5)]
@@ -78,6 +78,25 @@ def test_a_stream_fails_when_it_reaches_the_bad_line(tmp_path):
     assert next(stream)["answer"] == ["a0", "b0"]
     with pytest.raises(ValueError, match=r"q\.jsonl:2 is not"):
         next(stream)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_may_begin_with_a_byte_order_mark(indent, tmp_path):
+    (tmp_path / "q.json").write_text(json.dumps(ROWS, indent=indent), encoding="utf-8-sig")
+    assert answers(tmp_path / "q.json") == answers(array(tmp_path / "same.json"))
+
+
+def test_half_a_character_is_named(tmp_path):
+    row = {"question": "q \ud83d", "answer": "a"}  # JavaScript cuts texts so
+    (tmp_path / "q.jsonl").write_text(json.dumps({"question": "q", "answer": "a"}) + "\n" + json.dumps(row))
+    with pytest.raises(DataError, match=r"q\.jsonl:2 has .*half of a character"):
+        load_questions(tmp_path / "q.jsonl")
+
+
+@pytest.mark.parametrize("columns", [["q", "a"], "q"])
+def test_columns_that_are_no_mapping_are_an_error(columns, tmp_path):
+    with pytest.raises(ValueError, match=r"columns is .*give a mapping"):
+        load_questions(lines(tmp_path / "q.jsonl"), columns=columns)
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path):

@@ -384,6 +384,11 @@ class TestCharts:
         assert charts_of(tmp_path)["own-turn_bonus"].series[0].y == [0.5]
         assert set(read(tmp_path)[1][0].rewards["name"]) == {"exact", "format"}
 
+    def test_a_vector_of_a_completion_is_no_column_of_turns(self, tmp_path):
+        completions(tmp_path, 1, [row | {"embedding": [0.1] * 50} for row in plain_rows()])
+        assert not [key for key in charts_of(tmp_path) if key.startswith("own-")]
+        assert set(read(tmp_path)[1][0].rollouts["num_turns"]) == {2}
+
 
 class TestSeeds:
     """Runs that differ in their seed are one, with a band."""
@@ -399,6 +404,19 @@ class TestSeeds:
     )
     def test_names(self, names, groups):
         assert seed_groups(names) == groups
+
+    @pytest.mark.parametrize(
+        ("seeds", "groups"),
+        [
+            ({"a2tgpo": [0, 1], "grpo": [2, 3]}, {"a2tgpo, 2 seeds": [0, 1], "grpo, 2 seeds": [2, 3]}),
+            ({"a2tgpo": [0, 1, 2], "grpo": [0, 1]}, {"a2tgpo, 3 seeds": [0, 1, 2], "grpo, 2 seeds": [3, 4]}),
+            ({"a2tgpo": [0, 1]}, {"2 seeds": [0, 1]}),
+        ],
+    )
+    def test_seeds_of_one_run_are_those_of_one_folder(self, seeds, groups, tmp_path):
+        places = [f"{method}/seed-{seed}" for method, own in seeds.items() for seed in own]
+        runs = read_runs([synthetic.write_run(tmp_path / place) for place in places])
+        assert seed_groups([run.name for run in runs]) == groups
 
     def test_mean_lowest_and_highest(self):
         assert across([([1, 1, 2], [0.0, 2.0, 5.0]), ([1, 2], [3.0, 7.0])]) == ([1, 2], [1, 5], [2, 6], [3, 7])
@@ -445,6 +463,15 @@ class TestSummary:
         found = progress(run, measures)
         assert (found["Steps"], found["Gain"], found["Reward"]) == (("0", "8"), gains, rewards)
         assert found.keys() == {"Steps", "Reward", "Turns", "Gain", "Turn credit", "Answered", "Calls failed"}
+
+    @pytest.mark.parametrize("answered", [0, 1])
+    def test_the_share_that_answered_where_most_did_not(self, answered, tmp_path):
+        (run,), (measures,) = read(synthetic.write_run(tmp_path, log=False))
+        first = measures.turns.index[measures.turns["turn"] == 0]
+        measures.turns["stop_reason"], measures.turns["step"] = "max_turns", 0
+        measures.turns.loc[first[:answered], "stop_reason"] = "answered"
+        share = percent(answered / len(first))
+        assert progress(run, measures)["Answered"] == (share, share)
 
     def test_tables_and_stop_reasons(self, folder):
         (_,), (measures,) = read(folder)

@@ -5,6 +5,7 @@ import inspect
 import json
 
 import pytest
+from PIL import Image
 
 from a2tgpo_trl.rewards import exact_match_reward, similarity_shaped
 from a2tgpo_trl.rollout import Turn
@@ -40,6 +41,14 @@ def test_a_reward_is_never_lowered():
     # half of 3/4 is 0.375: below 0.4, above 0.1
     turns = [rollout("abcd"), rollout("abcx"), rollout("abcx")]
     assert shaped(prompts=["q"] * 3, turns=turns) == [1.0, 0.4, 0.375]
+
+
+def test_prompts_with_equal_pictures_are_equal():
+    def prompt():  # as a dataset decodes it, anew for each row
+        return [{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (8, 8), "red")}]}]
+
+    shaped = similarity_shaped(given(1.0, 0.0), shared)
+    assert shaped(prompts=[prompt(), prompt()], turns=[rollout("abcd"), rollout("abcd")]) == [1.0, 0.5]
 
 
 def test_nothing_passed_and_nothing_scored_stay_as_they_are():

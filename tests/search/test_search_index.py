@@ -1,5 +1,6 @@
 import json
 import mmap
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -119,6 +120,15 @@ def test_after_a_failed_build_nothing_is_there(tmp_path, lines, message):
     with pytest.raises(ValueError, match=message):
         BM25Search.build(corpus, tmp_path / "index")
     assert list(tmp_path.iterdir()) == [corpus]
+
+
+def test_what_a_killed_build_left_is_replaced(tmp_path):
+    """In a container the next process may have the same number."""
+    corpus = write(tmp_path / "wiki.jsonl", ATLAS.passages[:3])
+    (tmp_path / f"index.partial-{os.getpid()}").mkdir()
+    (tmp_path / f"index.partial-{os.getpid()}" / "half").touch()
+    BM25Search.build(corpus, tmp_path / "index")
+    assert {path.name for path in tmp_path.iterdir()} == {"wiki.jsonl", "index"}
 
 
 def test_an_index_is_not_built_over_another(tmp_path):

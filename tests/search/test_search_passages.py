@@ -39,6 +39,7 @@ def test_contents_are_read_as_they_are_written(record):
 
 def test_contents_stay_what_they_were():
     assert contents_of(as_passage({"contents": "Lyon\nA city."}, "it")) == "Lyon\nA city."
+    assert contents_of(as_passage({"title": "Lyon", "text": "A city.", "contents": None}, "it")) == '"Lyon"\nA city.'
     assert contents_of(LYON) == '"Lyon"\nLyon is a city in France.'
 
 

@@ -1,6 +1,7 @@
 """`a2tgpo eval`: how often a model answers right, with its tools, on questions it has not seen."""
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -74,10 +75,13 @@ class EvalArguments(TaskArguments):
         """What each set is called, where it is, its split, and its subset."""
         splits, subsets = self.split, self.subset or [None]
         for i, source in enumerate(self.datasets):
-            name, _, path = source.rpartition("=")
-            yield name or Path(path).stem, path, splits[i % len(splits)], subsets[i % len(subsets)]
+            named = None if Path(source).exists() else NAMED.fullmatch(source)
+            name, path = named.groups() if named else (Path(source).stem, source)
+            yield name, path, splits[i % len(splits)], subsets[i % len(subsets)]
 
 
+NAMED = re.compile(r"([^=/]+)=(.+)")
+"""A set with a name; paths may have a `=` of their own."""
 TRAIN_ONLY = {option.name for option in fields(TrainArguments)} - {option.name for option in fields(EvalArguments)}
 """Options that a file for `train` may hold."""
 
@@ -119,6 +123,20 @@ ROLLOUTS = (
 
 LOADING = ("dtype", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
 """Options of ModelConfig that answers depend on."""
+COLUMNS = ("prompt", "answer", "images")
+"""What is asked with; sets differ in their other columns."""
+UNTRAINED = {
+    "advantage_estimator": "grpo",  # answers are scored, turns are not
+    "turn_reward_weights": None,
+    "reward_weights": None,
+    "belief_model": "policy",
+    "beta": 0.0,
+    "sync_ref_model": False,
+    "eval_strategy": "no",
+    "push_to_hub": False,
+    "model_init_kwargs": None,  # the trainer gets a model that is loaded
+}
+"""Options of a run that its model is asked without."""
 
 
 def run(options: list[str]) -> int:
@@ -188,7 +206,7 @@ def open_answers(file: Path, settings: dict[str, Any]) -> dict[tuple[str, int], 
     Raises:
         ValueError: If the file is of other settings, or holds something else.
     """
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    text = file.read_bytes().decode("utf-8", "ignore") if file.exists() else ""  # the last character may be cut
     first = json.dumps(settings)
     if first.startswith(text) or _holds_settings_alone(text, settings):  # a run may have ended with half a line
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -251,8 +269,8 @@ def _build(
     check_retrievers(arguments.search_url)
     sets = {question.dataset: question.rows for question in questions}
     pictures = arguments.pictures or has_pictures(None, sets)
-    config.advantage_estimator, config.turn_reward_weights = "grpo", None  # answers are scored, turns are not
-    config.model_init_kwargs = None  # the trainer gets a model that is loaded
+    for option, value in UNTRAINED.items():
+        setattr(config, option, value)
     return A2TGPOTrainer(
         model=source.load(model),
         reward_funcs=[exact_match_reward, f1_reward],
@@ -274,7 +292,8 @@ def _ask(trainer: A2TGPOTrainer, questions: list[Question], samples: int) -> lis
     processes = trainer.accelerator.num_processes
     padded = questions + questions[-1:] * (-len(questions) % processes)
     with trainer.accelerator.split_between_processes(padded) as own:
-        played = trainer.play([question.row for question in own], samples == 0, count)
+        rows = [{column: question.row[column] for column in COLUMNS if column in question.row} for question in own]
+        played = trainer.play(rows, samples == 0, count)
     rollouts = [played[i * count : (i + 1) * count] for i in range(len(questions))]
     return [
         {

@@ -37,12 +37,14 @@ def to_example(row: dict, columns: Columns, prompts: PromptForm, keep_ready: boo
         raise ValueError(
             f"{where} has no question in {sought}; {_columns(row)}. Name the right ones in columns, or leave the row out."
         )
-    return {
+    example = {
         "prompt": prompts.fill(question) if ready is None else prompts.convert(ready, f"{where}: {columns.prompt!r}"),
         "answer": _aliases(row, columns.answer, where),
         "question": question,
         "data_source": _text(row, columns.data_source, where),
     }
+    _refuse_halves(example, where)
+    return example
 
 
 def _text(row: dict, path: str | None, where: str) -> str | None:
@@ -61,6 +63,15 @@ def _aliases(row: dict, paths: tuple[str, ...], where: str) -> list[str]:
         values = {path: read(row, path) for path in paths}
         raise ValueError(f"{where} has no answer: {values}; {_columns(row)}. Leave out rows that have none.")
     return aliases
+
+
+def _refuse_halves(example: dict, where: str) -> None:
+    """Refuse halves of characters, which JSON can hold, as where a text was cut within an emoji."""
+    try:
+        json.dumps(example, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ValueError(f"{where} has {half!r}, half of a character, which no text can hold: remove it.") from None
 
 
 def _refuse_solutions(row: dict, paths: tuple[str, ...], where: str) -> None:

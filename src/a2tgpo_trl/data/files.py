@@ -1,5 +1,6 @@
 """Question files: which ones a path means, and their rows with the place of each."""
 
+import codecs
 import glob
 import json
 import re
@@ -68,7 +69,8 @@ def _files_of_split(folder: Path, split: str) -> list[Path]:
 
 def _read_json(path: Path) -> Iterator[tuple[str, object]]:
     with path.open("rb") as lines:
-        is_array = next((line.lstrip()[:1] == b"[" for line in lines if line.strip()), False)
+        texts = (line.removeprefix(codecs.BOM_UTF8).strip() for line in lines)
+        is_array = next((text.startswith(b"[") for text in texts if text), False)
     return _read_array(path) if is_array else _read_lines(path)
 
 

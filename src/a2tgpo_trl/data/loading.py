@@ -74,6 +74,8 @@ def load_questions(
     """
     from datasets import Dataset, IterableDataset
 
+    if not isinstance(columns, Mapping | None):
+        raise ValueError(f"columns is {columns!r}: give a mapping, such as {{'question': 'query', 'answer': 'gold'}}.")
     layout = {field: path for field, path in (columns or {}).items() if field != "images"}
     arguments = {
         "sets": _find_sets(source, split, subset, streaming),

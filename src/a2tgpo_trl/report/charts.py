@@ -11,7 +11,7 @@ import pandas as pd
 from .curves import CURVES, SECTIONS, STEP, Curve, Lines, own_curves
 from .lines import MOST_LINES, across, band, histogram, line
 from .measures import ROLLOUT, Measures
-from .runs import Run
+from .runs import SEED, Run
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,6 @@ class Look:
     color: int
     dash: int
     is_light: bool = False
-
-
-SEED = re.compile(r"[-_/]?seed[-_=]?\d+")
-"""The part of a run's name that says its seed."""
 
 
 def seed_groups(names: Sequence[str]) -> dict[str, list[int]]:

@@ -81,8 +81,8 @@ def _rollout(row: dict[str, Any], names: Collection[str]) -> list[dict]:
     given = [value for value in rewards.values() if is_number(value)]
     pieces = split_completion(_read(row["completion"]))
     numbers = {column: list(row[name]) for name, column in CREDIT.items() if row.get(name) is not None}
-    own = {name: values for name, values in row.items() if name not in CREDIT and _is_numbers(values)}
-    count = max([len(pieces), *map(len, [*numbers.values(), *own.values()])])
+    count = max([len(pieces), *map(len, numbers.values())])
+    own = {name: values for name, values in row.items() if name not in CREDIT and _is_numbers(values, count)}
     shared = {
         "num_turns": count,
         "prompt": _text(_read(row["prompt"])),
@@ -94,8 +94,9 @@ def _rollout(row: dict[str, Any], names: Collection[str]) -> list[dict]:
     return [shared | {"turn": k, "estimator_columns": _at(k, own)} | pieces[k] | _at(k, numbers) for k in range(count)]
 
 
-def _is_numbers(values: Any) -> bool:
-    return isinstance(values, list) and any(isinstance(value, float) for value in values)
+def _is_numbers(values: Any, most: int) -> bool:
+    """Whether these can be numbers of so many turns; a longer list is of something else."""
+    return isinstance(values, list) and len(values) <= most and any(isinstance(value, float) for value in values)
 
 
 def _at(k: int, columns: dict[str, list]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from .completions import completion_files, read_completions
 RECORDS = "turn records"
 COMPLETIONS = "completions tables"
 STATE = "trainer_state.json"
+SEED = re.compile(r"[-_/]?seed[-_=]?\d+")
+"""The part of a run's name that says its seed."""
 
 
 @dataclass(frozen=True)
@@ -162,14 +164,25 @@ def _written(file: Path) -> int | None:
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """As much of the end of each path as tells it from the others."""
+    """As much of the end of each path as tells it from the others, and from those that differ in more than their seed."""
     names = []
     for place in places:
         depth = 1
-        while sum(_end(other, depth) == _end(place, depth) for other in places) > 1:
+        while any(_are_confused(place, other, depth) for other in places if other != place):
             depth += 1
         names.append(_end(place, depth))
     return names
+
+
+def _are_confused(place: Path, other: Path, depth: int) -> bool:
+    """Whether two runs have one name, or are seeds of one name and not of one run."""
+    names, paths = (_end(place, depth), _end(other, depth)), (str(place), str(other))
+    return names[0] == names[1] or (_without_seed(*names) and not _without_seed(*paths))
+
+
+def _without_seed(one: str, other: str) -> bool:
+    """Whether two names or paths differ in nothing but their seed."""
+    return SEED.sub("", one) == SEED.sub("", other)
 
 
 def _end(place: Path, depth: int) -> str:

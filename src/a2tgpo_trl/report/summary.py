@@ -15,10 +15,10 @@ PROGRESS = {
     "Turns": ("turns", 0),
     "Gain": ("gain", 0),
     "Turn credit": ("turn-credit-by-step", 0),
-    "Answered": ("stop-reasons-1", 0),
+    "Answered": ("stop-reasons-1", "answered"),
     "Calls failed": ("failures", -1),
 }
-"""What a run is summed up by: title → chart and which of its lines."""
+"""What a run is summed up by: title → chart and which of its lines, by its place or its name."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,21 @@ def progress(run: Run, measures: Measures) -> dict[str, tuple[str, str]]:
     """
     charts = {chart.key: chart for chart in make_charts([run], [measures])}
     found = {
-        title: (charts[key], charts[key].series[line]) for title, (key, line) in PROGRESS.items() if key in charts
+        title: (charts[key], _find(charts[key], which)) for title, (key, which) in PROGRESS.items() if key in charts
     }
     if not found:
         return {}
     steps = [step for _, series in found.values() for step in series.x]
     return {"Steps": (compact(min(steps)), compact(max(steps)))} | {title: ends(*one) for title, one in found.items()}
+
+
+def _find(chart: Chart, which: int | str) -> Series:
+    """A line of a chart; a share that the chart has no line for was 0 throughout."""
+    if isinstance(which, int):
+        return chart.series[which]
+    first = chart.series[0]
+    absent = Series(first.run, which, first.x, [0.0] * len(first.x))
+    return next((series for series in chart.series if series.name == which), absent)
 
 
 def tables(measures: Measures) -> list[Table]:

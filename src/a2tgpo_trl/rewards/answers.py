@@ -205,7 +205,7 @@ def _written(
         for own in turns:
             calls = [[(call.name, call.arguments) for call in turn.calls] for turn in own]
             texts = [_with_answers(turn.text, called) for turn, called in zip(own, calls, strict=True)]
-            yield texts, bool(own) and not own[-1].observed
+            yield texts, bool(own) and (not own[-1].observed or any(result.ends_rollout for result in own[-1].results))
         return
     for completion in completions:
         messages = _messages(completion) if isinstance(completion, str) else completion
@@ -237,7 +237,7 @@ def _content(message: dict) -> str:
 
 def _with_answers(text: str, calls: list[tuple[str | None, Any]]) -> str:
     """The text of a turn, and the answer that it calls `finish` with as if it were written."""
-    given = [arguments for name, arguments in calls if name == "finish" and isinstance(arguments, dict)]
-    return "".join(
-        [text, *(f"<answer>{arguments['answer']}</answer>" for arguments in given if "answer" in arguments)]
-    )
+    finished = [arguments for name, arguments in calls if name == "finish" and isinstance(arguments, dict)]
+    answers = [str(arguments["answer"]) for arguments in finished if "answer" in arguments]
+    unwritten = [answer for answer in answers if answer.strip() != extract_answer(text)]  # its tag may be <answer>
+    return "".join([text, *(f"<answer>{answer}</answer>" for answer in unwritten)])

@@ -1,6 +1,7 @@
 """Outcome rewards of failed rollouts, shaped by how near they came to those of their group that passed."""
 
 import functools
+import hashlib
 import inspect
 import json
 from collections.abc import Callable
@@ -48,10 +49,10 @@ def similarity_shaped(
         passing: dict[str, list[str]] = {}
         for prompt, given, text in zip(prompts, rewards, texts, strict=True):
             if given is not None and given >= 1:
-                passing.setdefault(repr(prompt), []).append(text)
+                passing.setdefault(_key(prompt), []).append(text)
 
         def shape(given: float | None, prompt: Any, text: str) -> float | None:
-            models = passing.get(repr(prompt))
+            models = passing.get(_key(prompt))
             if given is None or given >= 1 or not models:
                 return given
             return max(given, weight * sum(similarity(text, model) for model in models) / len(models))
@@ -59,6 +60,15 @@ def similarity_shaped(
         return [shape(*row) for row in zip(rewards, prompts, texts, strict=True)]
 
     return shaped
+
+
+def _key(prompt: Any) -> str:
+    """What equal prompts have in common: of pictures, which every row has anew, their pixels."""
+    return json.dumps(prompt, default=_pixels)
+
+
+def _pixels(value: Any) -> str:
+    return f"{value.size} {hashlib.sha256(value.tobytes()).hexdigest()}" if hasattr(value, "tobytes") else repr(value)
 
 
 def _text_and_calls(turn: Any) -> str:

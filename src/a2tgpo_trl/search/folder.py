@@ -28,6 +28,7 @@ def new_index(folder: Path, description: dict) -> Iterator[Path]:
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; load it, or delete it to build the index again.")
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed, where processes have the same numbers
     partial.mkdir(parents=True)
     try:
         yield partial

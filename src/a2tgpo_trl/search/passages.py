@@ -52,7 +52,7 @@ def as_passages(records: Sequence[dict | str]) -> list[dict]:
 
 def contents_of(passage: dict) -> str:
     """The passage as one text, as Search-R1 writes it: what it was read from, or `"title"` in quotes above the text."""
-    if "contents" in passage:
+    if isinstance(passage.get("contents"), str):
         return passage["contents"]
     if not passage["title"] and "\n" not in passage["text"]:
         return passage["text"]
