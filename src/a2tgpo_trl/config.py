@@ -176,7 +176,7 @@ class A2TGPOConfig(GRPOConfig):
         default=0.0,
         metadata={
             "help": "Smallest standard deviation that gains are divided by, in the unit of the beliefs: gains that differ by less "
-            "get little credit instead of unit credit. bfloat16 alone moves them by up to 0.02. Papers: 0."
+            "get little credit instead of unit credit. bfloat16 alone moves a mean log-probability by up to 0.02. Papers: 0."
         },
     )
     turn_comparison: str | None = field(

@@ -215,6 +215,8 @@ class A2TGPOTrainer(GRPOTrainer):
             self._env_tools[name] = without_state_keys(tools, self._standalone_tools)
         self.tools = without_state_keys(self.tools or [], self._standalone_tools)
         checks.check_tree_tools(self.args, self.tools)
+        if protocol == "tags" and self.environment_factories is not None:
+            checks.check_tags_are_told(self.args, self.processing_class, self.train_dataset, self.tools)
         player = RolloutPlayer(self, make_protocol(self, protocol, conversational))
         if self.tools and self.args.max_observation_tokens is not None:
             checks.check_observation_limit(self.args.max_observation_tokens, player.protocol, self.tools[0].__name__)
@@ -309,8 +311,7 @@ class A2TGPOTrainer(GRPOTrainer):
         """TRL's generation, where continuous batching would leave the model in training mode."""
         is_training = self.model.training
         output = super()._generate_single_turn(*args)
-        if self.model.training != is_training:
-            self.model.train(is_training)
+        self.model.train(is_training)
         return output
 
     def _tool_call_loop(self, prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields):

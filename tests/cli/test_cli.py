@@ -342,9 +342,15 @@ def test_paths_of_sets_may_have_a_sign_of_equality(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("split=dev").mkdir()
     Path("split=dev/a.jsonl").touch()
-    places = ["runs/lr=1e-5/dev.jsonl", "split=dev/a.jsonl", "easy=runs/lr=1/dev.jsonl", "other=atlas"]
+    places = [
+        "runs/lr=1e-5/dev.jsonl",
+        "split=dev/a.jsonl",
+        "split=dev/*.jsonl",
+        "easy=runs/lr=1/dev.jsonl",
+        "other=atlas",
+    ]
     assert [found[:2] for found in EvalArguments(datasets=places).sets()] == [
-        ("dev", "runs/lr=1e-5/dev.jsonl"), ("a", "split=dev/a.jsonl"), ("easy", "runs/lr=1/dev.jsonl"), ("other", "atlas"),
+        ("dev", "runs/lr=1e-5/dev.jsonl"), ("a", "split=dev/a.jsonl"), ("*", "split=dev/*.jsonl"), ("easy", "runs/lr=1/dev.jsonl"), ("other", "atlas"),
     ]  # fmt: skip
 
 

@@ -86,10 +86,10 @@ def test_an_array_may_begin_with_a_byte_order_mark(indent, tmp_path):
     assert answers(tmp_path / "q.json") == answers(array(tmp_path / "same.json"))
 
 
-def test_half_a_character_is_named(tmp_path):
+def test_a_lone_surrogate_is_named(tmp_path):
     row = {"question": "q \ud83d", "answer": "a"}  # JavaScript cuts texts so
     (tmp_path / "q.jsonl").write_text(json.dumps({"question": "q", "answer": "a"}) + "\n" + json.dumps(row))
-    with pytest.raises(DataError, match=r"q\.jsonl:2 has .*half of a character"):
+    with pytest.raises(DataError, match=r"q\.jsonl:2 has .*a lone surrogate"):
         load_questions(tmp_path / "q.jsonl")
 
 

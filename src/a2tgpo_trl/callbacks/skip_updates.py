@@ -39,8 +39,6 @@ class SkipUpdates(TrainerCallback):
         self.num_empty = self.num_non_finite = 0
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if self.accelerator.scaler is not None and not args.max_grad_norm:
-            self.accelerator.unscale_gradients()  # as clipping does; a step without gradients could no longer
         largest = self._largest_gradient(model)
         empty, non_finite = self.skip_empty and largest == 0, not math.isfinite(largest)
         if empty or non_finite:

@@ -19,6 +19,7 @@ from .pictures import check_processor, check_prompts
 from .settings import check_trainable, warn_of_settings
 from .tools import (
     check_observation_limit,
+    check_tags_are_told,
     check_tool_names,
     check_tools,
     check_tree,
@@ -37,6 +38,7 @@ __all__ = [
     "check_prompts",
     "check_reference",
     "check_reward_columns",
+    "check_tags_are_told",
     "check_tool_names",
     "check_tools",
     "check_trainable",

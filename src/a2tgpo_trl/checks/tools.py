@@ -1,6 +1,5 @@
 """What is refused of tools, protocols and loops."""
 
-import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -80,36 +79,34 @@ def checked_protocol(
             "tool_loop='trl' knows the chat template's calls only, and these prompts or this chat template leave nothing but "
             "tags: give conversational prompts and a chat template whose calls TRL knows, or choose tool_loop='a2tgpo'."
         )
-    if args.tool_protocol == "auto":
-        _check_tags_are_told(args, processing_class, train_dataset, tools, environment_factory)
     if environment_factory is None:
+        check_tags_are_told(args, processing_class, train_dataset, tools)
         TagProtocol(processing_class, tools, args.tool_tags, args.result_tag)  # refuses what it cannot call
     return protocol
 
 
-def _check_tags_are_told(
-    args: A2TGPOConfig, processing_class: Any, train_dataset: Any, tools: list[Callable], environment_factory: Any
-) -> None:
+def check_tags_are_told(args: A2TGPOConfig, processing_class: Any, train_dataset: Any, tools: list[Callable]) -> None:
     """
     Check that the prompt mentions the text tags that `tool_protocol="auto"` chose: nothing else tells the model about them.
 
     Args:
-        args, processing_class, train_dataset, tools, environment_factory: As the trainer has them.
+        args, processing_class, train_dataset: As the trainer has them.
+        tools (`list[Callable]`): All tools, those of environments too.
 
     Raises:
         ValueError: If prompts are conversational, and the first one mentions no tag. Of plain text it warns: a model that
             is no chat model may have learnt the tags.
     """
     row = {} if train_dataset is None else first_row(train_dataset, "train_dataset")
+    if args.tool_protocol != "auto" or "prompt" not in row:  # which an environment writes
+        return
     conversational = prompts_are_conversational(train_dataset)
     tags = [(args.tool_tags or {}).get(tool.__name__, tool.__name__) for tool in tools]
     choice = f"tool_protocol='auto' calls tools by text tags, because {why_no_chat_calls(processing_class, conversational)}."
-    # Which methods an environment has is not known yet: with one, any tag will do
-    told = [f"<{re.escape(tag)}>" for tag in tags] + ([] if environment_factory is None else [r"<\w+>"])
-    if any(re.search(tag, str(row.get("prompt"))) for tag in told):
+    if any(f"<{tag}>" in str(row["prompt"]) for tag in tags):
         logger.info(choice)
         return
-    calls = ", ".join(f"<{tag}>…</{tag}>" for tag in tags) or "<name>…</name> with the name of a method"
+    calls = ", ".join(f"<{tag}>…</{tag}>" for tag in tags)
     result = f"<{args.result_tag}>…</{args.result_tag}>"
     message = (
         f"{choice} Then only the prompt can tell the model of its tools, and the first one mentions no tag. Write into it "

@@ -1,5 +1,6 @@
 """`a2tgpo eval`: how often a model answers right, with its tools, on questions it has not seen."""
 
+import glob
 import json
 import re
 import tempfile
@@ -75,7 +76,7 @@ class EvalArguments(TaskArguments):
         """What each set is called, where it is, its split, and its subset."""
         splits, subsets = self.split, self.subset or [None]
         for i, source in enumerate(self.datasets):
-            named = None if Path(source).exists() else NAMED.fullmatch(source)
+            named = None if glob.glob(source) else NAMED.fullmatch(source)
             name, path = named.groups() if named else (Path(source).stem, source)
             yield name, path, splits[i % len(splits)], subsets[i % len(subsets)]
 
@@ -134,9 +135,10 @@ UNTRAINED = {
     "sync_ref_model": False,
     "eval_strategy": "no",
     "push_to_hub": False,
+    "log_completions": False,
     "model_init_kwargs": None,  # the trainer gets a model that is loaded
 }
-"""Options of a run that its model is asked without."""
+"""Training options that eval resets."""
 
 
 def run(options: list[str]) -> int:
@@ -206,7 +208,7 @@ def open_answers(file: Path, settings: dict[str, Any]) -> dict[tuple[str, int], 
     Raises:
         ValueError: If the file is of other settings, or holds something else.
     """
-    text = file.read_bytes().decode("utf-8", "ignore") if file.exists() else ""  # the last character may be cut
+    text = file.read_bytes().decode("utf-8", "replace") if file.exists() else ""  # the last character may be cut
     first = json.dumps(settings)
     if first.startswith(text) or _holds_settings_alone(text, settings):  # a run may have ended with half a line
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +243,7 @@ def _is_answered(question: Question, answers: dict[tuple[str, int], dict], file:
     if answer is None:
         return False
     asked = _asked(question)
-    for column in ("prompt", "answer", "images"):
+    for column in COLUMNS:
         if answer.get(column) != asked.get(column):
             raise ValueError(
                 f"{file} has an answer with another {column} at {question.dataset} {question.index}: name another "
@@ -292,7 +294,7 @@ def _ask(trainer: A2TGPOTrainer, questions: list[Question], samples: int) -> lis
     processes = trainer.accelerator.num_processes
     padded = questions + questions[-1:] * (-len(questions) % processes)
     with trainer.accelerator.split_between_processes(padded) as own:
-        rows = [{column: question.row[column] for column in COLUMNS if column in question.row} for question in own]
+        rows = [{name: value for name, value in question.row.items() if name in COLUMNS} for question in own]
         played = trainer.play(rows, samples == 0, count)
     rollouts = [played[i * count : (i + 1) * count] for i in range(len(questions))]
     return [

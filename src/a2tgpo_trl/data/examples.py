@@ -43,7 +43,7 @@ def to_example(row: dict, columns: Columns, prompts: PromptForm, keep_ready: boo
         "question": question,
         "data_source": _text(row, columns.data_source, where),
     }
-    _refuse_halves(example, where)
+    _refuse_lone_surrogates(example, where)
     return example
 
 
@@ -65,13 +65,13 @@ def _aliases(row: dict, paths: tuple[str, ...], where: str) -> list[str]:
     return aliases
 
 
-def _refuse_halves(example: dict, where: str) -> None:
-    """Refuse halves of characters, which JSON can hold, as where a text was cut within an emoji."""
+def _refuse_lone_surrogates(example: dict, where: str) -> None:
+    """Refuse halves of characters, which JSON can hold where a text was cut within an emoji, and UTF-8 cannot."""
     try:
         json.dumps(example, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
-        raise ValueError(f"{where} has {half!r}, half of a character, which no text can hold: remove it.") from None
+        raise ValueError(f"{where} has {half!r}, a lone surrogate (half of a character): remove it.") from None
 
 
 def _refuse_solutions(row: dict, paths: tuple[str, ...], where: str) -> None:

@@ -5,6 +5,7 @@ python -m a2tgpo_trl.integrations.workspace ENTITY PROJECT
 
 import argparse
 import re
+from importlib.util import find_spec
 
 LAYOUT = {
     "Is it learning?": {
@@ -88,7 +89,10 @@ def main() -> None:
     )
     parser.add_argument("entity", help="user or team on wandb")
     parser.add_argument("project")
-    build(**vars(parser.parse_args())).save()
+    options = parser.parse_args()
+    if find_spec("wandb_workspaces") is None:
+        parser.error("wandb-workspaces is not installed: pip install 'a2tgpo-trl[tracking]'")
+    build(**vars(options)).save()
 
 
 if __name__ == "__main__":

@@ -46,29 +46,28 @@ def similarity_shaped(
     def shaped(prompts: list[Any], turns: list[list[Any]], **columns: Any) -> list[float | None]:
         rewards = reward(prompts=prompts, turns=turns, **columns)
         texts = ["\n".join(map(_text_and_calls, rollout)) for rollout in turns]
+        keys = [json.dumps(prompt, default=_pixels) for prompt in prompts]
         passing: dict[str, list[str]] = {}
-        for prompt, given, text in zip(prompts, rewards, texts, strict=True):
+        for key, given, text in zip(keys, rewards, texts, strict=True):
             if given is not None and given >= 1:
-                passing.setdefault(_key(prompt), []).append(text)
+                passing.setdefault(key, []).append(text)
 
-        def shape(given: float | None, prompt: Any, text: str) -> float | None:
-            models = passing.get(_key(prompt))
+        def shape(given: float | None, key: str, text: str) -> float | None:
+            models = passing.get(key)
             if given is None or given >= 1 or not models:
                 return given
             return max(given, weight * sum(similarity(text, model) for model in models) / len(models))
 
-        return [shape(*row) for row in zip(rewards, prompts, texts, strict=True)]
+        return [shape(*row) for row in zip(rewards, keys, texts, strict=True)]
 
     return shaped
 
 
-def _key(prompt: Any) -> str:
-    """What equal prompts have in common: of pictures, which every row has anew, their pixels."""
-    return json.dumps(prompt, default=_pixels)
-
-
 def _pixels(value: Any) -> str:
-    return f"{value.size} {hashlib.sha256(value.tobytes()).hexdigest()}" if hasattr(value, "tobytes") else repr(value)
+    """What equal pictures have in common: every row has objects of its own."""
+    if not hasattr(value, "getpalette"):
+        return repr(value)
+    return f"{value.mode} {value.size} {value.getpalette()} {hashlib.sha256(value.tobytes()).hexdigest()}"
 
 
 def _text_and_calls(turn: Any) -> str:

@@ -2,10 +2,10 @@
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 FORMATS = {"bm25": 2, "dense": 1}
 """The format version of each kind of index; other versions are refused."""
@@ -27,8 +27,7 @@ def new_index(folder: Path, description: dict) -> Iterator[Path]:
     """
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; load it, or delete it to build the index again.")
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed, where processes have the same numbers
+    partial = folder.with_name(f"{folder.name}.partial-{uuid4().hex}")
     partial.mkdir(parents=True)
     try:
         yield partial
