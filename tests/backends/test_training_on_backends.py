@@ -39,16 +39,6 @@ def test_rollouts_follow_the_weights(by_chance, backend, peft_config):
     assert after[1] == expected[1]
 
 
-@pytest.mark.parametrize("backend", OTHERS)
-def test_evaluation_of_several_batches(by_chance, backend):
-    """Continuous batching puts the model into training mode."""
-    options = {"num_generations_eval": 2, "per_device_eval_batch_size": 2, "max_completion_length": 30}
-    trainer = by_chance(backend, reward=by_length, num_generations=4, **options)
-    metrics = trainer.evaluate(chance.dataset().select(range(3)))
-    assert metrics["eval_reward"] >= 0 and not trainer.model.training
-    assert not any(trainer._metrics["train"].values())
-
-
 def hesitant(tokenizer):
     """A chain that sometimes leaves its path, so that there is something to learn."""
     model = chain(tokenizer)
@@ -100,3 +90,13 @@ def test_the_evaluation_command_on_the_engine(small, save, engine, tmp_path, cap
         assert "3 of 3 questions" in capsys.readouterr().out
         _, *answers[name] = map(json.loads, output.read_text().splitlines())
     assert answers["vllm"] == answers["transformers"]
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+def test_evaluation_of_several_batches(by_chance, backend):
+    """Continuous batching puts the model into training mode."""
+    options = {"num_generations_eval": 2, "per_device_eval_batch_size": 2, "max_completion_length": 30}
+    trainer = by_chance(backend, reward=by_length, num_generations=4, **options)
+    metrics = trainer.evaluate(chance.dataset().select(range(3)))
+    assert metrics["eval_reward"] >= 0 and not trainer.model.training
+    assert not any(trainer._metrics["train"].values())
